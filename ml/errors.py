@@ -139,7 +139,7 @@ class DeadlineExceeded(TipsError):
 
 def problem_response(error: TipsError) -> JSONResponse:
     """Render one of our errors as a problem+json response."""
-    return JSONResponse(error.problem(), error.status, headers=error.headers, media_type=PROBLEM_JSON)
+    return JSONResponse(error.problem(), int(error.status), headers=error.headers, media_type=PROBLEM_JSON)
 
 
 _PROBLEM_SCHEMA = {

@@ -165,6 +165,12 @@ class Gateway:
             await self._embedded.warm(prefixes)
             log.info("model_warm")
 
+    async def close(self) -> None:
+        """Close the connections to the models."""
+        if self._litellm:
+            await self._litellm.close_litellm_async_clients()
+            self._litellm.in_memory_llm_clients_cache.flush_cache()
+
     async def complete(self, request: Request, deadline: float) -> Completion:
         """Return one whole answer before `deadline` (the event loop's time)."""
 
@@ -281,7 +287,7 @@ def _usage(answer: Any) -> Usage | None:
 async def _persistent(ask: Callable[[str, bool], Awaitable[T]], model: str, fallback: bool) -> T:
     """Ask once more where that can help."""
     async for attempt in stamina.retry_context(
-        on=_TRANSIENT, attempts=ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=1
+        on=_TRANSIENT, attempts=ATTEMPTS, timeout=None, wait_initial=0.1, wait_max=1, wait_jitter=0.1
     ):
         with attempt:
             return await ask(model, fallback)

@@ -37,6 +37,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
         default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
         async with _beside(gateway.load([prompt.prefix for _, prompt in default_first])):
             yield {"settings": settings, "telemetry": telemetry, "gateway": gateway, "generator": generator}
+        await gateway.close()
 
     app = FastAPI(
         title="Tips",

@@ -1,6 +1,7 @@
 """What LiteLLM raises, as our errors. Only the kind of failure comes through, never a vendor's words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
@@ -92,12 +93,33 @@ def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
 
 def translated(error: Exception) -> TipsError:
     """Return our error for a vendor's; one that is not known is a failure of the upstream."""
-    names = (cls.__name__ for cls in type(error).__mro__)
-    ours = next((MAPPED[name] for name in names if name in MAPPED), UpstreamFailed)
+    ours = _kind(error)
     return ours(_SENTENCES[ours], retry_after=_retry_after(error) if ours is UpstreamOverloaded else None)
 
 
+def _kind(error: Exception) -> type[TipsError]:
+    if any(isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)) for cause in _causes(error)):
+        return UpstreamUnreachable
+    names = (cls.__name__ for cls in type(error).__mro__)
+    kind = next((MAPPED[name] for name in names if name in MAPPED), UpstreamFailed)
+    # LiteLLM has no class of its own for every status: a 403 comes as a bare APIError.
+    if kind is UpstreamFailed and HTTPStatus.BAD_REQUEST <= _status(error) < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return UpstreamRefused
+    return kind
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: Exception) -> int:
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) else 0
+
+
 def _retry_after(error: Exception) -> int:
-    response: httpx.Response | None = getattr(error, "response", None)
-    asked = response.headers.get("retry-after", "") if response is not None else ""
+    headers: Mapping[str, str] = getattr(error, "litellm_response_headers", None) or {}
+    asked = headers.get("retry-after", "")
     return min(int(asked), LONGEST_RETRY_AFTER) if asked.isdecimal() else 1

@@ -1,0 +1,78 @@
+"""What the benchmark measures serving against: the shortest programs that write a tip, and the model that all ask.
+
+Each peer is a factory (`uvicorn --factory`) that imports its own library, so no process pays for another one's. They
+take a chat completion request, already worded, and reach the model at `OPENAI_BASE_URL` with `OPENAI_API_KEY`.
+"""
+
+import json
+import os
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+TIP = "Dim the lights now and leave your phone to charge in another room."
+
+_COMPLETION = json.dumps(
+    {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1_760_000_000,
+        "model": "tiny",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": TIP}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 320, "completion_tokens": 16, "total_tokens": 336},
+    }
+).encode()
+
+
+async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
+    """An OpenAI-compatible server that has its answer ready."""
+    while (await receive()).get("more_body", False):
+        pass
+    status = 200 if scope["path"] == "/v1/chat/completions" else 404
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_COMPLETION)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": _COMPLETION})
+
+
+def floor() -> FastAPI:
+    """No model at all: what HTTP and JSON cost by themselves."""
+    app = FastAPI()
+
+    @app.post("/generate")
+    async def generate(_chat: dict[str, Any]) -> dict[str, str]:
+        return {"tip": TIP}
+
+    return app
+
+
+def openai_sdk() -> FastAPI:
+    from openai import AsyncOpenAI
+
+    app = FastAPI()
+    client = AsyncOpenAI(base_url=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"])
+
+    @app.post("/generate")
+    async def generate(chat: dict[str, Any]) -> dict[str, str]:
+        answer = await client.chat.completions.create(**chat)
+        return {"tip": answer.choices[0].message.content}
+
+    return app
+
+
+def litellm_sdk() -> FastAPI:
+    from litellm import acompletion
+
+    app = FastAPI()
+    model = {
+        "model": "openai/tiny",
+        "api_base": os.environ["OPENAI_BASE_URL"],
+        "api_key": os.environ["OPENAI_API_KEY"],
+    }
+
+    @app.post("/generate")
+    async def generate(chat: dict[str, Any]) -> dict[str, str]:
+        answer: Any = await acompletion(**chat | model)
+        return {"tip": answer.choices[0].message.content}
+
+    return app

@@ -1,0 +1,60 @@
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from ml.serving.main import create_app
+from ml.settings import ServingSettings
+from tests.server import running
+from tests.upstream import Upstream
+
+Serve = Callable[..., httpx.Client]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 5) -> bool:
+    """Wait for something that happens elsewhere; False if it does not."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ServingSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """A model server of our own."""
+    upstream = Upstream()
+    with running(upstream.app()) as upstream.url:
+        yield upstream
+
+
+@contextmanager
+def client(settings: ServingSettings) -> Iterator[httpx.Client]:
+    with running(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as http:
+        yield http
+
+
+@pytest.fixture
+def serve(upstream: Upstream) -> Iterator[Serve]:
+    """Start the service with a model of our own server, and return a client for it."""
+    with ExitStack() as stack:
+
+        def start(model: str = "good", *fallbacks: str, **settings: Any) -> httpx.Client:
+            settings = {
+                "tip_model": f"openai/{model}",
+                "tip_model_fallbacks": tuple(f"openai/{fallback}" for fallback in fallbacks),
+                "tip_model_api_base": f"{upstream.url}/v1",
+                **settings,
+            }
+            return stack.enter_context(client(ServingSettings(**settings)))
+
+        yield start

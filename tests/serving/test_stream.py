@@ -1,0 +1,107 @@
+"""POST /generate with `stream`: server-sent events, through the whole service."""
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from ml.serving.prompts import PROMPTS
+from tests.conftest import Serve, eventually
+from tests.upstream import SECRET, TIP, Upstream
+
+BODY = {"signals": {"energy": 3}, "stream": True}
+
+Event = tuple[str, dict[str, object]]
+
+
+def events(answer: httpx.Response) -> Iterator[Event]:
+    name = ""
+    for line in answer.iter_lines():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        if line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def ask(http: httpx.Client, **body: object) -> list[Event]:
+    with http.stream("POST", "/generate", json={**BODY, **body}) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return list(events(answer))
+
+
+def test_streams_meta_then_deltas_then_done(serve: Serve) -> None:
+    (first, meta), *deltas, (last, done) = ask(serve(), prompt_version="v3-few-shot")
+    assert (first, last) == ("meta", "done")
+    assert meta.pop("generation_id")
+    assert meta == {
+        "prompt_version": "v3-few-shot",
+        "prompt_digest": PROMPTS["v3-few-shot"].digest,
+        "model": "openai/good",
+        "fallback": False,
+    }
+    assert {name for name, _ in deltas} == {"delta"}
+    assert len(deltas) > 1
+    assert "".join(str(data["text"]) for _, data in deltas) == TIP
+    assert done == {"tip": TIP, "usage": {"input_tokens": 50, "output_tokens": 12}, "finish_reason": "stop"}
+
+
+def test_the_first_words_come_from_a_fallback_when_the_first_model_cannot(serve: Serve) -> None:
+    meta = ask(serve("status-500", "good"))[0][1]
+    assert (meta["model"], meta["fallback"]) == ("openai/good", True)
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "slug"),
+    [
+        ("status-401", 502, "upstream-refused"),
+        ("status-429", 503, "upstream-overloaded"),
+        ("status-500", 502, "upstream-failed"),
+        ("hang", 504, "deadline-exceeded"),
+        ("says-empty", 502, "unusable-tip"),
+        ("nonsense-html", 502, "unusable-tip"),
+    ],
+)
+def test_what_fails_before_the_first_word_is_a_plain_problem(serve: Serve, model: str, status: int, slug: str) -> None:
+    answer = serve(model, generate_timeout_seconds=2).post("/generate", json=BODY)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:tips:problem:{slug}")
+    assert SECRET not in answer.text
+
+
+def test_an_unknown_version_is_a_plain_problem_too(serve: Serve) -> None:
+    assert serve().post("/generate", json={**BODY, "prompt_version": "v9"}).status_code == 422
+
+
+@pytest.mark.parametrize("model", ["says-three", "says-markup", "says-preamble", "cut"])
+def test_a_text_that_proves_unusable_ends_with_an_error_event(serve: Serve, model: str) -> None:
+    *_, (last, problem) = ask(serve(model))
+    assert (last, problem["type"], problem["status"]) == ("error", "urn:tips:problem:unusable-tip", 502)
+
+
+def test_an_upstream_that_drops_the_connection_ends_with_an_error_event(serve: Serve) -> None:
+    *_, (last, problem) = ask(serve("drop"))
+    assert last == "error"
+    assert problem["status"] == 502
+    assert SECRET not in str(problem)
+
+
+def test_an_upstream_that_stalls_is_cut_off_at_the_deadline(serve: Serve, upstream: Upstream) -> None:
+    *_, (last, problem) = ask(serve("stall", generate_timeout_seconds=1))
+    assert (last, problem["status"]) == ("error", 504)
+    assert eventually(lambda: upstream.abandoned == 1)
+
+
+def test_a_caller_who_goes_away_stops_the_upstream(serve: Serve, upstream: Upstream) -> None:
+    http = serve("stall")
+    with http.stream("POST", "/generate", json=BODY) as answer:
+        assert next(events(answer))[0] == "meta"
+    assert eventually(lambda: upstream.abandoned == 1)
+    assert http.get("/health/live").status_code == 200
+
+
+def test_a_caller_of_a_plain_tip_who_goes_away_stops_the_upstream(serve: Serve, upstream: Upstream) -> None:
+    http = serve("hang")
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/generate", json={"signals": {}}, timeout=0.5)
+    assert eventually(lambda: upstream.abandoned == 1)
