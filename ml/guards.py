@@ -178,7 +178,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _json_only(content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
+async def _json_only(content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
     media_type = content_type.partition(";")[0].strip().lower()
     if not _JSON.fullmatch(media_type):
         raise UnsupportedMediaType("The request body must be JSON, sent with `Content-Type: application/json`.")

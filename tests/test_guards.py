@@ -79,7 +79,9 @@ def test_a_number_that_is_not_finite_is_refused(serve: Serve, number: str) -> No
     assert serve().post("/generate", content=content, headers=JSON).status_code == 422
 
 
-@pytest.mark.parametrize("content", ["", "{", "not json", '{"signals": {"goal": "\\ud800"}}', b"\xff\xfe", "[]", "null"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "not json", '{"signals": {"goal": "\\ud800"}}', b"\xff\xfe", "[]", "null"]
+)
 def test_what_is_not_a_json_object_is_the_caller_s_fault(serve: Serve, content: str | bytes) -> None:
     answer = serve().post("/generate", content=content, headers=JSON)
     assert answer.status_code in {400, 422}
@@ -98,7 +100,9 @@ def test_another_content_type_is_a_415(serve: Serve, media_type: str) -> None:
     assert (answer.status_code, answer.json()["type"]) == (415, "urn:tips:problem:unsupported-media-type")
 
 
-@pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"])
+@pytest.mark.parametrize(
+    "media_type", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"]
+)
 def test_json_by_any_of_its_names_is_fine(serve: Serve, media_type: str) -> None:
     answer = serve().post("/generate", content='{"signals": {}}', headers={"content-type": media_type})
     assert answer.status_code == 200

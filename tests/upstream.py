@@ -59,7 +59,11 @@ class Upstream:
             case "hang":
                 return await self._hang(request)
             case "nonsense":
-                return PlainTextResponse(f"<html>{SECRET}</html>") if argument == "html" else JSONResponse({"a": SECRET})
+                return (
+                    PlainTextResponse(f"<html>{SECRET}</html>") if argument == "html" else JSONResponse({"a": SECRET})
+                )
+            case "slow":
+                await asyncio.sleep(0.7)
             case "improves" if first:
                 return _reply(body, UNUSABLE["preamble"])
             case "cut":
@@ -67,7 +71,7 @@ class Upstream:
             case "says":
                 return _reply(body, UNUSABLE[argument])
             case "drop" | "stall":
-                return StreamingResponse(self._breaking(request, kind), media_type="text/event-stream")
+                return StreamingResponse(self._breaking(kind), media_type="text/event-stream")
         return _reply(body, TIP)
 
     async def _hang(self, request: Request) -> Response:
@@ -78,7 +82,7 @@ class Upstream:
             self.abandoned += 1
         return PlainTextResponse("too late")
 
-    async def _breaking(self, request: Request, kind: str) -> AsyncIterator[bytes]:
+    async def _breaking(self, kind: str) -> AsyncIterator[bytes]:
         try:
             for piece in _chunks(TIP)[:3]:
                 yield piece

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Protocol
 
 from babel import Locale, UnknownLocaleError
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -57,7 +57,8 @@ class Whole:
 
     @property
     def annotation(self) -> Any:
-        return Annotated[int, Field(ge=self.low, le=self.high, json_schema_extra={"x-unit": self.unit})]
+        bounds = Field(ge=self.low, le=self.high, json_schema_extra={"x-unit": self.unit})
+        return Annotated[int, bounds, BeforeValidator(_integral)]
 
     def words(self, value: int) -> str:
         return _quantity(str(value), self.unit)
@@ -71,7 +72,7 @@ class Scale:
 
     @property
     def annotation(self) -> Any:
-        return Annotated[int, Field(ge=1, le=self.top)]
+        return Annotated[int, Field(ge=1, le=self.top), BeforeValidator(_integral)]
 
     def words(self, value: int) -> str:
         return f"{value} out of {self.top}"
@@ -222,6 +223,11 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 def _quantity(number: str, unit: str) -> str:
     return f"{number} {unit}" if number == "1" else f"{number} {unit}s"
+
+
+def _integral(value: Any) -> Any:
+    """JSON has one kind of number: 7.0 is the whole number 7."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _known_locale(value: str) -> str:

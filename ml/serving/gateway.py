@@ -8,9 +8,11 @@ import asyncio
 import logging
 import os
 import threading
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -132,6 +134,7 @@ class Gateway:
         self._embedded_path = embedded_path
         self._embedded: Any = None
         self._litellm: Any = None
+        self._unlogged: Any = None
         self._vendor_exceptions: tuple[type[Exception], ...] = ()
         self._loaded = asyncio.Event()
         self._failure: str | None = STILL_LOADING
@@ -148,6 +151,7 @@ class Gateway:
         try:
             self._litellm = await _in_daemon_thread(_import_litellm)
             self._vendor_exceptions = (*vendor_exceptions(self._litellm), httpx.HTTPError)
+            self._unlogged = _unlogged(self._litellm)
             del self.loading["litellm"]
             if embedded:
                 self._embedded = await self._load_embedded()
@@ -227,6 +231,8 @@ class Gateway:
             options["extra_body"] = {"grammar": self._embedded.grammar(request.locale)}
         if stream:
             options |= {"stream": True, "stream_options": {"include_usage": True}}
+        elif model != EMBEDDED_MODEL:
+            options["litellm_logging_obj"] = self._unlogged(options["model"], request.messages)
         return await self._litellm.acompletion(
             messages=request.messages,
             temperature=request.parameters.temperature,
@@ -269,7 +275,7 @@ def _route(model: str, first: str, api_base: str | None) -> dict[str, str]:
     """Return the arguments by which LiteLLM reaches `model`.
 
     An OpenAI-compatible server is reached by LiteLLM's own HTTP client (its `hosted_vllm` provider) and not through
-    the OpenAI SDK: the same request for a third less CPU.
+    the OpenAI SDK: the same request for a quarter less CPU.
     """
     provider, _, name = model.partition("/")
     if api_base is None or provider != first.partition("/")[0]:
@@ -277,6 +283,33 @@ def _route(model: str, first: str, api_base: str | None) -> dict[str, str]:
     if provider != "openai":
         return {"model": model, "api_base": api_base}
     return {"model": f"hosted_vllm/{name}", "api_base": api_base, "api_key": os.environ.get("OPENAI_API_KEY") or "none"}
+
+
+def _unlogged(litellm: Any) -> Callable[..., Any]:
+    """Return what makes the log of a plain call for LiteLLM, one in which nothing is written.
+
+    LiteLLM works out the price of each call twice and prepares a record of it for callbacks, of which we have none:
+    without that, a call takes two thirds of the CPU.
+    """
+
+    class Unlogged(litellm.Logging):  # type: ignore[misc]
+        def response_cost_calculator(self, *_: Any, **__: Any) -> None: ...
+        def failure_handler(self, *_: Any, **__: Any) -> None: ...
+        async def async_success_handler(self, *_: Any, **__: Any) -> None: ...
+        async def async_failure_handler(self, *_: Any, **__: Any) -> None: ...
+
+    def make(model: str, messages: Sequence[Message]) -> Any:
+        return Unlogged(
+            model=model,
+            messages=messages,
+            stream=False,
+            call_type="acompletion",
+            start_time=datetime.now(),  # noqa: DTZ005 - LiteLLM subtracts naive times from it
+            litellm_call_id=uuid.uuid4().hex,
+            function_id="",
+        )
+
+    return make
 
 
 def _usage(answer: Any) -> Usage | None:
@@ -311,6 +344,7 @@ def _import_litellm() -> Any:
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).disabled = True  # their lines may quote prompts and answers
+    litellm.ModelResponse()  # pydantic finishes these classes at their first use, which need not be the first request
     return litellm
 
 

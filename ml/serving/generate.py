@@ -2,12 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractContextManager, ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
-
-import stamina
 
 from ml.errors import UnusableTip
 from ml.features.context import assemble
@@ -79,12 +77,15 @@ class Generator:
         task = self._task(signals, version)
         usage = Usage()
         with self._telemetry.generation(task.version, task.digest) as generation:
-            async for attempt in _one_more_try():
-                with attempt:
-                    completion = await self._gateway.complete(task.request, task.deadline)
-                    usage += completion.usage
-                    _record(generation, completion, usage)
+            for last_try in (False, True):
+                completion = await self._gateway.complete(task.request, task.deadline)
+                usage += completion.usage
+                _record(generation, completion, usage)
+                try:
                     return task.tip(task.origin(completion), completion, usage)
+                except UnusableTip:
+                    if last_try:
+                        raise
         raise AssertionError("the last try returns or raises")
 
     async def stream(self, signals: Mapping[str, Any], version: str | None = None) -> TipStream:
@@ -95,12 +96,12 @@ class Generator:
         task = self._task(signals, version)
         with ExitStack() as stack:
             generation = stack.enter_context(self._telemetry.generation(task.version, task.digest))
-            async for attempt in _one_more_try():
-                with attempt:
-                    begun = await self._gateway.stream(task.request, task.deadline)
+            try:
+                begun = await self._gateway.stream(task.request, task.deadline)
+            except UnusableTip:  # not a word: nothing has been shown yet
+                begun = await self._gateway.stream(task.request, task.deadline)
             origin = task.origin(begun)
             return TipStream(origin, _pieces(task, origin, begun, generation, stack.pop_all()))
-        raise AssertionError("the last try returns or raises")
 
     def _task(self, signals: Mapping[str, Any], version: str | None) -> _Task:
         deadline = asyncio.get_running_loop().time() + self._timeout
@@ -126,7 +127,3 @@ def _record(generation: Generation, completion: Completion, usage: Usage) -> Non
     generation.model = completion.model
     generation.input_tokens, generation.output_tokens = usage.input_tokens, usage.output_tokens
     generation.finish_reason = completion.finish_reason
-
-
-def _one_more_try() -> AsyncIterator[stamina.Attempt]:
-    return stamina.retry_context(on=UnusableTip, attempts=2, timeout=None, wait_initial=0, wait_max=0, wait_jitter=0)

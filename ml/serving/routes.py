@@ -36,7 +36,7 @@ class State(TypedDict):
 
 
 def _state(name: str) -> Any:
-    def from_state(request: Request) -> Any:
+    async def from_state(request: Request) -> Any:  # not async, it would be run in a thread
         return getattr(request.state, name)
 
     return Depends(from_state)
@@ -50,6 +50,14 @@ GeneratorDep = Annotated[Generator, _state("generator")]
 router = APIRouter()
 
 
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["meta", "delta", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _STREAM = """\
 event: meta
 data: {"generation_id": "…", "prompt_version": "v1", "prompt_digest": "…", "model": "…", "fallback": false}
@@ -70,7 +78,7 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
     responses={
         200: {
             "description": "The tip; with `stream`, server-sent events: `meta`, `delta`…, then `done` or `error`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}},
+            "content": {"text/event-stream": {"schema": _EVENT, "example": _STREAM}},
         },
         **problems(400, 401, 413, 415, 422, 502, 503, 504),
     },

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, create_model
 
 from ml.features.definitions import SIGNALS
 from ml.guards import StrictModel
 from ml.serving.generate import Tip
+from ml.serving.prompts import PROMPTS
 from ml.serving.tip import LONGEST
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class GenerateRequest(StrictModel):
     )
 
     signals: Signals = Field(default_factory=Signals)
-    prompt_version: str | None = Field(
+    prompt_version: Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROMPTS)})] | None = Field(
         default=None, description="One of GET /prompts; otherwise the service's default."
     )
     stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")

@@ -8,8 +8,8 @@ worker for each server that asks it:
 - tips: `POST /generate` as deployed, with keys, validation, prompts, retries, checks, logs (to a file) and metrics;
 - (a) a FastAPI handler that calls `litellm.acompletion`; all ratios are relative to it;
 - (b) a FastAPI handler that calls the OpenAI SDK;
-- (c) LiteLLM's own proxy with a key, only with `--proxy`: its requirements conflict with ours, so it needs an
-  environment of its own (`pip install 'litellm[proxy]==1.106.2' httptools`);
+- (c) LiteLLM's own proxy with a key, only with `--proxy`: its requirements conflict with ours (rich), so it needs an
+  environment of its own (`pip install 'litellm[proxy]' httptools`, of the version that pyproject.toml pins);
 - the floor: a FastAPI handler that calls nothing.
 
 All send the upstream the same messages. Requests are sent on schedule, whatever becomes of earlier ones (open loop),

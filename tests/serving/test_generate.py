@@ -47,7 +47,13 @@ def test_without_a_version_the_configured_default_is_used(serve: Serve) -> None:
 
 def test_no_signals_at_all_is_a_generic_tip(serve: Serve, upstream: Upstream) -> None:
     http = serve()
-    for body in ({}, {"signals": {}}, {"signals": {"goal": None}}, {"signals": {"goal": "  "}}):
+    bodies: tuple[dict[str, object], ...] = (
+        {},
+        {"signals": {}},
+        {"signals": {"goal": None}},
+        {"signals": {"goal": "  "}},
+    )
+    for body in bodies:
         assert http.post("/generate", json=body).json()["tip"] == TIP
         assert "None" not in upstream.bodies[-1]["messages"][-1]["content"]
 
@@ -105,7 +111,9 @@ def test_an_unreachable_upstream_is_a_502(serve: Serve) -> None:
     assert (answer.status_code, answer.json()["type"]) == (502, "urn:tips:problem:upstream-unreachable")
 
 
-def test_an_upstream_that_hangs_is_a_504_within_the_deadline_and_is_hung_up_on(serve: Serve, upstream: Upstream) -> None:
+def test_an_upstream_that_hangs_is_a_504_within_the_deadline_and_is_hung_up_on(
+    serve: Serve, upstream: Upstream
+) -> None:
     answer = ask(serve("hang", generate_timeout_seconds=0.5))
     assert (answer.status_code, answer.json()["type"]) == (504, "urn:tips:problem:deadline-exceeded")
     assert answer.elapsed.total_seconds() < 2

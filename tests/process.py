@@ -1,0 +1,77 @@
+"""Run one of the project's programs in a process of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+TIPS = str(Path(sys.executable).with_name("tips"))
+
+
+def environment(**settings: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME") if name in os.environ}
+    return kept | settings
+
+
+def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment(**settings), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+class Service:
+    """A running service: its client, its process, and how long it took to answer."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=60)
+        self.seconds_to_live = self._wait_until_live()
+
+    def _wait_until_live(self) -> float:
+        started = time.monotonic()
+        while time.monotonic() < started + 30:
+            try:
+                httpx.get(f"{self.url}/health/live", timeout=5).raise_for_status()
+                return time.monotonic() - started
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.process.communicate()[0]
+                time.sleep(0.01)
+        raise AssertionError("the service did not come alive")
+
+    def stop(self) -> tuple[int, list[dict[str, Any]]]:
+        """Send SIGTERM; return the exit code and the lines of the log."""
+        self.process.send_signal(signal.SIGTERM)
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, [json.loads(line) for line in out.splitlines()]
+
+
+@contextmanager
+def service(*command: str, **settings: str) -> Iterator[Service]:
+    """Run a service, by default `tips serve`, on a free port until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = command or (TIPS, "serve")
+    with subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            running = Service(process, f"http://127.0.0.1:{port}")
+            with running.http:
+                yield running
+        finally:
+            process.kill()

@@ -1,0 +1,86 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ml.errors import UnprocessableRequest
+from ml.features.context import assemble
+from ml.serving import prompts
+from ml.serving.prompts import BASELINE_VERSION, PROMPTS, Example, Prompt, resolve
+from ml.serving.schemas import Signals
+from ml.serving.tip import checked
+
+
+def test_released_versions_have_not_changed() -> None:
+    assert prompts.changed_versions() == [], "a released version cannot change: add a new version instead"
+
+
+def test_every_version_is_released() -> None:
+    assert prompts.locked_digests().keys() == PROMPTS.keys(), "run `tips prompts lock` to release the new versions"
+
+
+def test_a_changed_text_example_or_parameter_changes_the_digest_and_a_description_does_not() -> None:
+    prompt = Prompt("a", "Be brief.", (Example({"energy": 3}, "Rest now."),))
+    changes = [
+        {"system": "Be brief!"},
+        {"examples": ()},
+        {"examples": (Example({"energy": 4}, "Rest now."),)},
+        {"parameters": prompts.Parameters(temperature=0.1)},
+    ]
+    digests = {dataclasses.replace(prompt, **change).digest for change in changes}  # type: ignore[arg-type]
+    assert len({prompt.digest, *digests}) == 5
+    assert dataclasses.replace(prompt, description="b").digest == prompt.digest
+    assert re.fullmatch(r"[0-9a-f]{64}", prompt.digest)
+
+
+def test_the_digest_is_the_same_in_every_process_and_release() -> None:
+    prompt = Prompt("any", "Grüße.", (Example({"goal": "x", "energy": 3}, "Rest."),), prompts.Parameters(0.5, 0.9, 100))
+    assert prompt.digest == "b4ef07f40ed221b085e5f88fab0f766dfd1fb79a5fa12a93a0e96d24d0af9e57"
+
+
+def test_locking_adds_new_versions_and_touches_no_released_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "LOCK", tmp_path / "prompts.lock")
+    prompts.LOCK.write_text(json.dumps({"v1": PROMPTS["v1"].digest, "v0": "gone", "v2-mentor": "another"}))
+    assert prompts.changed_versions() == ["v0", "v2-mentor"]
+    assert prompts.lock() == ["v3-few-shot"]
+    assert prompts.locked_digests()["v2-mentor"] == "another"
+    assert prompts.lock() == []
+
+
+def test_the_request_decides_then_the_default_and_nothing_else() -> None:
+    assert resolve("v2-mentor", "v1")[0] == "v2-mentor"
+    assert resolve(None, "v3-few-shot") == ("v3-few-shot", PROMPTS["v3-few-shot"])
+    for requested, default in (("v9", "v1"), ("", "v1"), (None, "v9")):
+        with pytest.raises(UnprocessableRequest, match="v1, v2-mentor, v3-few-shot"):
+            resolve(requested, default)
+
+
+def test_the_registry_cannot_be_changed_at_run_time() -> None:
+    with pytest.raises(TypeError):
+        PROMPTS["v9"] = PROMPTS["v1"]  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PROMPTS["v1"].system = "x"  # type: ignore[misc]
+
+
+def test_few_shot_is_the_baseline_with_examples_as_chat_turns() -> None:
+    few_shot = PROMPTS["v3-few-shot"]
+    assert few_shot.system is PROMPTS[BASELINE_VERSION].system
+    assert 4 <= len(few_shot.examples) <= 6
+    roles = [message["role"] for message in few_shot.render(assemble({}))]
+    assert roles == ["system", *["user", "assistant"] * len(few_shot.examples), "user"]
+
+
+@pytest.mark.parametrize(
+    "example", [e for prompt in PROMPTS.values() for e in prompt.examples], ids=lambda e: e.tip[:20]
+)
+def test_every_example_is_made_of_valid_signals_and_a_tip_that_could_be_shown(example: Example) -> None:
+    Signals.model_validate(dict(example.signals))
+    assert checked(example.tip) == example.tip
+
+
+@pytest.mark.parametrize("version", PROMPTS)
+def test_the_language_of_the_locale_is_asked_for(version: str) -> None:
+    asked = PROMPTS[version].render(assemble({"locale": "pt-BR"}))[-1]["content"]
+    assert "Portuguese (Brazil)" in asked

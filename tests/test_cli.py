@@ -1,0 +1,214 @@
+"""The `tips` command and the service as processes of their own."""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ml.features.definitions import SIGNALS
+from ml.serving.prompts import PROMPTS
+from tests.conftest import eventually
+from tests.process import TIPS, environment, run, service
+from tests.upstream import SECRET, TIP, Upstream
+
+UVICORN = (sys.executable, "-m", "uvicorn", "ml.serving.main:app")
+
+
+def model(upstream: Upstream, name: str = "good", **settings: str) -> dict[str, str]:
+    return {"TIP_MODEL": f"openai/{name}", "TIP_MODEL_API_BASE": f"{upstream.url}/v1", **settings}
+
+
+@pytest.mark.parametrize("command", [(TIPS, "serve"), UVICORN], ids=["tips serve", "uvicorn"])
+def test_the_service_is_alive_within_two_seconds_and_says_what_is_still_loading(
+    upstream: Upstream, command: tuple[str, ...]
+) -> None:
+    with service(*command, **model(upstream)) as running:
+        assert running.seconds_to_live < 2
+        ready = running.http.get("/health/ready")
+        assert ready.status_code == 503
+        assert "litellm: importing" in ready.json()["detail"]
+        assert running.http.post("/generate", json={}).json()["tip"] == TIP
+        assert running.http.get("/health/ready").status_code == 200
+
+
+def test_a_request_that_is_early_is_told_when_to_come_back_if_loading_outlasts_its_deadline(upstream: Upstream) -> None:
+    with service(**model(upstream, GENERATE_TIMEOUT_SECONDS="0.1")) as running:
+        answer = running.http.post("/generate", json={})
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:tips:problem:not-ready")
+        assert int(answer.headers["retry-after"]) > 0
+
+
+def test_sigterm_finishes_what_is_in_flight_and_exits_0(upstream: Upstream) -> None:
+    with service(**model(upstream, "slow")) as running, ThreadPoolExecutor() as pool:
+        assert running.http.post("/generate", json={}).status_code == 200
+        answer = pool.submit(running.http.post, "/generate", json={})
+        assert eventually(lambda: upstream.calls["slow"] == 2)
+        running.process.send_signal(signal.SIGTERM)
+        assert answer.result().json()["tip"] == TIP
+        assert running.process.wait(30) == 0
+
+
+def test_sigterm_while_loading_exits_0(upstream: Upstream) -> None:
+    with service(**model(upstream)) as running:
+        assert running.stop()[0] == 0
+
+
+def test_the_log_is_json_with_one_line_a_request_and_nobody_s_words(upstream: Upstream) -> None:
+    settings = model(upstream, API_KEYS="my-private-key", OPENAI_API_KEY="sk-private")
+    headers = {
+        "authorization": "Bearer my-private-key",
+        "x-request-id": "r1",
+        "traceparent": f"00-{'a' * 32}-{'b' * 16}-00",
+    }
+    with service(**settings) as running:
+        body = {"signals": {"goal": "private-goal", "recent_tips": ["private-tip"]}}
+        assert running.http.post("/generate", json=body, headers=headers).status_code == 200
+        running.http.post("/generate", json={"signals": {"goal": 7, "private-name": 1}}, headers=headers)
+        running.http.post("/generate", json=body, headers={"authorization": "Bearer my-private-guess"})
+        code, log = running.stop()
+    assert code == 0
+    first, second, third = [line for line in log if line["event"] == "request" and line["route"] != "/health/live"]
+    assert first | {"ms": 0, "timestamp": "", "span_id": ""} == {
+        "event": "request",
+        "level": "info",
+        "timestamp": "",
+        "request_id": "r1",
+        "trace_id": "a" * 32,
+        "span_id": "",
+        "method": "POST",
+        "route": "/generate",
+        "status": 200,
+        "ms": 0,
+        "prompt_version": "v1",
+        "prompt_digest": PROMPTS["v1"].digest,
+        "model": "openai/good",
+        "input_tokens": 50,
+        "output_tokens": 12,
+        "outcome": "ok",
+    }
+    assert (second["status"], third["status"]) == (422, 401)
+    everything = str(log)
+    for private in ("private", "Dim the lights", "You write", SECRET):
+        assert private not in everything.replace("/private", "")
+
+
+def test_a_failing_upstream_leaves_no_words_of_its_own_in_the_log(upstream: Upstream) -> None:
+    with service(**model(upstream, "status-401")) as running:
+        assert running.http.post("/generate", json={"signals": {"goal": "private"}}).status_code == 502
+        _, log = running.stop()
+    assert SECRET not in str(log)
+    assert upstream.url not in str(log)
+    assert "private" not in str(log)
+
+
+@pytest.mark.parametrize(
+    "command", [(TIPS, "serve"), (*UVICORN, "--port", "0"), (TIPS, "generate")], ids=lambda c: c[-1]
+)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"DEFAULT_PROMPT_VERSION": "v9"},
+            "DEFAULT_PROMPT_VERSION: there is no such prompt version; the known ones are ",
+        ),
+        ({"TIP_MODEL": "gpt"}, "TIP_MODEL: the value "),
+        ({"EMBEDDED_MODEL_PATH": "/nowhere"}, "EMBEDDED_MODEL_PATH: the value is not a file that can be read."),
+        ({"TIP_MODEL_API_BASE": "http://127.0.0.1:9"}, "TIP_MODEL_API_BASE: needs TIP_MODEL"),
+    ],
+)
+def test_an_operator_s_mistake_stops_the_program_with_one_plain_sentence(
+    command: tuple[str, ...], settings: dict[str, str], sentence: str
+) -> None:
+    ended = run(*command, **settings)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(sentence)
+    assert ended.stderr.count("\n") == 1
+
+
+def test_to_listen_beyond_this_machine_takes_keys_or_saying_that_everyone_may(upstream: Upstream) -> None:
+    refused = run(TIPS, "serve", "--host", "0.0.0.0")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith("API_KEYS: must be set to listen on 0.0.0.0, or ALLOW_ANONYMOUS")
+    for opened in ({"API_KEYS": "k"}, {"ALLOW_ANONYMOUS": "true"}):
+        with service(TIPS, "serve", "--host", "0.0.0.0", **model(upstream, **opened)):
+            pass
+
+
+def test_without_keys_a_warning_says_so(upstream: Upstream) -> None:
+    with service(**model(upstream)) as running:
+        _, log = running.stop()
+    assert [line["level"] for line in log if line["event"] == "open_to_everyone"] == ["warning"]
+
+
+def test_generate_prints_the_tip_and_nothing_else(upstream: Upstream) -> None:
+    ended = run(
+        *(
+            TIPS,
+            "generate",
+            "--prompt-version",
+            "v2-mentor",
+            "--signal",
+            "goal=sleep better",
+            "--signal",
+            "sleep_hours=5.5",
+        ),
+        *("--signal", "recent_tips=one", "--signal", "recent_tips=two"),
+        **model(upstream),
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{TIP}\n", "")
+    sent = upstream.bodies[-1]["messages"]
+    assert sent[:-1] == list(PROMPTS["v2-mentor"].prefix)
+    for words in ('"sleep better"', "5.5 hours", '"one", "two"'):
+        assert words in sent[-1]["content"]
+
+
+def test_generate_streams_to_a_terminal(upstream: Upstream) -> None:
+    ended = subprocess.run(
+        ["script", "-qec", f"{TIPS} generate", "/dev/null"],
+        env=environment(**model(upstream)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout.strip() == TIP
+    assert upstream.bodies[-1]["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt-version", "v9"], "v1, v2-mentor, v3-few-shot"),
+        (["--signal", "shoe_size=43"], ", ".join(SIGNALS)),
+        (["--signal", "energy=eleven"], "#/signals/energy"),
+        (["--signal", "energy"], "NAME=VALUE"),
+    ],
+)
+def test_generate_tells_what_is_wrong_in_plain_words(arguments: list[str], words: str) -> None:
+    ended = run(TIPS, "generate", *arguments)
+    assert ended.returncode in {1, 2}
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_generate_fails_plainly_when_the_model_does(upstream: Upstream) -> None:
+    ended = run(TIPS, "generate", **model(upstream, "status-401"))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "refused" in ended.stderr
+    assert SECRET not in ended.stderr
+
+
+def test_prompts_shows_every_version_with_its_digest() -> None:
+    ended = run(TIPS, "prompts", COLUMNS="120", DEFAULT_PROMPT_VERSION="v2-mentor")
+    assert ended.returncode == 0
+    for version, prompt in PROMPTS.items():
+        assert version in ended.stdout
+        assert prompt.digest[:12] in ended.stdout
+    assert "v2-mentor (default)" in ended.stdout
+
+
+def test_locking_released_prompts_again_changes_nothing() -> None:
+    ended = run(TIPS, "prompts", "lock")
+    assert (ended.returncode, ended.stdout) == (0, "released: nothing new\n")
