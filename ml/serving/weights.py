@@ -57,9 +57,13 @@ def find(path: Path | None, weights: Weights = QWEN, *, cache: Path | None = Non
         log.info("weights", path=str(path), sha256=_sha256(_read(path), path.stat().st_size))
         return path
     cached = (cache or user_cache_path("tips")) / weights.file
-    if _intact(cached, weights):
-        return cached
-    return _assemble(cached, weights) or _fetch(weights, hub, cached.parent)
+    try:
+        if _intact(cached, weights):
+            return cached
+        return _assemble(cached, weights) or _fetch(weights, hub, cached.parent)
+    except OSError as error:  # no right to write there, no room left, a disk that fails
+        log.error("weights_not_kept", folder=str(cached.parent), reason=error.strerror)
+        raise NotReady("The embedded model's weights cannot be kept in the cache folder; the log says why.") from error
 
 
 def _assemble(target: Path, weights: Weights) -> Path | None:
@@ -94,7 +98,7 @@ def _fetch(weights: Weights, hub: str | None, cache: Path) -> Path:
                 etag_timeout=5,
             )
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, ConnectionError) as error:
         raise NotReady(NO_EMBEDDED_MODEL) from error
     if not _intact(fetched, weights):
         fetched.resolve().unlink(missing_ok=True)

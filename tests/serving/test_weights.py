@@ -116,6 +116,12 @@ def test_with_no_way_at_all_the_operator_is_told_what_to_do(tmp_path: Path) -> N
         find(None, weights(), cache=tmp_path, hub="http://127.0.0.1:9")
 
 
+def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(NotReady, match="cannot be kept in the cache folder"):
+        find(None, weights(*parts), cache=tmp_path / "cache")
+
+
 def test_the_published_weights_are_pinned() -> None:
     assert len(QWEN.sha256) == 64
     assert len(QWEN.revision) == 40
