@@ -69,18 +69,21 @@ def generate(
     settings = ServingSettings.from_environment()
     check(settings)
     request = _request(signal or [], prompt_version)
-    configure_logging(logging.ERROR, sys.stderr)
+    configure_logging(logging.CRITICAL, sys.stderr)
     asyncio.run(_generate(settings, request))
 
 
 async def _generate(settings: ServingSettings, request: GenerateRequest) -> None:
     gateway, generator = assemble(settings, Telemetry())
     registry.resolve(request.prompt_version, settings.default_prompt_version)
-    await gateway.load()
-    if sys.stdout.isatty():
-        await _print_words(generator, request)
-    else:
-        print((await generator.generate(request.known_signals(), request.prompt_version)).text)
+    try:
+        await gateway.warm(())  # loading may take longer than a tip is given
+        if sys.stdout.isatty():
+            await _print_words(generator, request)
+        else:
+            print((await generator.generate(request.known_signals(), request.prompt_version)).text)
+    finally:
+        await gateway.close()
 
 
 async def _print_words(generator: Generator, request: GenerateRequest) -> None:

@@ -28,7 +28,7 @@ def test_the_service_is_alive_within_two_seconds_and_says_what_is_still_loading(
         assert running.seconds_to_live < 2
         ready = running.http.get("/health/ready")
         assert ready.status_code == 503
-        assert "litellm: importing" in ready.json()["detail"]
+        assert "litellm: loading" in ready.json()["detail"]
         assert running.http.post("/generate", json={}).json()["tip"] == TIP
         assert running.http.get("/health/ready").status_code == 200
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from ml.errors import UnusableTip
 from ml.features.context import assemble
-from ml.serving.gateway import Completion, Gateway, Request, Stream, Usage
+from ml.serving.completion import Completion, Request, Stream, Usage
+from ml.serving.gateway import Gateway
 from ml.serving.prompts import resolve
 from ml.serving.tip import checked
 from ml.telemetry import Generation, Telemetry

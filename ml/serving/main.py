@@ -35,7 +35,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
             log.warning("open_to_everyone", reason="API_KEYS is not set, so whoever reaches this service may use it")
         gateway, generator = assemble(settings, telemetry)
         default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
-        async with _beside(gateway.load([prompt.prefix for _, prompt in default_first])):
+        async with _beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
             yield {"settings": settings, "telemetry": telemetry, "gateway": gateway, "generator": generator}
         await gateway.close()
 
@@ -73,7 +73,7 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def assemble(settings: ServingSettings, telemetry: Telemetry) -> tuple[Gateway, Generator]:
-    """Return what writes tips, without HTTP around it; the gateway is still to be loaded."""
+    """Return what writes tips, without HTTP around it; it begins to load, so there must be an event loop."""
     gateway = Gateway(settings.models, api_base=settings.tip_model_api_base, embedded_path=settings.embedded_model_path)
     generator = Generator(
         gateway,

@@ -14,7 +14,7 @@ from ml.serving.embedded import EmbeddedModel
 from ml.serving.prompts import PROMPTS
 from ml.serving.tip import checked
 from ml.settings import EMBEDDED_MODEL, ServingSettings
-from tests.conftest import client, eventually
+from tests.conftest import Serve, client, eventually
 
 SIGNALS = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
 
@@ -105,6 +105,18 @@ def test_a_missing_or_damaged_file_is_told_and_the_service_stays_up(tmp_path: Pa
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:tips:problem:not-ready")
         assert "damaged" in answer.json()["detail"]
         assert http.get("/health/live").status_code == 200
+
+
+def test_an_embedded_fallback_that_cannot_be_loaded_takes_nothing_from_the_first_model(
+    serve: Serve, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF")
+    http = serve(tip_model_fallbacks=(EMBEDDED_MODEL,), embedded_model_path=damaged)
+    assert http.post("/generate", json={}).json()["model"] == "openai/good"
+    assert http.get("/health/ready").status_code == 200
+    failing = serve("status-401", tip_model_fallbacks=(EMBEDDED_MODEL,), embedded_model_path=damaged)
+    assert failing.post("/generate", json={}).json()["type"] == "urn:tips:problem:not-ready"
 
 
 def test_a_file_that_is_not_a_model_is_not_loaded(tmp_path: Path) -> None:
