@@ -83,15 +83,15 @@ class RequestTelemetry:
 
 
 class BearerKeys:
-    """Lets through only requests with one of the keys, except on open paths; without keys, everything."""
+    """Lets through only requests with one of the keys, except to open paths and below; without keys, everything."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
         self.app = app
         self.keys = [key.get_secret_value().encode() for key in keys]
-        self.open_paths = frozenset(open_paths)
+        self.open_paths = tuple(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys and scope["path"] not in self.open_paths:
+        if scope["type"] == "http" and self.keys and not self._open(scope["path"]):
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, token = given.partition(b" ")
             # Every key is compared, each in constant time: how long this takes tells nothing.
@@ -101,6 +101,9 @@ class BearerKeys:
                 await problem_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _open(self, path: str) -> bool:
+        return any(path == open_path or path.startswith(f"{open_path}/") for open_path in self.open_paths)
 
 
 class InFlightLimit:

@@ -145,8 +145,10 @@ def test_each_key_opens(serve: Serve) -> None:
 
 def test_health_metrics_and_docs_need_no_key(serve: Serve) -> None:
     http = serve(api_keys=KEYS)
-    for path in ("/health/live", "/metrics", "/docs", "/openapi.json"):
+    for path in ("/health/live", "/metrics", "/docs", "/docs/static/swagger-ui.css", "/openapi.json"):
         assert http.get(path).status_code == 200
+    for path in ("/metricsx", "/doc", "/prompts"):
+        assert http.get(path).status_code == 401
 
 
 def test_above_the_limit_the_answer_is_503_at_once_and_room_is_given_back(serve: Serve, upstream: Upstream) -> None:
@@ -181,6 +183,11 @@ def test_a_trace_goes_on_with_a_span_of_our_own(serve: Serve) -> None:
     assert span != parent
     for bad in ("nonsense", f"00-{'0' * 32}-{parent}-01"):
         assert trace not in http.get("/health/live", headers={"traceparent": bad}).headers["traceparent"]
+
+
+def test_the_trace_goes_on_to_the_operator_s_own_model_server(serve: Serve, upstream: Upstream) -> None:
+    answer = serve().post("/generate", json={})
+    assert upstream.headers[-1]["traceparent"] == answer.headers["traceparent"]
 
 
 def test_many_callers_at_once_each_get_their_own_answer(serve: Serve) -> None:

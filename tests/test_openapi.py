@@ -1,5 +1,6 @@
 """The OpenAPI document: what it promises is what the service does."""
 
+import re
 from typing import Any
 
 import pytest
@@ -30,8 +31,19 @@ def test_every_route_has_a_summary_and_generate_an_example_that_works(serve: Ser
     assert serve().post("/generate", json=example).status_code == 200
 
 
-def test_the_docs_page_is_there(serve: Serve) -> None:
-    assert "openapi.json" in serve().get("/docs").text
+def test_the_docs_page_needs_no_outside_address(serve: Serve) -> None:
+    http = serve()
+    page = http.get("/docs").text
+    assert "openapi.json" in page
+    assert "://" not in page
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert http.get(asset).status_code == 200
+
+
+def test_the_document_asks_for_a_key_where_one_is_needed() -> None:
+    document = create_app(ServingSettings(api_keys=("key",))).openapi()
+    assert document["paths"]["/generate"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in document["paths"]["/health/live"]["get"]
 
 
 schema = schemathesis.openapi.from_dict(DOCUMENT)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 import structlog
+from opentelemetry import trace
 
 from ml.errors import (
     ContentRefused,
@@ -33,6 +34,7 @@ from ml.serving.completion import Completion, Request, Stream, before, usage_of
 from ml.serving.prompts import Message
 from ml.serving.upstream_errors import translated, vendor_exceptions
 from ml.settings import EMBEDDED_MODEL, NO_EMBEDDED_MODEL
+from ml.telemetry import traceparent
 
 T = TypeVar("T")
 
@@ -165,6 +167,8 @@ class Gateway:
             options["extra_body"] = {"grammar": self._embedded.result().grammar(request.locale)}
         elif not stream:
             options["litellm_logging_obj"] = litellm.log(options["model"], request.messages)
+        if "api_base" in options:  # the operator's own server: it may join the trace
+            options["extra_headers"] = {"traceparent": traceparent(trace.get_current_span())}
         if stream:
             options |= {"stream": True, "stream_options": {"include_usage": True}}
         return await litellm.module.acompletion(

@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 
 from ml.errors import install_problem_handlers
 from ml.guards import BearerKeys, InFlightLimit, RequestTelemetry, WholeBody
 from ml.serving.gateway import Gateway
 from ml.serving.generate import Generator
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GENERATING_PATHS, OPEN_PATHS, State, router
+from ml.serving.routes import GENERATING_PATHS, OPEN_PATHS, State, open_router, router
 from ml.settings import EMBEDDED_MODEL, ConfigurationError, ServingSettings
 from ml.telemetry import Telemetry, configure_logging, tracer
 
@@ -39,13 +41,16 @@ def create_app(settings: ServingSettings) -> FastAPI:
             yield {"settings": settings, "telemetry": telemetry, "gateway": gateway, "generator": generator}
         await gateway.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Tips",
         summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/docs/static",  # the page works without any outside address
     )
-    app.include_router(router)
+    # The key is checked before any route is reached; this tells of it in the document.
+    app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))] if settings.api_keys else [])
+    app.include_router(open_router)
     install_problem_handlers(app)
     # The last one added is the first one passed.
     app.add_middleware(WholeBody, longest=LONGEST_BODY)

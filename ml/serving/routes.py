@@ -20,7 +20,7 @@ from ml.serving.schemas import GenerateRequest, GenerateResponse, Health, Prompt
 from ml.settings import ServingSettings
 from ml.telemetry import Telemetry
 
-OPEN_PATHS = ("/health/live", "/health/ready", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json")
+OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
 """Reachable without a key: what a load balancer, a metrics scraper and a developer need, and nothing personal."""
 
 GENERATING_PATHS = ("/generate",)
@@ -48,6 +48,7 @@ GatewayDep = Annotated[Gateway, _state("gateway")]
 GeneratorDep = Annotated[Generator, _state("generator")]
 
 router = APIRouter()
+open_router = APIRouter()
 
 
 _EVENT = {
@@ -86,7 +87,8 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
 async def generate(body: GenerateRequest, generator: GeneratorDep) -> Any:
     """Write one tip for the person whom the signals describe, with the prompt version asked for or the default."""
     if body.stream:
-        return EventSourceResponse(_events(await generator.stream(body.known_signals(), body.prompt_version)))
+        stream = await generator.stream(body.known_signals(), body.prompt_version)
+        return EventSourceResponse(_events(stream), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
     return GenerateResponse.of(await generator.generate(body.known_signals(), body.prompt_version))
 
 
@@ -120,13 +122,13 @@ async def prompts(settings: SettingsDep) -> PromptsResponse:
     )
 
 
-@router.get("/health/live", summary="The process answers")
+@open_router.get("/health/live", summary="The process answers")
 async def live() -> Health:
     """Answer as long as the process runs."""
     return Health(status="live")
 
 
-@router.get("/health/ready", summary="Tips can be written", responses=problems(503))
+@open_router.get("/health/ready", summary="Tips can be written", responses=problems(503))
 async def ready(gateway: GatewayDep) -> Health:
     """Answer 200 when tips can be written; else 503, with what is still loading or missing."""
     if gateway.loading:
@@ -135,7 +137,7 @@ async def ready(gateway: GatewayDep) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+@open_router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(telemetry: TelemetryDep) -> Response:
     """Show the counters and histograms of this process, in Prometheus' text format."""
     return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
