@@ -66,6 +66,23 @@ class Meta(BaseModel):
 class GenerateResponse(Meta):
     """A tip, and where it comes from."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "generation_id": "095e65266d0e4075aec2ecad5f13abb2",
+                    "prompt_version": "v2-mentor",
+                    "prompt_digest": PROMPTS["v2-mentor"].digest,
+                    "model": "openai/gpt-4o-mini",
+                    "fallback": False,
+                    "tip": "Dim the lights now, and leave your phone in another room for the night.",
+                    "usage": {"input_tokens": 180, "output_tokens": 17},
+                    "finish_reason": "stop",
+                }
+            ]
+        }
+    )
+
     tip: str = Field(max_length=LONGEST)
     usage: Usage
     finish_reason: str
