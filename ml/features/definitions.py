@@ -157,20 +157,20 @@ class Signal:
 
 SIGNALS: Mapping[str, Signal] = MappingProxyType(
     {
-        "goal": Signal(Text(200), "Their goal, in their own words: {}."),
+        "goal": Signal(Text(200), "My goal, in my own words: {}."),
         "mood": Signal(
             Choice({"great": "great", "good": "good", "okay": "okay", "low": "low", "awful": "awful"}),
-            "Their mood is {}.",
+            "My mood is {}.",
         ),
-        "energy": Signal(Scale(10), "Their energy is {}."),
-        "stress": Signal(Scale(10), "Their stress is {}."),
-        "sleep_hours": Signal(Number(0, 24, "hour"), "They slept {} last night."),
-        "steps_today": Signal(Whole(0, 200_000, "step"), "They have walked {} today."),
-        "minutes_since_break": Signal(Whole(0, 1_440, "minute"), "Their last break was {} ago."),
-        "open_tasks": Signal(Whole(0, 1_000, "open task"), "They have {}."),
-        "meetings_left_today": Signal(Whole(0, 50, "meeting"), "They have {} left today."),
-        "streak_days": Signal(Whole(0, 36_500, "day"), "They have kept up their habit for {} in a row."),
-        "days_since_last_visit": Signal(Whole(0, 36_500, "day"), "Their last visit here was {} ago."),
+        "energy": Signal(Scale(10), "My energy is {}."),
+        "stress": Signal(Scale(10), "My stress is {}."),
+        "sleep_hours": Signal(Number(0, 24, "hour"), "I slept {} last night."),
+        "steps_today": Signal(Whole(0, 200_000, "step"), "I have walked {} today."),
+        "minutes_since_break": Signal(Whole(0, 1_440, "minute"), "My last break was {} ago."),
+        "open_tasks": Signal(Whole(0, 1_000, "open task"), "I have {}."),
+        "meetings_left_today": Signal(Whole(0, 50, "meeting"), "I have {} left today."),
+        "streak_days": Signal(Whole(0, 36_500, "day"), "I have kept up my habit for {} in a row."),
+        "days_since_last_visit": Signal(Whole(0, 36_500, "day"), "I was last here {} ago."),
         "activity": Signal(
             Choice(
                 {
@@ -184,9 +184,9 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
                     "in_bed": "in bed",
                 }
             ),
-            "Right now they are {}.",
+            "Right now I am {}.",
         ),
-        "local_time": Signal(Clock(), "It is {} where they are."),
+        "local_time": Signal(Clock(), "It is {} now."),
         "weekday": Signal(
             Choice(
                 {
@@ -196,8 +196,8 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
             ),
             "Today is {}.",
         ),
-        "locale": Signal(Language(), "They read {}."),
-        "recent_tips": Signal(Texts(5, 280), "They were already told {}, so tell them something else."),
+        "locale": Signal(Language(), "I read {}."),
+        "recent_tips": Signal(Texts(5, 280), "You already told me {}, so tell me something else."),
     }
 )
 

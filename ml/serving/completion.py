@@ -13,11 +13,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a model: the messages, how to sample, and the language of the answer (BCP 47)."""
+    """What is asked of a model: the messages, how to sample, and whom it is for (see `PromptContext`)."""
 
     messages: Sequence[Message]
     parameters: Parameters
     locale: str | None = None
+    crisis: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -22,17 +23,61 @@ from ml.errors import NotReady
 
 PROVIDER = "embedded"
 
-# One or two sentences of 15 to 130 characters, so never more than 280 in all. English is kept to plain ASCII, which
-# the small model is best at; any other language may use all letters, but no quotation marks and no markup.
+# One or two sentences of 15 to 130 characters or little more. English is kept to plain ASCII, which the small model is
+# best at. Any other language may use all letters, but no quotation marks and no markup.
 _GRAMMAR = r"""root ::= sentence (" " sentence)?
-sentence ::= {first} {inner}{{13,128}} {stop}
+sentence ::= %s (%s){13,128} %s
 """
-ENGLISH_GRAMMAR = _GRAMMAR.format(first="[A-Z]", inner="[A-Za-z0-9 ,;'-]", stop="[.!?]")
-ANY_GRAMMAR = _GRAMMAR.format(
-    first=r"""[^\x00-\x2F\x3A-\x40\x5B-\x60\x7B-\xBF\u2000-\u206F\u3000-\u3020.!?]""",
-    inner=r"""[^\x00-\x1F"*#_`<>{{}}|\\\x5B\x5D.!?\x7F-\x9F«»“”„。！？।]""".replace("{{", "{").replace("}}", "}"),
-    stop="[.!?。！？।]",
+ENGLISH_GRAMMAR = _GRAMMAR % ("[A-Z]", """[A-Za-z0-9 ,;'] | "-minute" | "-second" """, "[.!?]")
+ANY_GRAMMAR = _GRAMMAR % (
+    r"[^\x00-\x2F\x3A-\x40\x5B-\x60\x7B-\xBF\u2000-\u206F\u3000-\u3020.!?]",
+    r"""[^\x00-\x1F"*#_`<>{}|\\\x5B\x5D.!?\x7F-\x9F«»“”„。！？।]""",
+    "[.!?。！？।]",
 )
+
+
+# In a crisis a model this small is not left to find the words, in the languages for which there are some here.
+_CRISIS = MappingProxyType(
+    {
+        "en": (
+            ("You do not have to carry this alone.", "You matter, and there are people who want to help you."),
+            (
+                "Please call a crisis line or talk to someone you trust right now.",
+                "Please call your local emergency number, or be with someone you trust, right now.",
+            ),
+        ),
+        "de": (
+            ("Du musst da nicht allein durch.", "Du bist wichtig, und es gibt Menschen, die dir helfen wollen."),
+            (
+                "Bitte ruf jetzt ein Krisentelefon an oder sprich mit jemandem, dem du vertraust.",
+                "Bitte wähle jetzt den Notruf oder geh zu jemandem, dem du vertraust.",
+            ),
+        ),
+        "es": (
+            ("No tienes que pasar por esto en soledad.", "Importas, y hay personas que quieren ayudarte."),
+            (
+                "Por favor, llama ahora a una línea de crisis o habla con alguien de confianza.",
+                "Por favor, llama ahora a emergencias o busca a alguien de confianza.",
+            ),
+        ),
+        "fr": (
+            ("Tu n'as pas à porter cela tout seul.", "Tu comptes, et des gens veulent t'aider."),
+            (
+                "Appelle maintenant une ligne d'écoute ou parle à quelqu'un de confiance.",
+                "Appelle maintenant les urgences ou rejoins quelqu'un de confiance.",
+            ),
+        ),
+    }
+)
+
+
+def grammar(locale: str | None, *, crisis: bool) -> str:
+    """Return the GBNF grammar that a tip in `locale` (BCP 47; None: English) follows."""
+    language = locale.lower().partition("-")[0] if locale else "en"
+    if crisis and language in _CRISIS:
+        choices = (" | ".join(f'"{sentence}"' for sentence in sentences) for sentences in _CRISIS[language])
+        return 'root ::= ({}) " " ({})'.format(*choices)
+    return ENGLISH_GRAMMAR if language == "en" else ANY_GRAMMAR
 
 
 class EmbeddedModel:
@@ -90,11 +135,6 @@ class EmbeddedModel:
                 with anyio.CancelScope(shield=True):
                     await done
 
-    @staticmethod
-    def grammar(locale: str | None) -> str:
-        """Return the GBNF grammar that a tip in `locale` (BCP 47; None: English) follows."""
-        return ENGLISH_GRAMMAR if locale is None or locale.lower().split("-")[0] == "en" else ANY_GRAMMAR
-
     async def warm(self, prefixes: Sequence[Sequence[Mapping[str, str]]]) -> None:
         """Read each prefix once, so that the first tip that starts with it need not: 2 s instead of 10 s."""
         for prefix in prefixes:
@@ -150,9 +190,9 @@ class EmbeddedProvider(litellm.CustomLLM):
 
 
 def _sampling(optional: Mapping[str, Any]) -> dict[str, Any]:
-    extra = optional.get("extra_body") or {}
+    about = optional["extra_body"]
     named = {name: optional[name] for name in ("temperature", "top_p", "max_tokens") if name in optional}
-    return {**named, **extra}
+    return {**named, "grammar": grammar(about["locale"], crisis=about["crisis"])}
 
 
 def _checked(messages: list[Any], model: str) -> list[Any]:

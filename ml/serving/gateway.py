@@ -163,8 +163,8 @@ class Gateway:
     async def _ask(self, model: str, request: Request, *, stream: bool) -> Any:
         options: dict[str, Any] = dict(self._models[model])
         litellm = self._litellm.result()
-        if model == EMBEDDED_MODEL and self._embedded:
-            options["extra_body"] = {"grammar": self._embedded.result().grammar(request.locale)}
+        if model == EMBEDDED_MODEL:
+            options["extra_body"] = {"locale": request.locale, "crisis": request.crisis}
         elif not stream:
             options["litellm_logging_obj"] = litellm.log(options["model"], request.messages)
         if "api_base" in options:  # the operator's own server: it may join the trace

@@ -108,7 +108,7 @@ class Generator:
         deadline = asyncio.get_running_loop().time() + self._timeout
         name, prompt = resolve(version, self._default_version)
         context = assemble(signals)
-        request = Request(prompt.render(context), prompt.parameters, context.locale)
+        request = Request(prompt.render(context), prompt.parameters, context.locale, context.crisis)
         return _Task(name, prompt.digest, request, deadline)
 
 

@@ -22,6 +22,7 @@ _PREAMBLE = re.compile(
     r"|i (cannot|can['\u2019]t)\b",
     re.IGNORECASE,
 )
+_TELEPHONE = re.compile(r"(\d[\s()./-]?){7,}")
 _MARKUP = re.compile(
     r"[*_]{2}|`|~~|<[^\s<>][^<>]*>|\[[^\]]*\]\(|https?://"
     r"|^\s*([#>]|[-+*\u2022]\s|\d+[.)]\s)"
@@ -33,7 +34,7 @@ def checked(text: str, *, locale: str | None = None, finish_reason: str = "stop"
     """Return the tip in what a model wrote, or raise UnusableTip, saying which rule it breaks.
 
     One line of at most 280 characters and two sentences (in the language of `locale`, a BCP 47 tag), complete, and
-    without preamble, enclosing quotes or markup.
+    without preamble, enclosing quotes, markup or telephone number.
     """
     tip = text.strip()
     if not tip:
@@ -48,6 +49,8 @@ def checked(text: str, *, locale: str | None = None, finish_reason: str = "stop"
         raise _unusable("is in quotation marks")
     if _MARKUP.search(tip):
         raise _unusable("has markup in it")
+    if _TELEPHONE.search(tip):  # a model makes them up
+        raise _unusable("has a telephone number in it")
     if _PREAMBLE.match(tip):
         raise _unusable("begins with something that is not the tip")
     if len([part for part in sentencex.segment(_language(locale), tip) if part.strip()]) > MOST_SENTENCES:

@@ -105,3 +105,70 @@ def test_a_float_reads_short() -> None:
     assert "1 hour " in assemble({"sleep_hours": 1}).text
     assert "0 hours" in assemble({"sleep_hours": -0.0}).text
     assert "7.33333 hours" in assemble({"sleep_hours": 22 / 3}).text
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        "I want to die",
+        "i don't want to live any more",
+        "I don\u2019t want to wake up",
+        "thinking about suicide",
+        "to stop hurting myself",
+        "I might kill myself",
+        "end it all",
+        "ich will nicht mehr leben",
+        "mich umbringen",
+        "no quiero vivir",
+        "je veux mourir",
+    ],
+)
+def test_plain_words_of_a_crisis_are_noticed_and_change_what_is_asked(goal: str) -> None:
+    context = assemble({"goal": goal})
+    assert context.crisis
+    for prompt in PROMPTS.values():
+        assert "crisis line" in prompt.render(context)[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        "sleep better",
+        "kill it at work",
+        "my battery died",
+        "diet",
+        "end my day earlier",
+        "live longer",
+        "cut sugar",
+        "",
+    ],
+)
+def test_everyday_words_are_not_a_crisis(goal: str) -> None:
+    assert not assemble({"goal": goal}).crisis
+
+
+# Everything a signal can say. These words are part of every released prompt version: change them with a new one.
+WORDING = {
+    ("goal", "sleep better"): 'My goal, in my own words: "sleep better".',
+    ("mood", "low"): "My mood is low.",
+    ("energy", 3): "My energy is 3 out of 10.",
+    ("stress", 8): "My stress is 8 out of 10.",
+    ("sleep_hours", 5.5): "I slept 5.5 hours last night.",
+    ("steps_today", 1200): "I have walked 1200 steps today.",
+    ("minutes_since_break", 90): "My last break was 90 minutes ago.",
+    ("open_tasks", 14): "I have 14 open tasks.",
+    ("meetings_left_today", 1): "I have 1 meeting left today.",
+    ("streak_days", 6): "I have kept up my habit for 6 days in a row.",
+    ("days_since_last_visit", 12): "I was last here 12 days ago.",
+    ("activity", "in_bed"): "Right now I am in bed.",
+    ("local_time", "21:40"): "It is 21:40 now.",
+    ("weekday", "monday"): "Today is Monday.",
+    ("locale", "de-DE"): "I read German (Germany).",
+    ("recent_tips", ("Walk.", "Rest.")): 'You already told me "Walk.", "Rest.", so tell me something else.',
+}
+
+
+def test_how_released_signals_read_does_not_change() -> None:
+    assert {name for name, _ in WORDING} == SIGNALS.keys()
+    for (name, value), sentence in WORDING.items():
+        assert assemble({name: value}).text == sentence

@@ -11,6 +11,7 @@ from ml.serving.tip import LONGEST, checked
     [
         "Dim the lights now.",
         "Be in bed by 10 p.m. tonight. Leave your phone in the kitchen.",
+        "Walk 10,000 steps by 18:30, or 2,000 if you are tired.",
         "Walk 2.5 km, e.g. along the river, before dinner.",
         "Here in the office, stand up and stretch for a minute.",
         "Great goals grow from small steps, so write one line today.",
@@ -41,6 +42,8 @@ def test_a_good_tip_is_returned_as_it_is(text: str) -> None:
         ("Walk <b>now</b>.", "markup"),
         ("Walk [now](x).", "markup"),
         ("Look at https://example.org now.", "markup"),
+        ("Call 1-800-273-8255 now.", "telephone"),
+        ("Call +49 (0)800 1110111 now.", "telephone"),
         ("Sure, walk now.", "begins with"),
         ("Here is your tip: walk now.", "begins with"),
         ("Here's one. Walk now.", "begins with"),
