@@ -94,7 +94,8 @@ class EmbeddedModel:
         params.cpuparams_batch.n_threads = threads
         params.n_parallel = 1
         params.n_ctx = 2048
-        params.cache_ram_mib = 64  # the default grows with every prompt; 0 forgets a version when versions alternate
+        params.cache_ram_mib = 128  # the default grows with every prompt; 0 forgets a version when versions alternate
+        params.slot_prompt_similarity = 0  # versions begin alike: look for the best prefix in the cache all the same
         params.ui = False
         params.endpoint_slots = False
         params.api_keys = [secrets.token_hex(32)]  # the library always opens a loopback port; nobody else gets in

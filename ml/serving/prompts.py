@@ -75,15 +75,16 @@ class Prompt:
 
 
 def _request(context: PromptContext) -> str:
-    known = context.text or "I have told you nothing about myself."
     asked = (
         "I may be in danger. Please only ask me, kindly and without any number, to call a crisis line or to talk to "
         "someone I trust right now."
         if context.crisis
         else "Suggest one small thing I can do now."
+        if context.sentences
+        else "Suggest one small thing that does almost anybody good and that I can do now."
     )
     language = f" Reply in {_language(context.locale)}." if context.locale else ""
-    return f"{known} {asked}{language}"
+    return f"{context.text} {asked}{language}".lstrip()
 
 
 def _language(locale: str) -> str:

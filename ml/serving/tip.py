@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import sentencex
 
@@ -23,10 +25,26 @@ _PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 _TELEPHONE = re.compile(r"(\d[\s()./-]?){7,}")
+_STUCK = re.compile(r"(\w{2,})(\W+\1){2,}|(\w{4,}\W)\3{2,}|\s{3,}|(\w{2,}\W+\w{2,}\W+)\4{2,}", re.IGNORECASE)
 _MARKUP = re.compile(
     r"[*_]{2}|`|~~|<[^\s<>][^<>]*>|\[[^\]]*\]\(|https?://"
     r"|^\s*([#>]|[-+*\u2022]\s|\d+[.)]\s)"
     r"|(?<!\w)[*_]\w[^*_]*[*_](?!\w)"
+)
+
+
+# What a tip must not be, in the words that follow "it …", and how to see it.
+_RULES: Mapping[str, Callable[[str], object]] = MappingProxyType(
+    {
+        "is empty": lambda tip: not tip,
+        f"is longer than {LONGEST} characters": lambda tip: len(tip) > LONGEST,
+        "has more than one line": lambda tip: any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in tip),
+        "is in quotation marks": lambda tip: tip[0] in _QUOTES and tip[-1] in _QUOTES,
+        "has markup in it": _MARKUP.search,
+        "has a telephone number in it": _TELEPHONE.search,  # models make them up
+        "repeats itself": _STUCK.search,
+        "begins with something that is not the tip": _PREAMBLE.match,
+    }
 )
 
 
@@ -37,30 +55,16 @@ def checked(text: str, *, locale: str | None = None, finish_reason: str = "stop"
     without preamble, enclosing quotes, markup or telephone number.
     """
     tip = text.strip()
-    if not tip:
-        raise _unusable("is empty")
-    if len(tip) > LONGEST:
-        raise _unusable(f"is longer than {LONGEST} characters")
+    broken = next((why for why, breaks in _RULES.items() if breaks(tip)), None)
     if finish_reason == "length":
-        raise _unusable("was cut off")
-    if any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in tip):
-        raise _unusable("has more than one line")
-    if tip[0] in _QUOTES and tip[-1] in _QUOTES:
-        raise _unusable("is in quotation marks")
-    if _MARKUP.search(tip):
-        raise _unusable("has markup in it")
-    if _TELEPHONE.search(tip):  # a model makes them up
-        raise _unusable("has a telephone number in it")
-    if _PREAMBLE.match(tip):
-        raise _unusable("begins with something that is not the tip")
-    if len([part for part in sentencex.segment(_language(locale), tip) if part.strip()]) > MOST_SENTENCES:
-        raise _unusable(f"has more than {MOST_SENTENCES} sentences")
+        broken = "was cut off"
+    elif broken is None and len(_sentences(tip, locale)) > MOST_SENTENCES:
+        broken = f"has more than {MOST_SENTENCES} sentences"
+    if broken:
+        raise UnusableTip(f"What the model wrote cannot be shown: it {broken}.")
     return tip
 
 
-def _language(locale: str | None) -> str:
-    return locale.partition("-")[0].lower() if locale else "en"
-
-
-def _unusable(why: str) -> UnusableTip:
-    return UnusableTip(f"What the model wrote cannot be shown: it {why}.")
+def _sentences(tip: str, locale: str | None) -> list[str]:
+    language = locale.partition("-")[0].lower() if locale else "en"
+    return [sentence for sentence in sentencex.segment(language, tip) if sentence.strip()]
