@@ -112,8 +112,9 @@ class Telemetry:
             labels = (generation.prompt_version, generation.model)
             self._generations.labels(*labels, outcome).inc()
             self._duration.labels(*labels).observe(time.perf_counter() - started)
-            self._tokens.labels(*labels, "input").observe(generation.input_tokens)
-            self._tokens.labels(*labels, "output").observe(generation.output_tokens)
+            if generation.input_tokens:
+                self._tokens.labels(*labels, "input").observe(generation.input_tokens)
+                self._tokens.labels(*labels, "output").observe(generation.output_tokens)
             if line is not None:
                 line.update(
                     prompt_version=generation.prompt_version,

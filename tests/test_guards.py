@@ -8,8 +8,11 @@ import httpx
 import pytest
 
 from ml.features.definitions import SIGNALS
+from ml.serving.main import create_app
 from ml.serving.prompts import PROMPTS
+from ml.settings import ServingSettings
 from tests.conftest import Serve, eventually
+from tests.server import running
 from tests.upstream import Upstream
 
 JSON = {"content-type": "application/json"}
@@ -203,3 +206,17 @@ def test_many_callers_at_once_each_get_their_own_answer(serve: Serve) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(ask, range(16))) == {"true"}
+
+
+def test_what_nobody_expected_is_a_500_without_its_message() -> None:
+    app = create_app(ServingSettings(tip_model="openai/x"))
+
+    @app.get("/health/broken")
+    async def broken() -> None:
+        raise RuntimeError("private")
+
+    with running(app) as url:
+        answer = httpx.get(f"{url}/health/broken", headers={"x-request-id": "r1"})
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:tips:problem:internal-error")
+    assert answer.headers["x-request-id"] == "r1"
+    assert "private" not in answer.text

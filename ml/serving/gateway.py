@@ -67,7 +67,7 @@ class Gateway:
         there is no model.
         """
         self._models = {model: _route(model, models[0], api_base) for model in models}
-        self._litellm = asyncio.create_task(_in_daemon_thread(_import_litellm))
+        self._litellm = asyncio.create_task(_in_daemon_thread(lambda: _import_litellm(models)))
         self._embedded = asyncio.create_task(self._load_embedded(embedded_path)) if EMBEDDED_MODEL in models else None
 
     @property
@@ -80,8 +80,8 @@ class Gateway:
 
     async def warm(self, prefixes: Sequence[Sequence[Message]]) -> None:
         """Finish loading, and let the embedded model, if it is one of ours, read the `prefixes` of messages to come."""
-        await self._litellm
         try:
+            await self._litellm
             embedded = self._embedded and await self._embedded
         except NotReady as error:
             log.error("model_not_ready", reason=error.detail)
@@ -93,14 +93,12 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop loading, and close the connections to the models."""
-        if self._embedded:
-            self._embedded.cancel()
-        if not self._litellm.done():
-            self._litellm.cancel()
-            return
-        litellm = self._litellm.result().module
-        await litellm.close_litellm_async_clients()
-        litellm.in_memory_llm_clients_cache.flush_cache()
+        for loading in filter(None, (self._litellm, self._embedded)):
+            loading.cancel()
+        if self._litellm.done() and not self._litellm.cancelled() and not self._litellm.exception():
+            litellm = self._litellm.result().module
+            await litellm.close_litellm_async_clients()
+            litellm.in_memory_llm_clients_cache.flush_cache()
 
     async def complete(self, request: Request, deadline: float) -> Completion:
         """Return one whole answer before `deadline` (the event loop's time)."""
@@ -259,12 +257,21 @@ async def _persistent(ask: Callable[[str, bool], Awaitable[T]], model: str, fall
     raise AssertionError("the last attempt returns or raises")
 
 
-def _import_litellm() -> _LiteLLM:
-    """Import LiteLLM as it must be for a server: quiet, and without looking up prices on the network."""
+def _import_litellm(models: Sequence[str]) -> _LiteLLM:
+    """Import LiteLLM as it must be for a server: quiet, and without looking up prices on the network.
+
+    Raises NotReady when one of `models` is of a provider that it does not know.
+    """
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     os.environ["LITELLM_MODE"] = "PRODUCTION"
     import litellm
 
+    known = {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
+    unknown = [model for model in models if model != EMBEDDED_MODEL and model.partition("/")[0] not in known]
+    if unknown:
+        raise NotReady(
+            f"LiteLLM knows no such provider as that of {', '.join(unknown)}; the operator has to look into it."
+        )
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).disabled = True  # their lines may quote prompts and answers

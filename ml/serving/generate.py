@@ -101,6 +101,7 @@ class Generator:
                 begun = await self._gateway.stream(task.request, task.deadline)
             except UnusableTip:  # not a word: nothing has been shown yet
                 begun = await self._gateway.stream(task.request, task.deadline)
+            generation.model = begun.model
             origin = task.origin(begun)
             return TipStream(origin, _pieces(task, origin, begun, generation, stack.pop_all()))
 

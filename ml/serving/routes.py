@@ -36,7 +36,7 @@ class State(TypedDict):
 
 
 def _state(name: str) -> Any:
-    async def from_state(request: Request) -> Any:  # not async, it would be run in a thread
+    async def from_state(request: Request) -> Any:  # a plain function would be run in a thread
         return getattr(request.state, name)
 
     return Depends(from_state)

@@ -136,3 +136,11 @@ def test_content_that_is_refused_is_the_caller_s_to_change_so_no_fallback_is_ask
 ) -> None:
     assert ask(serve("policy", "good")).status_code == 422
     assert not upstream.calls["good"]
+
+
+def test_a_provider_that_does_not_exist_is_told_where_the_operator_looks(serve: Serve) -> None:
+    http = serve(tip_model="opnai/x")
+    answer = ask(http)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:tips:problem:not-ready")
+    assert "opnai/x" in answer.json()["detail"]
+    assert "opnai/x" in http.get("/health/ready").json()["detail"]

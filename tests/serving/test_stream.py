@@ -86,6 +86,12 @@ def test_an_upstream_that_drops_the_connection_ends_with_an_error_event(serve: S
     assert SECRET not in str(problem)
 
 
+def test_a_stream_that_fails_is_counted_for_the_model_that_failed(serve: Serve) -> None:
+    http = serve("drop")
+    list(events(http.post("/generate", json=BODY)))
+    assert 'model="openai/drop",outcome="upstream-failed",prompt_version="v1"} 1.0' in http.get("/metrics").text
+
+
 def test_an_upstream_that_stalls_is_cut_off_at_the_deadline(serve: Serve, upstream: Upstream) -> None:
     *_, (last, problem) = ask(serve("stall", generate_timeout_seconds=1))
     assert (last, problem["status"]) == ("error", 504)
