@@ -180,7 +180,7 @@ def test_generate_streams_to_a_terminal(upstream: Upstream) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--prompt-version", "v9"], "v1, v2-mentor, v3-few-shot"),
+        (["--prompt-version", "v9"], ", ".join(PROMPTS)),
         (["--signal", "shoe_size=43"], ", ".join(SIGNALS)),
         (["--signal", "energy=eleven"], "#/signals/energy"),
         (["--signal", "energy"], "NAME=VALUE"),

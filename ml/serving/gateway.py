@@ -7,10 +7,9 @@ import, so that is done in a thread while the service already answers.
 import asyncio
 import logging
 import os
-import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from ml.errors import (
     UpstreamOverloaded,
     UpstreamUnreachable,
 )
+from ml.serving.background import in_daemon_thread
 from ml.serving.completion import Completion, Request, Stream, before, usage_of
 from ml.serving.prompts import Message
 from ml.serving.upstream_errors import translated, vendor_exceptions
@@ -67,7 +67,7 @@ class Gateway:
         there is no model.
         """
         self._models = {model: _route(model, models[0], api_base) for model in models}
-        self._litellm = asyncio.create_task(_in_daemon_thread(lambda: _import_litellm(models)))
+        self._litellm = asyncio.create_task(in_daemon_thread(lambda: _import_litellm(models)))
         self._embedded = asyncio.create_task(self._load_embedded(embedded_path)) if EMBEDDED_MODEL in models else None
 
     @property
@@ -186,8 +186,8 @@ class Gateway:
             from ml.serving import embedded, weights
         except ModuleNotFoundError as error:
             raise NotReady(NO_EMBEDDED_MODEL) from error
-        found = await _in_daemon_thread(lambda: weights.find(path))
-        model = await _in_daemon_thread(lambda: embedded.EmbeddedModel(found))
+        found = await in_daemon_thread(lambda: weights.find(path))
+        model = await in_daemon_thread(lambda: embedded.EmbeddedModel(found))
         provider = {"provider": embedded.PROVIDER, "custom_handler": embedded.EmbeddedProvider(model)}
         litellm.module.custom_provider_map = [provider]
         return model
@@ -277,25 +277,3 @@ def _import_litellm(models: Sequence[str]) -> _LiteLLM:
         logging.getLogger(name).disabled = True  # their lines may quote prompts and answers
     litellm.ModelResponse()  # pydantic finishes these classes at their first use, which need not be the first request
     return _LiteLLM(litellm, (*vendor_exceptions(litellm), httpx.HTTPError), _unlogged(litellm))
-
-
-async def _in_daemon_thread(function: Callable[[], T]) -> T:
-    """Run `function` in a thread that does not keep the process alive: loading may take minutes, stopping may not."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(set_: Callable[[Any], None], value: Any) -> None:
-        if not result.done():
-            set_(value)
-
-    def run() -> None:
-        outcome: tuple[Callable[[Any], None], Any]
-        try:
-            outcome = (result.set_result, function())
-        except Exception as error:  # noqa: BLE001 - carried over to whoever awaits
-            outcome = (result.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await result

@@ -1,8 +1,7 @@
 """The serving program: `uvicorn ml.serving.main:app`, or `create_app` with settings of one's own."""
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from ml.errors import install_problem_handlers
 from ml.guards import BearerKeys, InFlightLimit, RequestTelemetry, WholeBody
+from ml.serving.background import beside
 from ml.serving.gateway import Gateway
 from ml.serving.generate import Generator
 from ml.serving.prompts import PROMPTS
@@ -37,7 +37,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
             log.warning("open_to_everyone", reason="API_KEYS is not set, so whoever reaches this service may use it")
         gateway, generator = assemble(settings, telemetry)
         default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
-        async with _beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
+        async with beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
             yield {"settings": settings, "telemetry": telemetry, "gateway": gateway, "generator": generator}
         await gateway.close()
 
@@ -58,23 +58,6 @@ def create_app(settings: ServingSettings) -> FastAPI:
     app.add_middleware(BearerKeys, keys=settings.api_keys, open_paths=OPEN_PATHS)
     app.add_middleware(RequestTelemetry, telemetry=telemetry)
     return app
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Let `work` run while the service does, and no longer."""
-
-    def report(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            log.error("background_work_failed", exc_info=(type(error), error, error.__traceback__))
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(report)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def assemble(settings: ServingSettings, telemetry: Telemetry) -> tuple[Gateway, Generator]:
