@@ -7,6 +7,7 @@ import, so that is done in a thread while the service already answers.
 import asyncio
 import logging
 import os
+import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -42,6 +43,9 @@ log = structlog.get_logger()
 
 ATTEMPTS = 2
 """How often one model is asked, where asking again can help, before the next one is."""
+
+# Two threads that import LiteLLM at once (two services in one process) find it half made.
+_IMPORT = threading.Lock()
 
 _TRANSIENT = (UpstreamFailed, UpstreamOverloaded, UpstreamUnreachable)
 
@@ -264,7 +268,8 @@ def _import_litellm(models: Sequence[str]) -> _LiteLLM:
     """
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     os.environ["LITELLM_MODE"] = "PRODUCTION"
-    import litellm
+    with _IMPORT:
+        import litellm
 
     known = {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
     unknown = [model for model in models if model != EMBEDDED_MODEL and model.partition("/")[0] not in known]
