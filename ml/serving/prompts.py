@@ -13,10 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
-from babel import Locale
-
 from ml.errors import FieldError, UnprocessableRequest
 from ml.features.context import PromptContext, assemble
+from ml.features.definitions import SIGNALS
 
 
 class Message(TypedDict):
@@ -83,12 +82,8 @@ def _request(context: PromptContext) -> str:
         if context.sentences
         else "Suggest one small thing that does almost anybody good and that I can do now."
     )
-    language = f" Reply in {_language(context.locale)}." if context.locale else ""
+    language = f" Reply in {SIGNALS['locale'].kind.words(context.locale)}." if context.locale else ""
     return f"{context.text} {asked}{language}".lstrip()
-
-
-def _language(locale: str) -> str:
-    return Locale.parse(locale, sep="-").get_display_name("en") or locale
 
 
 RULES = """\
