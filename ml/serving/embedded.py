@@ -28,7 +28,7 @@ PROVIDER = "embedded"
 _GRAMMAR = r"""root ::= sentence (" " sentence)?
 sentence ::= %s (%s){13,128} %s
 """
-ENGLISH_GRAMMAR = _GRAMMAR % ("[A-Z]", """[A-Za-z0-9 ,;'] | "-minute" | "-second" """, "[.!?]")
+ENGLISH_GRAMMAR = _GRAMMAR % ("[A-Z]", """[A-Za-z0-9 ,;'] | ":" [0-9] [0-9] | "-minute" | "-second" """, "[.!?]")
 ANY_GRAMMAR = _GRAMMAR % (
     r"[^\x00-\x2F\x3A-\x40\x5B-\x60\x7B-\xBF\u2000-\u206F\u3000-\u3020.!?]",
     r"""[^\x00-\x1F"*#_`<>{}|\\\x5B\x5D.!?\x7F-\x9F«»“”„。！？।]""",
