@@ -1,13 +1,16 @@
 """The `tips` command."""
 
 import asyncio
-import ipaddress
 import logging
+import re
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import aclosing
-from typing import Annotated, Any, NoReturn
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import uvicorn
@@ -17,12 +20,17 @@ from rich.table import Table
 
 from ml.errors import TipsError, from_validation
 from ml.features.definitions import SIGNALS
+from ml.guards import is_loopback
 from ml.serving import prompts as registry
 from ml.serving.generate import Generator, Tip
-from ml.serving.main import assemble, check, create_app
+from ml.serving.main import assemble, check
+from ml.serving.main import create_app as create_serving
 from ml.serving.schemas import GenerateRequest
-from ml.settings import ConfigurationError, ServingSettings
+from ml.settings import ConfigurationError, RecommenderSettings, ServiceSettings, ServingSettings
 from ml.telemetry import Telemetry, configure_logging
+
+if TYPE_CHECKING:
+    from ml.recommender.tip_scores import TipScores
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 prompts_app = typer.Typer(invoke_without_command=True)
@@ -37,20 +45,44 @@ def main() -> None:
         sys.exit(str(error))
 
 
+class Only(StrEnum):
+    """One of the two services."""
+
+    SERVING = "serving"
+    RECOMMENDER = "recommender"
+
+
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
+    only: Annotated[Only | None, typer.Option(help="Run one of the two services; by default both.")] = None,
 ) -> None:
     """Run the service on this machine."""
-    settings = ServingSettings.from_environment()
-    if not (settings.api_keys or settings.allow_anonymous or _loopback(host)):
+    settings: ServiceSettings
+    if only is Only.SERVING:
+        settings = ServingSettings.from_environment()
+        create = partial(create_serving, settings)
+    else:
+        with _recommender_extra():
+            from ml.app import create_app
+            from ml.recommender.main import create_app as create_recommender
+            from ml.recommender.tip_scores import prepare
+        settings = of_recommender = RecommenderSettings.from_environment()
+        if only is Only.RECOMMENDER:
+            create = partial(create_recommender, of_recommender)
+        else:
+            create = partial(create_app, ServingSettings.from_environment(), of_recommender)
+    if not (settings.api_keys or settings.allow_anonymous or is_loopback(host)):
         raise ConfigurationError(f"API_KEYS: must be set to listen on {host}, or ALLOW_ANONYMOUS to true.")
     configure_logging()
+    service = create()
+    if only is not Only.SERVING:
+        prepare(of_recommender.database_url.get_secret_value())
     # uvicorn finishes what is in flight and then raises the signal that stopped it once more: that is a success.
     signal.signal(signal.SIGTERM, _exit_well)
     uvicorn.run(
-        create_app(settings),
+        service,
         host=host,
         port=port,
         log_config=None,
@@ -81,13 +113,13 @@ async def _generate(settings: ServingSettings, request: GenerateRequest) -> None
         if sys.stdout.isatty():
             await _print_words(generator, request)
         else:
-            print((await generator.generate(request.known_signals(), request.prompt_version)).text)
+            print((await generator.generate(request.signals.known(), request.prompt_version)).text)
     finally:
         await gateway.close()
 
 
 async def _print_words(generator: Generator, request: GenerateRequest) -> None:
-    stream = await generator.stream(request.known_signals(), request.prompt_version)
+    stream = await generator.stream(request.signals.known(), request.prompt_version)
     try:
         async with aclosing(stream.pieces) as pieces:
             async for piece in pieces:
@@ -137,11 +169,47 @@ def lock() -> None:
     print(f"released: {', '.join(registry.lock()) or 'nothing new'}")
 
 
-def _loopback(host: str) -> bool:
+@app.command()
+def migrate() -> None:
+    """Bring the database of DATABASE_URL up to the newest schema."""
+    with _recommender_extra():
+        from ml.recommender.tip_scores import migrate as upgrade
+    asyncio.run(upgrade(RecommenderSettings.from_environment().database_url.get_secret_value()))
+
+
+@app.command()
+def purge(older_than: Annotated[str, typer.Option(help="An age in days or hours, such as 90d or 36h.")]) -> None:
+    """Remove the tips older than that, with the reactions to them and what was counted of both."""
+    found = re.fullmatch(r"([0-9]{1,5})([dh])", older_than)
+    if not found:
+        raise typer.BadParameter("should be a number of days or hours, such as 90d or 36h", param_hint="--older-than")
+    age = timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
+    print(f"removed: {asyncio.run(_in_store(lambda store: store.purge(datetime.now(UTC) - age)))} tips")
+
+
+@app.command()
+def forget(user: Annotated[str, typer.Argument(help="The user_id that the caller gave.")]) -> None:
+    """Remove everything that is stored of one person."""
+    print(f"removed: {asyncio.run(_in_store(lambda store: store.forget(user)))} tips")
+
+
+async def _in_store(work: Callable[["TipScores"], Awaitable[int]]) -> int:
+    with _recommender_extra():
+        from ml.recommender.tip_scores import open_tip_scores
+    url = RecommenderSettings.from_environment().database_url.get_secret_value()
+    async with open_tip_scores(url, lambda: datetime.now(UTC)) as store:
+        return await work(store)
+
+
+@contextmanager
+def _recommender_extra() -> Iterator[None]:
+    """Around the imports of what only the recommender needs: serving and writing tips go without."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{error.name} is missing: this needs the `recommender` extra; `tips serve --only serving` does not."
+        ) from None
 
 
 def _exit_well(*_: Any) -> NoReturn:

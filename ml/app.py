@@ -1,0 +1,85 @@
+"""Both services in one process, for one machine: the recommender reaches serving through the same HTTP interface."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from ml import playground
+from ml.recommender import main as recommender
+from ml.recommender import pages
+from ml.recommender.routes import router as recommender_router
+from ml.recommender.serving_client import authorization, check_versions
+from ml.recommender.tip_scores import Clock
+from ml.service import new_service, warn_if_open
+from ml.serving import main as serving
+from ml.serving.prompts import PROMPTS
+from ml.serving.routes import GENERATING_PATHS
+from ml.serving.routes import router as serving_router
+from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
+from ml.telemetry import Telemetry, tracer
+
+
+def create_app(
+    settings: ServingSettings,
+    recommender_settings: RecommenderSettings,
+    *,
+    clock: Clock = recommender.now,
+    simulated: bool = False,
+) -> FastAPI:
+    """Assemble both services. `simulated`: the people do not exist, and the rows of their tips say so.
+
+    Raises ConfigurationError when the settings cannot work.
+    """
+    check(settings, recommender_settings)
+    telemetry = Telemetry(tracer(settings.otel_exporter_otlp_endpoint))
+    state: dict[str, Any] = {}
+
+    async def in_process(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": dict(state)}, receive, send)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        warn_if_open(settings)
+        http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(in_process),
+            base_url="http://serving",
+            headers=authorization(next(iter(settings.api_keys), None)),
+        )
+        async with (
+            serving.running(settings, telemetry) as of_serving,
+            http,
+            recommender.running(
+                recommender_settings, telemetry, http, clock=clock, simulated=simulated
+            ) as of_recommender,
+        ):
+            state.update({**of_serving, **of_recommender, "ready": [*of_serving["ready"], *of_recommender["ready"]]})
+            yield state
+
+    app = new_service(
+        lifespan,
+        settings=settings,
+        telemetry=telemetry,
+        routers=[serving_router, recommender_router],
+        open_routers=[
+            pages.router(recommender_settings.admin_password),
+            playground.router(recommender_settings.admin_password),
+        ],
+        open_paths=(*pages.PATHS, *playground.PATHS),
+        limited_paths=(*GENERATING_PATHS, *playground.GENERATING_PATHS),
+        most_in_flight=settings.most_in_flight,
+    )
+    return app
+
+
+def check(settings: ServingSettings, recommender_settings: RecommenderSettings) -> None:
+    """Raise ConfigurationError for what only shows when settings are seen beside each other and the registry."""
+    serving.check(settings)
+    if recommender_settings.serving_url:
+        raise ConfigurationError(
+            "SERVING_URL: `tips serve` runs serving itself; `tips serve --only recommender` uses one elsewhere."
+        )
+    check_versions(tuple(version for version, _ in recommender_settings.tip_prompt_version), tuple(PROMPTS))

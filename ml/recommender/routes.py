@@ -1,0 +1,132 @@
+"""The HTTP interface of the recommender: parse, call one function, answer."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Annotated, TypedDict
+
+from fastapi import APIRouter, Depends, Query
+
+from ml.errors import FieldError, UnknownTip, UnprocessableRequest, problems
+from ml.guards import JsonOnly, SecondsLeft
+from ml.recommender.recommend import Recommender
+from ml.recommender.rewards import Report, Rewards, Window
+from ml.recommender.schemas import (
+    ReactionBatch,
+    ReactionBatchResponse,
+    ReactionRequest,
+    ReactionResponse,
+    RewardsResponse,
+    TipRequest,
+    TipResponse,
+)
+from ml.recommender.tip_scores import Clock, Counted, NoSuchTips, TipScores
+from ml.service import Readiness, from_state
+from ml.telemetry import Telemetry
+
+AHEAD = timedelta(minutes=1)
+"""How far a caller's clock may be ahead of ours."""
+
+
+class State(TypedDict):
+    """What a handler can ask for; born and buried in the lifespan."""
+
+    recommender: Recommender
+    tip_scores: TipScores
+    rewards: Rewards
+    clock: Clock
+    telemetry: Telemetry
+    ready: Sequence[Readiness]
+
+
+RecommenderDep = Annotated[Recommender, from_state("recommender")]
+TipScoresDep = Annotated[TipScores, from_state("tip_scores")]
+RewardsDep = Annotated[Rewards, from_state("rewards")]
+ClockDep = Annotated[Clock, from_state("clock")]
+TelemetryDep = Annotated[Telemetry, from_state("telemetry")]
+
+
+async def _report(
+    rewards: RewardsDep,
+    clock: ClockDep,
+    *,
+    first: Annotated[date | None, Query(alias="from", description="First day (UTC).")] = None,
+    last: Annotated[date | None, Query(alias="to", description="Last day (UTC), included.")] = None,
+    segment: Annotated[
+        str, Query(max_length=64, description="Only people of one category, such as `mood:low` or `locale:de`.")
+    ] = "",
+    baseline: Annotated[str | None, Query(max_length=64, description="The version to compare with.")] = None,
+) -> Report:
+    window = Window(first, last, segment)
+    if not window.hours:
+        raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
+    return await rewards.report(window, clock(), baseline=baseline or None)
+
+
+ReportDep = Annotated[Report, Depends(_report)]
+"""The report that the query asks for."""
+
+router = APIRouter()
+
+
+@router.post(
+    "/tips",
+    summary="Write a tip for somebody",
+    dependencies=[JsonOnly],
+    responses=problems(400, 401, 413, 415, 422, 502, 503, 504),
+)
+async def tips(body: TipRequest, recommender: RecommenderDep, within: SecondsLeft) -> TipResponse:
+    """Choose a prompt version, have the tip written, store it durably, then answer."""
+    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), within=within))
+
+
+@router.post(
+    "/reactions",
+    summary="Tell how somebody reacted",
+    dependencies=[JsonOnly],
+    responses=problems(400, 401, 404, 413, 415, 422, 503),
+)
+async def react(
+    body: ReactionRequest, tip_scores: TipScoresDep, clock: ClockDep, telemetry: TelemetryDep
+) -> ReactionResponse:
+    """Store a reaction durably, then answer. The latest one of a tip counts; sending one again changes nothing."""
+    (counted,) = await _store([body], "#", tip_scores, clock, telemetry)
+    return ReactionResponse.of(counted)
+
+
+@router.post(
+    "/reactions/batch",
+    summary="Tell how several people reacted",
+    dependencies=[JsonOnly],
+    responses=problems(400, 401, 404, 413, 415, 422, 503),
+)
+async def react_batch(
+    body: ReactionBatch, tip_scores: TipScoresDep, clock: ClockDep, telemetry: TelemetryDep
+) -> ReactionBatchResponse:
+    """Store all of the reactions durably, then answer; or none, with what is wrong with each."""
+    counted = await _store(body.reactions, "#/reactions/{}", tip_scores, clock, telemetry)
+    return ReactionBatchResponse(results=[ReactionResponse.of(one) for one in counted])
+
+
+async def _store(
+    given: Sequence[ReactionRequest], pointer: str, tip_scores: TipScores, clock: Clock, telemetry: Telemetry
+) -> list[Counted]:
+    """Store them all; `pointer` is where the body has the one of an index."""
+    latest = clock() + AHEAD
+    ahead = [index for index, one in enumerate(given) if one.at and one.at > latest]
+    if ahead:
+        errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in ahead]
+        raise UnprocessableRequest("A reaction is in the future; nothing has been stored.", errors=errors)
+    try:
+        counted = await tip_scores.react([one.reaction_at() for one in given])
+    except NoSuchTips as missing:
+        errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in missing.indexes]
+        raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None
+    for one, result in zip(given, counted, strict=True):
+        telemetry.reactions.labels(one.reaction, result.outcome).inc()
+    return counted
+
+
+@router.get("/rewards", summary="Which version helps", responses=problems(401, 422, 503))
+async def rewards(report: ReportDep) -> RewardsResponse:
+    """Count tips and reactions per version and digest, with intervals that may be looked at every day."""
+    return RewardsResponse.of(report)

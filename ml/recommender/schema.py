@@ -1,0 +1,154 @@
+"""The tables, and bringing a database up to them. Times are UTC; SQLite keeps no zone, it is put back on reading."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    Uuid,
+)
+
+VERSION_TABLE = "tips_schema"
+"""Alembic's own; named so that other programs' tables can live in the same database."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A point in time, in UTC; a naive one is refused."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a time needs its zone")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, _: Dialect) -> datetime | None:
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+metadata = MetaData()
+
+tip_scores = Table(
+    "tip_scores",
+    metadata,
+    Column("tip_id", Uuid, primary_key=True),
+    Column("user_id", String(128), nullable=False, index=True),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    # How the version was chosen, when it was: without the propensity, nothing can be learned from the row.
+    Column("policy", String(40), nullable=False),
+    Column("policy_version", String(64), nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("prompt_version_asked", String(64)),
+    # What came of it, as serving said.
+    Column("generation_id", String(64), nullable=False),
+    Column("prompt_version", String(64), nullable=False),
+    Column("prompt_digest", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("fallback", Boolean, nullable=False),
+    Column("signals", JSON, nullable=False),
+    Column("segments", JSON, nullable=False),
+    Column("tip", Text, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("ms", Integer, nullable=False),
+    # Written, but shown to nobody; written for people who do not exist.
+    Column("shadow", Boolean, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    # The reaction that counts.
+    Column("reaction", String(40)),
+    Column("reward", Float),
+    Column("reacted_at", UtcTime),
+)
+
+reactions = Table(
+    "reactions",
+    metadata,
+    Column("tip_id", Uuid, ForeignKey("tip_scores.tip_id"), primary_key=True),
+    Column("at", UtcTime, primary_key=True),
+    Column("reaction", String(40), primary_key=True),
+    Column("reward", Float, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+)
+
+# The counts of rollup.py, kept in the transaction that changes what they count.
+reward_hours = Table(
+    "reward_hours",
+    metadata,
+    Column("segment", String(64), primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("prompt_version", String(64), primary_key=True),
+    Column("prompt_digest", String(64), primary_key=True),
+    Column("fallback", Boolean, primary_key=True),
+    Column("shadow", Boolean, primary_key=True),
+    Column("reaction", String(40), primary_key=True),
+    Column("tips", BigInteger, nullable=False),
+    Column("reward", Float, nullable=False),
+    Column("reward_squared", Float, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("ms", BigInteger, nullable=False),
+    Column("simulated", BigInteger, nullable=False),
+)
+
+assignment_hours = Table(
+    "assignment_hours",
+    metadata,
+    Column("segment", String(64), primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("prompt_version", String(64), primary_key=True),
+    Column("taken", BigInteger, nullable=False),
+    Column("expected", Float, nullable=False),
+)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the database up to the newest schema, in the caller's transaction; it may be there already."""
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def is_current(connection: Connection) -> bool:
+    """Tell whether the database has the newest schema."""
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    return set(context.get_current_heads()) == set(ScriptDirectory.from_config(_config()).get_heads())
+
+
+def configuration(connection: Connection) -> dict[str, Any]:
+    """Return how Alembic is to look at the database."""
+    return {
+        "connection": connection,
+        "target_metadata": metadata,
+        "version_table": VERSION_TABLE,
+        "render_as_batch": True,
+        # Other programs' tables are none of our business.
+        "include_name": lambda name, kind, _: kind != "table" or name in metadata.tables,
+    }
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    return config

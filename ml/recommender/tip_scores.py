@@ -1,0 +1,424 @@
+"""The store of tips and reactions, on SQLite or PostgreSQL: what is answered with success is on disk.
+
+Writes go through one writer with group commit. The counts of `rollup.py` change in the same transaction as the rows
+that they count, so they are never stale; `purge` and `forget` take people's data off both.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection, RowMapping, Table, bindparam, delete, event, func, insert, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ml.background import beside
+from ml.errors import StorageUnavailable
+from ml.recommender import schema
+from ml.recommender.group_commit import GroupCommit
+from ml.recommender.reactions import Outcome, Reaction, Standing, place
+from ml.recommender.rollup import Changes, DayCounts, Facts, hour_of, start_of
+from ml.settings import ConfigurationError
+
+Clock = Callable[[], datetime]
+"""Tells the time, in UTC."""
+
+log = structlog.get_logger()
+
+_LOCKED_SECONDS = 5
+_AT_ONCE = 5_000
+_NOTHING = 1e-6
+"""A sum of propensities is below this when it is zero but for rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class TipScore:
+    """One tip that was written for somebody, why it was this version, and what it cost; `ms` is how long it took."""
+
+    tip_id: UUID
+    user_id: str
+    created_at: datetime
+    policy: str
+    policy_version: str
+    options: Mapping[str, float]
+    probability: float
+    prompt_version_asked: str | None
+    generation_id: str
+    prompt_version: str
+    prompt_digest: str
+    model: str
+    fallback: bool
+    signals: Mapping[str, Any]
+    segments: tuple[str, ...]
+    tip: str
+    input_tokens: int
+    output_tokens: int
+    ms: int
+    shadow: bool = False
+    simulated: bool = False
+
+
+class NoSuchTips(Exception):
+    """Some of several reactions are to tips that are not stored: `indexes` says which ones."""
+
+    def __init__(self, indexes: Sequence[int]) -> None:
+        super().__init__(f"no such tips: {len(indexes)}")
+        self.indexes = tuple(indexes)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What became of a reaction, and which one counts for its tip now."""
+
+    tip_id: UUID
+    outcome: Outcome
+    reaction: str
+    reward: float
+
+
+@asynccontextmanager
+async def open_tip_scores(url: str, clock: Clock) -> AsyncIterator["TipScores"]:
+    """Open the store that `url` names, with its writer, until the block ends.
+
+    An SQLite database is made or migrated; another one must be at the newest schema already (ConfigurationError).
+    Raises StorageUnavailable when it cannot be reached.
+    """
+    store = TipScores(_engine(url), clock)
+    try:
+        await store.prepare()
+        async with beside(store.writer.run()):
+            yield store
+    finally:
+        await store.close()
+
+
+def prepare(url: str) -> None:
+    """Make sure, before anything is served, that the store can be opened. Raises ConfigurationError."""
+
+    async def open_once() -> None:
+        async with open_tip_scores(url, lambda: datetime.now(UTC)):
+            pass
+
+    try:
+        # In a thread, since a program's event loop may be running already.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: asyncio.run(open_once())).result()
+    except StorageUnavailable:
+        raise ConfigurationError("DATABASE_URL: the database cannot be opened or reached.") from None
+
+
+async def migrate(url: str) -> None:
+    """Bring the database that `url` names up to the newest schema. Raises StorageUnavailable."""
+    engine = _engine(url)
+    try:
+        with _storage_errors():
+            async with _writing(engine) as connection:
+                await connection.run_sync(schema.migrate)
+    finally:
+        await engine.dispose()
+
+
+class TipScores:
+    """The rows of `tip_scores` and `reactions`, and what is counted of them."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._upsert_insert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert
+        self.writer: GroupCommit[TipScore | Sequence[Reaction]] = GroupCommit(self._commit)
+
+    async def prepare(self) -> None:
+        """Migrate an SQLite database; of another one, make sure that it has the newest schema."""
+        with _storage_errors():
+            if self._engine.dialect.name == "sqlite":
+                async with _writing(self._engine) as connection:
+                    await connection.run_sync(schema.migrate)
+                return
+            async with self._engine.connect() as connection:
+                if not await connection.run_sync(schema.is_current):
+                    raise ConfigurationError(
+                        "DATABASE_URL: the database has an older schema, or none; run `tips migrate`."
+                    )
+
+    async def close(self) -> None:
+        """Give back all connections."""
+        await self._engine.dispose()
+
+    async def ping(self) -> None:
+        """Raise StorageUnavailable unless the database answers."""
+        with _storage_errors():
+            async with self._engine.connect() as connection:
+                await connection.execute(select(literal(1)))
+
+    async def add(self, tip: TipScore) -> None:
+        """Store a tip; returns when it is durable. Raises StorageUnavailable or Busy; then there is no row."""
+        await self.writer.do(tip)
+
+    async def react(self, reactions: Sequence[Reaction]) -> list[Counted]:
+        """Store reactions, all or none; returns, in their order, when they are durable.
+
+        Raises NoSuchTips, StorageUnavailable or Busy.
+        """
+        counted: list[Counted] = await self.writer.do(reactions)
+        return counted
+
+    async def holds_real_tips(self) -> bool:
+        """Tell whether there are tips that were not simulated."""
+        table = schema.tip_scores
+        with _storage_errors():
+            async with self._engine.connect() as connection:
+                found = await connection.execute(select(table.c.tip_id).where(~table.c.simulated).limit(1))
+                return found.first() is not None
+
+    async def day_counts(self, segment: str, hours: range, mature_before: int) -> list[DayCounts]:
+        """Return the counts of these hours, day by day; tips of hours below `mature_before` are old enough."""
+        table = schema.reward_hours
+        day = (table.c.hour // 24).label("day")
+        mature = (table.c.hour < mature_before).label("mature")
+        keys = (day, *(table.c[name] for name in _VARIANT), table.c.reaction, mature)
+        sums = [func.sum(table.c[name]).label(name) for name in _SUMS]
+        query = select(*keys, *sums).where(*_within(table, segment, hours)).group_by(*keys)
+        with _storage_errors():
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(query)).mappings()
+                return [
+                    DayCounts(**{**row, **{name: int(row[name]) for name in _WHOLE}, "mature": bool(row["mature"])})
+                    for row in rows
+                ]
+
+    async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
+        """Return, for each version, how often it was taken and how often it should have been."""
+        table = schema.assignment_hours
+        query = select(table.c.prompt_version, func.sum(table.c.taken), func.sum(table.c.expected))
+        query = query.where(*_within(table, segment, hours)).group_by(table.c.prompt_version)
+        with _storage_errors():
+            async with self._engine.connect() as connection:
+                return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
+
+    async def purge(self, before: datetime) -> int:
+        """Remove the tips of all full hours before `before`, with their reactions and counts; return how many tips."""
+        tips, hour = schema.tip_scores, hour_of(before)
+        old = select(tips.c.tip_id).where(tips.c.created_at < start_of(hour)).limit(_AT_ONCE)
+        purged = 0
+        with _storage_errors():
+            while True:  # a writer that serves people meanwhile does not wait for all of it
+                async with _writing(self._engine) as connection:
+                    found = (await connection.execute(old)).scalars().all()
+                    if not found:
+                        for table in (schema.reward_hours, schema.assignment_hours):
+                            await connection.execute(delete(table).where(table.c.hour < hour))
+                        break
+                    await _delete(connection, found)
+                    purged += len(found)
+            await self._leave_no_trace()
+        return purged
+
+    async def forget(self, user_id: str) -> int:
+        """Remove everything of one person, the counts of their tips included; return how many tips."""
+        tips = schema.tip_scores
+        query = select(tips).where(tips.c.user_id == user_id)
+        with _storage_errors():
+            async with _writing(self._engine) as connection:
+                rows = (await connection.execute(self._locked(query))).mappings().all()
+                changes = Changes()
+                for row in rows:
+                    changes.tip(facts := _facts(row), -1)
+                    if standing := _standing(row):
+                        changes.reaction(facts, standing, -1)
+                await _delete(connection, [row["tip_id"] for row in rows])
+                await self._count(connection, changes)
+                for table, counted in ((schema.reward_hours, "tips"), (schema.assignment_hours, "expected")):
+                    await connection.execute(delete(table).where(func.abs(table.c[counted]) < _NOTHING))
+            await self._leave_no_trace()
+        return len(rows)
+
+    async def _leave_no_trace(self) -> None:
+        """Write SQLite's log back into the file, where `secure_delete` has wiped what was removed."""
+        if self._engine.dialect.name == "sqlite":
+            async with self._engine.connect() as connection:
+                await connection.rollback()
+                raw = (await connection.get_raw_connection()).driver_connection
+                await raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+
+    async def _commit(self, operations: Sequence[TipScore | Sequence[Reaction]]) -> Sequence[Any]:
+        with _storage_errors():
+            async with _writing(self._engine) as connection:
+                changes = Changes()
+                await self._add(connection, [one for one in operations if isinstance(one, TipScore)], changes)
+                given = [one for one in operations if not isinstance(one, TipScore)]
+                answers = iter(await self._react(connection, given, changes) if given else ())
+                await self._count(connection, changes)
+            return [None if isinstance(one, TipScore) else next(answers) for one in operations]
+
+    async def _add(self, connection: AsyncConnection, tips: Sequence[TipScore], changes: Changes) -> None:
+        if tips:
+            await connection.execute(insert(schema.tip_scores), [asdict(tip) for tip in tips])
+        for tip in tips:
+            changes.tip(_facts(asdict(tip)))
+
+    async def _react(
+        self, connection: AsyncConnection, batches: Sequence[Sequence[Reaction]], changes: Changes
+    ) -> list[list[Counted] | NoSuchTips]:
+        tips = schema.tip_scores
+        ids = sorted({reaction.tip_id for batch in batches for reaction in batch})
+        # In one order everywhere: two writers wait for each other, never each for the other.
+        query = self._locked(select(*_FACTS).where(tips.c.tip_id.in_(ids)).order_by(tips.c.tip_id))
+        rows = {row["tip_id"]: row for row in (await connection.execute(query)).mappings()}
+        before = {tip_id: _standing(row) for tip_id, row in rows.items()}
+        counted = dict(before)
+        history: list[dict[str, Any]] = []
+        answers: list[list[Counted] | NoSuchTips] = []
+        now = self._clock()
+        for batch in batches:
+            unknown = [index for index, reaction in enumerate(batch) if reaction.tip_id not in rows]
+            if unknown:
+                answers.append(NoSuchTips(unknown))
+                continue
+            answer = []
+            for reaction in batch:
+                tip_id = reaction.tip_id
+                placed, counts, outcome = place(reaction, counted[tip_id], now)
+                counted[tip_id] = counts
+                if outcome != "repeated":
+                    history.append(_history(tip_id, placed, now))
+                answer.append(Counted(tip_id, outcome, counts.kind, counts.reward))
+            answers.append(answer)
+        changed = {tip_id: new for tip_id, new in counted.items() if new and new != before[tip_id]}
+        for tip_id, new in changed.items():
+            facts = _facts(rows[tip_id])
+            if old := before[tip_id]:
+                changes.reaction(facts, old, -1)
+            changes.reaction(facts, new)
+        if history:
+            await connection.execute(self._upsert_insert(schema.reactions).on_conflict_do_nothing(), history)
+        if changed:
+            await connection.execute(
+                update(tips)
+                .where(tips.c.tip_id == bindparam("of_tip"))
+                .values(reaction=bindparam("kind"), reward=bindparam("worth"), reacted_at=bindparam("when")),
+                [
+                    {"of_tip": tip_id, "kind": new.kind, "worth": new.reward, "when": new.at}
+                    for tip_id, new in changed.items()
+                ],
+            )
+        return answers
+
+    async def _count(self, connection: AsyncConnection, changes: Changes) -> None:
+        """Add the changes to the counts."""
+        rewards = [{**asdict(key), **asdict(count)} for key, count in sorted(changes.rewards.items())]
+        assignments = [{**asdict(key), **asdict(count)} for key, count in sorted(changes.assignments.items())]
+        for table, rows in ((schema.reward_hours, rewards), (schema.assignment_hours, assignments)):
+            if rows:
+                upsert = self._upsert_insert(table)
+                sums = {c.name: c + upsert.excluded[c.name] for c in table.columns if not c.primary_key}
+                await connection.execute(
+                    upsert.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums), rows
+                )
+
+    def _locked(self, query: Any) -> Any:
+        """Keep the rows from changing until we are done; SQLite has one writer at a time anyway, and ignores this."""
+        return query.with_for_update()
+
+
+Row = RowMapping | Mapping[str, Any]
+
+_VARIANT = ("prompt_version", "prompt_digest", "fallback", "shadow")
+_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated")
+_SUMS = (*_WHOLE, "reward", "reward_squared")
+_STANDING = ("reaction", "reward", "reacted_at")
+_FACTS = [
+    schema.tip_scores.c[name]
+    for name in (
+        *("tip_id", "created_at", *_VARIANT, "simulated", "segments", "prompt_version_asked", "options"),
+        *("input_tokens", "output_tokens", "ms", *_STANDING),
+    )
+]
+
+
+def _facts(row: Row) -> Facts:
+    return Facts(
+        created_at=row["created_at"],
+        prompt_version=row["prompt_version"],
+        prompt_digest=row["prompt_digest"],
+        fallback=row["fallback"],
+        shadow=row["shadow"],
+        simulated=row["simulated"],
+        segments=tuple(row["segments"]),
+        asked=row["prompt_version_asked"],
+        options=row["options"],
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        ms=row["ms"],
+    )
+
+
+def _standing(row: Row) -> Standing | None:
+    return Standing(row["reacted_at"], row["reaction"], row["reward"]) if row["reaction"] else None
+
+
+def _history(tip_id: UUID, placed: Standing, now: datetime) -> dict[str, Any]:
+    return {"tip_id": tip_id, "at": placed.at, "reaction": placed.kind, "reward": placed.reward, "received_at": now}
+
+
+def _within(table: Table, segment: str, hours: range) -> tuple[Any, Any]:
+    return table.c.segment == segment, table.c.hour.between(hours.start, hours.stop - 1)
+
+
+async def _delete(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:
+    for start in range(0, len(tip_ids), _AT_ONCE):
+        ids = tip_ids[start : start + _AT_ONCE]
+        await connection.execute(delete(schema.reactions).where(schema.reactions.c.tip_id.in_(ids)))
+        await connection.execute(delete(schema.tip_scores).where(schema.tip_scores.c.tip_id.in_(ids)))
+
+
+def _engine(url: str) -> AsyncEngine:
+    if not url.startswith("sqlite"):
+        # A connection that has gone is noticed before it is used; nobody waits for ever for one that hangs.
+        limits = {"timeout": _LOCKED_SECONDS, "command_timeout": 2 * _LOCKED_SECONDS}
+        return create_async_engine(url, pool_pre_ping=True, pool_timeout=_LOCKED_SECONDS, connect_args=limits)
+    engine = create_async_engine(url, connect_args={"timeout": _LOCKED_SECONDS})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and then writes could fail half-way, when another has written meanwhile.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@asynccontextmanager
+async def _writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async with engine.execution_options(writes=True).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Map what the database and its drivers raise; a defect of ours passes through, to be seen as one."""
+    try:
+        yield
+    except (DataError, IntegrityError, ProgrammingError):
+        raise
+    except (DBAPIError, PoolTimeout, OSError, sqlite3.Error) as error:
+        log.error("storage_unavailable", exception=type(getattr(error, "orig", None) or error).__name__)
+        raise StorageUnavailable(
+            "The database is locked, full or cannot be reached; nothing has been stored.", retry_after=1
+        ) from None

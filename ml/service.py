@@ -1,0 +1,112 @@
+"""What every program of ours is put together with: guards around routes, health, metrics, errors and the document."""
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, Literal
+
+import structlog
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+
+from ml.errors import install_problem_handlers, problems
+from ml.guards import BearerKeys, InFlightLimit, RequestTelemetry, WholeBody
+from ml.settings import ServiceSettings
+from ml.telemetry import Telemetry
+
+log = structlog.get_logger()
+
+LONGEST_BODY = 64 * 1024
+"""Bytes."""
+
+OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
+"""Reachable without a key: what a load balancer, a metrics scraper and a developer need, and nothing personal."""
+
+Readiness = Callable[[], Awaitable[None]]
+"""Raises NotReady, or another error with status 503, as long as a part of the service cannot do its work."""
+
+
+def new_service(
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Any]],
+    *,
+    settings: ServiceSettings,
+    telemetry: Telemetry,
+    routers: Sequence[APIRouter],
+    open_routers: Sequence[APIRouter] = (),
+    open_paths: Collection[str] = (),
+    limited_paths: Collection[str] = (),
+    most_in_flight: int = 0,
+) -> FastAPI:
+    """Put the guards around the routers.
+
+    `lifespan` yields the state that handlers ask for: a mapping, with the sequence `ready` of Readiness in it.
+    `open_routers` need no key on `open_paths`; at most `most_in_flight` requests to `limited_paths` run at once.
+    """
+    app = FastAPIOffline(
+        title="Tips",
+        summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url="/docs/static",  # the page works without any outside address
+    )
+    # The key is checked before any route is reached; this tells of it in the document.
+    key = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
+    for router in routers:
+        app.include_router(router, dependencies=key)
+    for router in (*open_routers, _operations(telemetry)):
+        app.include_router(router)
+    install_problem_handlers(app)
+    # The last one added is the first one passed.
+    app.add_middleware(WholeBody, longest=LONGEST_BODY)
+    if limited_paths:
+        app.add_middleware(InFlightLimit, most=most_in_flight, paths=limited_paths)
+    app.add_middleware(BearerKeys, keys=settings.api_keys, open_paths=(*OPEN_PATHS, *open_paths))
+    app.add_middleware(RequestTelemetry, telemetry=telemetry)
+    return app
+
+
+def warn_if_open(settings: ServiceSettings) -> None:
+    """Say it in the log when there are no keys."""
+    if not settings.api_keys:
+        log.warning("open_to_everyone", reason="API_KEYS is not set, so whoever reaches this service may use it")
+
+
+def from_state(name: str) -> Any:
+    """Return the dependency on what the lifespan yielded under `name`."""
+
+    async def value(request: Request) -> Any:  # a plain function would be run in a thread
+        return getattr(request.state, name)
+
+    return Depends(value)
+
+
+class Health(BaseModel):
+    """What the service can do: be reached (`live`), or do its work (`ready`)."""
+
+    status: Literal["live", "ready"]
+
+
+def _operations(telemetry: Telemetry) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health/live", summary="The process answers")
+    async def live() -> Health:
+        """Answer as long as the process runs."""
+        return Health(status="live")
+
+    @router.get("/health/ready", summary="The service can do its work", responses=problems(503))
+    async def ready(checks: Annotated[Sequence[Readiness], from_state("ready")]) -> Health:
+        """Answer 200 when the service can do its work; else 503, with what is still loading or missing."""
+        for check in checks:
+            await check()
+        return Health(status="ready")
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Show the counters and histograms of this process, in Prometheus' text format."""
+        return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
