@@ -7,9 +7,12 @@ import httpx
 import pytest
 
 from ml.serving.main import create_app
-from ml.settings import ServingSettings
+from ml.settings import RecommenderSettings, ServingSettings
+from tests.browser import browser
 from tests.server import running
 from tests.upstream import Upstream
+
+__all__ = ["browser"]
 
 Serve = Callable[..., httpx.Client]
 
@@ -24,7 +27,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 5) -> bool:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ServingSettings.model_fields:
+    for name in ServingSettings.model_fields | RecommenderSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
