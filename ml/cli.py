@@ -16,6 +16,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from ml.errors import TipsError, from_validation
@@ -191,6 +192,31 @@ def purge(older_than: Annotated[str, typer.Option(help="An age in days or hours,
 def forget(user: Annotated[str, typer.Argument(help="The user_id that the caller gave.")]) -> None:
     """Remove everything that is stored of one person."""
     print(f"removed: {asyncio.run(_in_store(lambda store: store.forget(user)))} tips")
+
+
+@app.command()
+def simulate(
+    users: Annotated[int, typer.Option(min=1, max=100_000, help="How many people.")] = 500,
+    days: Annotated[int, typer.Option(min=1, max=365, help="How many days, up to now.")] = 14,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same people.")] = 1,
+) -> None:
+    """Fill the database with simulated people's tips and reactions, to see what the reward page shows of them."""
+    with _recommender_extra():
+        from ml.recommender.tip_scores import prepare
+        from ml.simulation import simulate as run
+    settings = RecommenderSettings.from_environment()
+    prepare(settings.database_url.get_secret_value())
+    configure_logging(logging.CRITICAL, sys.stderr)
+    bar = Console(stderr=True)
+    done = run(
+        settings,
+        users=users,
+        days=days,
+        end=datetime.now(UTC),
+        seed=seed,
+        progress=lambda hours: track([*hours], "Simulating", console=bar),
+    )
+    print(f"simulated: {done.tips} tips, {done.reactions} reactions; `tips serve` shows them on /admin/rewards")
 
 
 async def _in_store(work: Callable[["TipScores"], Awaitable[int]]) -> int:

@@ -1,0 +1,196 @@
+"""People who do not exist, with tastes that are known: they ask for tips and react, through the real HTTP interface.
+
+Only the model and the clock are not real: each day's requests carry that day's time. The rows say that they are
+simulated.
+"""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import groupby
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ml.app import create_app
+from ml.recommender.tip_scores import open_tip_scores
+from ml.serving.prompts import PROMPTS
+from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
+
+TASTES: Mapping[str, float] = MappingProxyType({"v1": 0.30, "v2-mentor": 0.44, "v3-few-shot": 0.33})
+"""The share of each version's tips that help; the mean reward that an endless simulation would show."""
+
+USUAL_TASTE = 0.30
+"""Of a version that is not in `TASTES`."""
+
+_VISITS_A_DAY = 0.5
+_SAY_THAT_IT_DID_NOT_HELP = 0.4
+_COME_BACK_LATE = 0.1
+_SENT_TWICE = 0.05
+_AT_ONCE = 8
+_HOUR = timedelta(hours=1)
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Passes the steps through, and shows how many are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """How much was simulated."""
+
+    tips: int
+    reactions: int
+
+
+def simulate(
+    settings: RecommenderSettings, *, users: int, days: int, end: datetime, seed: int, progress: Progress
+) -> Simulated:
+    """Let `users` people live through the `days` days before `end`; the same seed gives the same people and tastes.
+
+    The versions are those of the settings, all of them if those name none. Raises ConfigurationError when the database
+    holds the tips of real people, or cannot be used.
+    """
+    asyncio.run(_refuse_real_people(settings, end))
+    crowd = _Crowd(random.Random(seed), clock=end)  # noqa: S311 - the same people again, not secrets
+    with listening(_model()) as model:
+        versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
+        app = create_app(
+            ServingSettings(
+                tip_model="openai/simulated",
+                tip_model_api_base=f"{model}/v1",
+                tip_model_fallbacks=(),
+                embedded_model_path=None,
+                api_keys=(),
+                otel_exporter_otlp_endpoint=None,
+            ),
+            settings.model_copy(update={"tip_prompt_version": versions, "serving_url": None, "api_keys": ()}),
+            clock=lambda: crowd.clock,
+            simulated=True,
+        )
+        with listening(app) as service:
+            return asyncio.run(crowd.live(service, users, days, progress))
+
+
+async def _refuse_real_people(settings: RecommenderSettings, now: datetime) -> None:
+    async with open_tip_scores(settings.database_url.get_secret_value(), lambda: now) as store:
+        if await store.holds_real_tips():
+            raise ConfigurationError(
+                "DATABASE_URL: holds the tips of real people; name another database to simulate into."
+            )
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """Everybody, and the time that it is for them."""
+
+    chance: random.Random
+    clock: datetime
+    later: list[tuple[datetime, dict[str, Any]]] = field(default_factory=list)
+    tips: int = 0
+    reactions: int = 0
+
+    async def live(self, service: str, users: int, days: int, progress: Progress) -> Simulated:
+        """Ask and react, hour by hour, until it is the end again."""
+        end = self.clock
+        start = end - timedelta(days=days)
+        visits = sorted(
+            (start + timedelta(days=day, seconds=self.chance.uniform(0, 86_400)), f"simulated-{user}")
+            for day in range(days)
+            for user in range(users)
+            if self.chance.random() < _VISITS_A_DAY
+        )
+        by_hour = {hour: [*who] for hour, who in groupby(visits, key=lambda visit: (visit[0] - start) // _HOUR)}
+        async with httpx.AsyncClient(base_url=service, timeout=60) as http:
+            for hour in progress(range(days * 24)):
+                self.clock = min(end, start + (hour + 1) * _HOUR)
+                await self._all(self._visit(http, user, at) for at, user in by_hour.get(hour, ()))
+                due = [body for at, body in self.later if at <= self.clock]
+                self.later = [(at, body) for at, body in self.later if at > self.clock]
+                await self._all(self._react(http, body) for body in due)
+        return Simulated(self.tips, self.reactions)
+
+    async def _all(self, coroutines: Iterable[Any]) -> None:
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(coroutine: Any) -> None:
+            async with limit:
+                await coroutine
+
+        await asyncio.gather(*(one(coroutine) for coroutine in coroutines))
+
+    async def _visit(self, http: httpx.AsyncClient, user: str, at: datetime) -> None:
+        chance = random.Random(f"{user} {at}")  # noqa: S311 - whatever order the answers come in, the person is the same
+        signals = {
+            "mood": chance.choice(["great", "good", "okay", "low", "awful"]),
+            "energy": chance.randint(1, 10),
+            "sleep_hours": round(chance.gauss(7, 1), 1),
+            "activity": chance.choice(["working", "relaxing", "commuting", "in_bed"]),
+            "locale": chance.choice(["en-GB", "en-US", "de-DE", "es-ES"]),
+        }
+        answer = await http.post("/tips", json={"user_id": user, "signals": signals})
+        tip = answer.raise_for_status().json()
+        self.tips += 1
+        if chance.random() < TASTES.get(tip["prompt_version"], USUAL_TASTE):
+            reaction = chance.choice(["helpful", "done"])
+        elif chance.random() < _SAY_THAT_IT_DID_NOT_HELP:
+            reaction = chance.choice(["not_helpful", "dismissed"])
+        else:
+            return
+        late = timedelta(days=chance.uniform(1, 3)) if chance.random() < _COME_BACK_LATE else timedelta()
+        when = self.clock + late + timedelta(minutes=chance.expovariate(1 / 20))
+        body = {"tip_id": tip["tip_id"], "reaction": reaction, "at": when.isoformat()}
+        self.later += [(when, body)] * (2 if chance.random() < _SENT_TWICE else 1)
+
+    async def _react(self, http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+        answer = await http.post("/reactions", json=body)
+        self.reactions += answer.raise_for_status().json()["outcome"] == "recorded"
+
+
+def _model() -> Starlette:
+    """An OpenAI-compatible model that always says the same."""
+
+    async def complete(request: Request) -> Response:
+        body = await request.json()
+        words = sum(len(message["content"].split()) for message in body["messages"])
+        message = {"role": "assistant", "content": "Take three slow breaths before the next thing you do."}
+        return JSONResponse(
+            {
+                "id": "simulated",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": words, "completion_tokens": 12, "total_tokens": words + 12},
+            }
+        )
+
+    return Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """Serve `app` on a free port of this machine, in a thread, until the block ends; yield its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the server did not start")
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
