@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ml.settings import EMBEDDED_MODEL, ConfigurationError, ServingSettings
+from ml.settings import EMBEDDED_MODEL, ConfigurationError, RecommenderSettings, ServingSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +18,9 @@ def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> ServingSettings
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = {name.upper(): "" for name in ServingSettings.model_fields}
     assert read(monkeypatch, **empty) == ServingSettings()
+    for name in RecommenderSettings.model_fields:
+        monkeypatch.setenv(name.upper(), "")
+    assert RecommenderSettings.from_environment() == RecommenderSettings()
 
 
 def test_the_defaults_are_the_embedded_model_and_the_baseline() -> None:
@@ -37,6 +40,68 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.models == ("openai/a", "anthropic/b", "ollama/c:7b")
     assert settings.api_keys == (SecretStr("one"), SecretStr("two"))
     assert settings.most_in_flight == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "weights"),
+    [
+        ("", ()),
+        ("v1", (("v1", 1),)),
+        ("v1,v2-mentor", (("v1", 1), ("v2-mentor", 1))),
+        (" v1=90 , v2-mentor = 10.5", (("v1", 90), ("v2-mentor", 10.5))),
+    ],
+)
+def test_the_versions_to_choose_among_are_one_a_list_or_weights(
+    monkeypatch: pytest.MonkeyPatch, value: str, weights: object
+) -> None:
+    monkeypatch.setenv("TIP_PROMPT_VERSION", value)
+    assert RecommenderSettings.from_environment().tip_prompt_version == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("TIP_PROMPT_VERSION", value)
+            for value in (
+                *(",", "v1,", "v1,,v2", "v1,v1", "v1=90,v2", "v1=0,v2=1", "v1=-1,v2=1", "v1=x,v2=1", "v1=nan,v2=1"),
+                *("v1=inf,v2=1", "v1=1=2,v2=1", "=1,v2=1", "v 1", "-v1", "x" * 41, ",".join(f"v{n}" for n in range(21))),
+            )
+        ),
+        ("SERVING_URL", "localhost:8000"),
+        *(
+            ("DATABASE_URL", value)
+            for value in (
+                *("tips.db", "sqlite:///tips.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"),
+                *("sqlite+aiosqlite:///file:tips?mode=memory", "postgresql://localhost/tips", "mysql://localhost/tips"),
+            )
+        ),
+        ("REACTION_WINDOW_HOURS", "0"),
+        ("REACTION_WINDOW_HOURS", "a day"),
+        ("GENERATE_TIMEOUT_SECONDS", "0"),
+    ],
+)
+def test_a_wrong_value_of_the_recommender_s_is_one_plain_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=rf"^{name}: the value .+[^.]\.$") as raised:
+        RecommenderSettings.from_environment()
+    assert "\n" not in str(raised.value)
+
+
+def test_the_recommender_s_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "DATABASE_URL": "postgresql+asyncpg://tips:top-secret@db/tips",
+        "ADMIN_PASSWORD": "top-secret",
+        "SERVING_API_KEY": "top-secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert "top-secret" not in repr(RecommenderSettings.from_environment())
+    monkeypatch.setenv("DATABASE_URL", "mysql://tips:top-secret@db/tips")
+    with pytest.raises(ConfigurationError, match="DATABASE_URL") as raised:
+        RecommenderSettings.from_environment()
+    assert "top-secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +135,7 @@ def test_settings_cannot_change_and_do_not_show_keys(monkeypatch: pytest.MonkeyP
 
 
 def test_every_setting_has_a_line_in_the_example_and_a_row_in_the_readme() -> None:
-    settings = {name.upper() for name in ServingSettings.model_fields}
+    settings = {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields}
     example = (ROOT / ".env.example").read_text()
     assert set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) == settings
     assert settings <= set(re.findall(r"^\| `([A-Z_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))

@@ -76,20 +76,21 @@ async def generate(body: GenerateRequest, generator: GeneratorDep, within: Secon
 
 
 async def _events(stream: TipStream) -> AsyncIterator[bytes]:
-    yield _event("meta", asdict(stream.origin))
+    yield event("meta", asdict(stream.origin))
     async with aclosing(stream.pieces) as pieces:
         try:
             async for piece in pieces:
                 if isinstance(piece, Tip):
                     done = {"tip": piece.text, "usage": asdict(piece.usage), "finish_reason": piece.finish_reason}
-                    yield _event("done", done)
+                    yield event("done", done)
                 else:
-                    yield _event("delta", {"text": piece})
+                    yield event("delta", {"text": piece})
         except TipsError as error:
-            yield _event("error", error.problem())
+            yield event("error", error.problem())
 
 
-def _event(name: str, data: Mapping[str, Any]) -> bytes:
+def event(name: str, data: Mapping[str, Any]) -> bytes:
+    """Return one server-sent event."""
     return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))
 
 
