@@ -22,5 +22,5 @@ USER tips
 EXPOSE 8000
 HEALTHCHECK --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
-# Refuses to start without API_KEYS, unless ALLOW_ANONYMOUS=true.
-CMD ["tips", "serve", "--host", "0.0.0.0"]
+# Refuses to start without API_KEYS, unless ALLOW_ANONYMOUS=true. For the recommender, end with `--only recommender`.
+CMD ["tips", "serve", "--host", "0.0.0.0", "--only", "serving"]

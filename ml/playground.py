@@ -1,13 +1,14 @@
 """The page that shows a newcomer the whole loop: a tip from every version, as it is written, and reactions to them."""
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import SecretStr
@@ -33,7 +34,7 @@ GENERATING_PATHS = ("/playground/tips",)
 POLICY = "playground"
 """What rows of the page's tips say: whoever looks at it sees every version, so none was drawn."""
 
-REACTIONS = {"helpful": "👍 Helps", "not_helpful": "👎 Does not help"}
+REACTIONS = {"helpful": "Helps", "not_helpful": "Does not help"}
 
 
 class PlaygroundRequest(TipRequest):
@@ -43,13 +44,13 @@ class PlaygroundRequest(TipRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FormField:
     """How the page asks for a signal."""
 
     name: str
     kind: str
-    attributes: Mapping[str, Any]
-    options: Mapping[str, str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
 
     @property
@@ -66,13 +67,12 @@ def router(password: SecretStr | None) -> APIRouter:
     return routes
 
 
-async def show(request: Request) -> HTMLResponse:
+async def show() -> HTMLResponse:
     """Show the page, to a person of its own."""
     return page(
-        request,
         "playground.html",
-        scripted=True,
-        fields=[field(name, signal.kind) for name, signal in SIGNALS.items()],
+        nonce=secrets.token_urlsafe(16),
+        fields=[form_field(name, signal.kind) for name, signal in SIGNALS.items()],
         versions={version: prompt.description for version, prompt in PROMPTS.items()},
         reactions=REACTIONS,
         user_id=f"playground-{uuid4()}",
@@ -107,23 +107,25 @@ async def _events(
             yield event("error", error.problem())
 
 
-def field(name: str, kind: Kind) -> Field:
-    """Return how to ask for a signal of a kind."""
+def form_field(name: str, kind: Kind) -> FormField:
+    """Return how to ask for a signal of a kind; a kind that is not known here is asked for as text."""
     match kind:
         case Number(low, high, unit):
-            return Field(name, "number", {"type": "number", "min": low, "max": high, "step": "any"}, {}, f"{unit}s")
+            bounds = {"type": "number", "min": low, "max": high, "step": "any"}
+            return FormField(name, "number", bounds, hint=_unit(name, unit))
         case Whole(low, high, unit):
-            return Field(name, "number", {"type": "number", "min": low, "max": high}, {}, f"{unit}s")
+            return FormField(name, "number", {"type": "number", "min": low, "max": high}, hint=_unit(name, unit))
         case Scale(top):
-            return Field(name, "number", {"type": "number", "min": 1, "max": top}, {}, f"1 to {top}")
+            return FormField(name, "number", {"type": "number", "min": 1, "max": top}, hint=f"1 to {top}")
         case Choice(options):
-            return Field(name, "text", {}, options)
-        case Text(longest):
-            return Field(name, "text", {"type": "text", "maxlength": longest}, {})
+            return FormField(name, "text", options=options)
         case Texts():
-            return Field(name, "texts", {}, {}, "one a line")
-        case Clock():
-            return Field(name, "text", {"type": "time"}, {})
-        case Language():
-            return Field(name, "text", {"type": "text", "placeholder": "en-GB"}, {})
-    raise TypeError(f"no way to ask for a {type(kind).__name__}")
+            return FormField(name, "texts", hint="one a line")
+    attributes: dict[type[Kind], dict[str, Any]] = {Clock: {"type": "time"}, Language: {"placeholder": "en-GB"}}
+    longest = {"maxlength": kind.longest} if isinstance(kind, Text) else {}
+    return FormField(name, "text", attributes.get(type(kind), {}) | longest)
+
+
+def _unit(name: str, unit: str) -> str:
+    """The unit, unless the name has it."""
+    return "" if unit.replace(" ", "_") in name else f"{unit}s"

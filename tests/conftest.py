@@ -1,11 +1,13 @@
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from ml.app import create_app as create_both
 from ml.serving.main import create_app
 from ml.settings import RecommenderSettings, ServingSettings
 from tests.browser import browser
@@ -52,12 +54,34 @@ def serve(upstream: Upstream) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(model: str = "good", *fallbacks: str, **settings: Any) -> httpx.Client:
-            settings = {
-                "tip_model": f"openai/{model}",
-                "tip_model_fallbacks": tuple(f"openai/{fallback}" for fallback in fallbacks),
-                "tip_model_api_base": f"{upstream.url}/v1",
-                **settings,
-            }
-            return stack.enter_context(client(ServingSettings(**settings)))
+            return stack.enter_context(client(of_model(upstream, model, *fallbacks, **settings)))
+
+        yield start
+
+
+def of_model(upstream: Upstream, model: str, *fallbacks: str, **settings: Any) -> ServingSettings:
+    """Settings for a serving that asks a model of our own server."""
+    return ServingSettings(
+        **{
+            "tip_model": f"openai/{model}",
+            "tip_model_fallbacks": tuple(f"openai/{fallback}" for fallback in fallbacks),
+            "tip_model_api_base": f"{upstream.url}/v1",
+            **settings,
+        }
+    )
+
+
+@pytest.fixture
+def serve_both(upstream: Upstream, tmp_path: Path) -> Iterator[Serve]:
+    """Start both services in one process, each time on an SQLite file of their own, and return a client for them."""
+    started: list[object] = []
+    with ExitStack() as stack:
+
+        def start(model: str = "good", *, serving: Mapping[str, Any] | None = None, **settings: Any) -> httpx.Client:
+            settings = {"database_url": f"sqlite+aiosqlite:///{tmp_path}/{len(started)}.db", **settings}
+            keys = {"api_keys": settings.get("api_keys", ())}
+            app = create_both(of_model(upstream, model, **keys, **(serving or {})), RecommenderSettings(**settings))
+            started.append(app)
+            return stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), timeout=60))
 
         yield start

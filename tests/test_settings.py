@@ -65,7 +65,15 @@ def test_the_versions_to_choose_among_are_one_a_list_or_weights(
             ("TIP_PROMPT_VERSION", value)
             for value in (
                 *(",", "v1,", "v1,,v2", "v1,v1", "v1=90,v2", "v1=0,v2=1", "v1=-1,v2=1", "v1=x,v2=1", "v1=nan,v2=1"),
-                *("v1=inf,v2=1", "v1=1=2,v2=1", "=1,v2=1", "v 1", "-v1", "x" * 41, ",".join(f"v{n}" for n in range(21))),
+                *(
+                    "v1=inf,v2=1",
+                    "v1=1=2,v2=1",
+                    "=1,v2=1",
+                    "v 1",
+                    "-v1",
+                    "x" * 41,
+                    ",".join(f"v{n}" for n in range(21)),
+                ),
             )
         ),
         ("SERVING_URL", "localhost:8000"),
