@@ -14,7 +14,7 @@ import structlog
 from fastapi import Depends, Header, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from pydantic import SecretStr
+from pydantic import SecretStr, WithJsonSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml.errors import (
@@ -201,7 +201,9 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 async def _seconds_left(
     milliseconds: Annotated[
-        int | None, Header(alias=TIMEOUT_HEADER, ge=1, le=600_000, description="How long the caller will wait.")
+        int | None,
+        Header(alias=TIMEOUT_HEADER, ge=1, le=600_000, description="How long the caller will wait."),
+        WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 600_000}),
     ] = None,
 ) -> float | None:
     return None if milliseconds is None else milliseconds / 1000

@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from ml.features.definitions import SIGNALS
 from ml.serving.prompts import PROMPTS
-from tests.conftest import eventually
+from tests.conftest import Serve, eventually
 from tests.process import TIPS, environment, run, service
 from tests.upstream import SECRET, TIP, Upstream
 
@@ -212,3 +213,108 @@ def test_prompts_shows_every_version_with_its_digest() -> None:
 def test_locking_released_prompts_again_changes_nothing() -> None:
     ended = run(TIPS, "prompts", "lock")
     assert (ended.returncode, ended.stdout) == (0, "released: nothing new\n")
+
+
+def test_one_of_the_two_services_runs_alone(upstream: Upstream, tmp_path: Path) -> None:
+    with service(TIPS, "serve", "--only", "serving", **model(upstream)) as serving:
+        assert serving.http.post("/tips", json={"user_id": "u"}).status_code == 404
+        settings = {"SERVING_URL": serving.url, "DATABASE_URL": database(tmp_path), "TIP_PROMPT_VERSION": "v2-mentor"}
+        with service(TIPS, "serve", "--only", "recommender", **settings) as recommender:
+            assert recommender.http.post("/generate", json={}).status_code == 404
+            answer = recommender.http.post("/tips", json={"user_id": "u"})
+            assert (answer.status_code, answer.json()["prompt_version"]) == (200, "v2-mentor")
+            assert recommender.stop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(TIPS, "serve", "--only", "recommender"), (*UVICORN[:-1], "ml.recommender.main:app", "--port", "0")],
+    ids=["tips serve", "uvicorn"],
+)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"SERVING_URL": ""}, "SERVING_URL: must say where serving is"),
+        ({"TIP_PROMPT_VERSION": "v1,v9"}, "TIP_PROMPT_VERSION: serving does not know v9; it knows v1, "),
+        ({"TIP_PROMPT_VERSION": "v1,,"}, "TIP_PROMPT_VERSION: the value should be one prompt version, or"),
+        ({"DATABASE_URL": "tips.db"}, "DATABASE_URL: the value should be "),
+        ({"DATABASE_URL": "sqlite+aiosqlite:////nowhere/tips.db"}, "DATABASE_URL: the database cannot be opened"),
+        (
+            {"DATABASE_URL": "postgresql+asyncpg://tips:top-secret@127.0.0.1:9/tips"},
+            "DATABASE_URL: the database cannot be opened",
+        ),
+    ],
+)
+def test_a_mistake_about_the_recommender_stops_it_with_one_plain_sentence(
+    serve: Serve, tmp_path: Path, command: tuple[str, ...], settings: dict[str, str], sentence: str
+) -> None:
+    url = str(serve().base_url)
+    ended = run(*command, **{"SERVING_URL": url, "DATABASE_URL": database(tmp_path), **settings})
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(sentence)
+    assert ended.stderr.count("\n") == 1
+    assert "top-secret" not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"TIP_PROMPT_VERSION": "v9"}, "TIP_PROMPT_VERSION: serving does not know v9; it knows v1, "),
+        ({"SERVING_URL": "http://localhost:1"}, "SERVING_URL: `tips serve` runs serving itself"),
+    ],
+)
+def test_a_mistake_about_both_together_stops_the_program_with_one_plain_sentence(
+    tmp_path: Path, settings: dict[str, str], sentence: str
+) -> None:
+    ended = run(TIPS, "serve", DATABASE_URL=database(tmp_path), **settings)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith(sentence)
+
+
+def test_a_serving_that_does_not_answer_yet_does_not_stop_the_recommender(tmp_path: Path) -> None:
+    settings = {"SERVING_URL": "http://127.0.0.1:9", "TIP_PROMPT_VERSION": "v9", "DATABASE_URL": database(tmp_path)}
+    with service(TIPS, "serve", "--only", "recommender", **settings) as recommender:
+        answer = recommender.http.post("/tips", json={"user_id": "u"})
+        assert (answer.status_code, answer.json()["type"]) == (502, "urn:tips:problem:upstream-unreachable")
+        _, log = recommender.stop()
+    assert [line["level"] for line in log if line["event"] == "serving_does_not_answer"] == ["warning"]
+
+
+def test_the_log_of_a_tip_and_a_reaction_says_which_and_nobody_s_words(upstream: Upstream, tmp_path: Path) -> None:
+    with service(**model(upstream, DATABASE_URL=database(tmp_path))) as both:
+        body = {"user_id": "private-user", "signals": {"goal": "private-goal"}}
+        tip = both.http.post("/tips", json=body, headers={"x-request-id": "r1"}).json()
+        both.http.post("/reactions", json={"tip_id": tip["tip_id"], "reaction": "helpful"})
+        _, log = both.stop()
+    lines = {line["route"]: line for line in log if line["event"] == "request"}
+    assert lines["/tips"]["tip_id"] == tip["tip_id"]
+    assert (lines["/tips"]["prompt_version"], lines["/tips"]["policy"]) == ("v1", "serving-default")
+    assert lines["/generate"]["request_id"] == lines["/tips"]["request_id"] == "r1"
+    assert lines["/generate"]["trace_id"] == lines["/tips"]["trace_id"]
+    assert lines["/reactions"]["status"] == 200
+    assert "private" not in str(log)
+    assert TIP not in str(log)
+
+
+def test_people_s_data_is_removed_by_age_and_by_person(upstream: Upstream, tmp_path: Path) -> None:
+    settings = model(upstream, DATABASE_URL=database(tmp_path))
+    with service(**settings) as both:
+        for user in ("one", "one", "two"):
+            assert both.http.post("/tips", json={"user_id": user}).status_code == 200
+        ended = run(TIPS, "forget", "one", **settings)
+        assert (ended.returncode, ended.stdout) == (0, "removed: 2 tips\n")
+        assert [one["tips"] for one in both.http.get("/rewards").json()["variants"]] == [1]
+    ended = run(TIPS, "purge", "--older-than", "1d", **settings)
+    assert (ended.returncode, ended.stdout) == (0, "removed: 0 tips\n")
+    assert run(TIPS, "forget", "two", **settings).stdout == "removed: 1 tips\n"
+
+
+@pytest.mark.parametrize("age", ["90", "d", "-1d", "1w", "1d2h", ""])
+def test_an_age_is_days_or_hours(age: str) -> None:
+    ended = run(TIPS, "purge", "--older-than", age, COLUMNS="200")
+    assert ended.returncode == 2
+    assert "such as 90d or 36h" in ended.stderr
+
+
+def database(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder}/tips.db"

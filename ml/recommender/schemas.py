@@ -104,7 +104,7 @@ class ReactionRequest(StrictModel):
 class ReactionBatch(StrictModel):
     """Tell of several reactions; all of them are stored, or none."""
 
-    reactions: Annotated[tuple[ReactionRequest, ...], Field(min_length=1, max_length=MOST_REACTIONS, strict=False)]
+    reactions: Annotated[list[ReactionRequest], Field(min_length=1, max_length=MOST_REACTIONS)]
 
 
 class ReactionResponse(BaseModel):
