@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.features.context import PromptContext, assemble
-from ml.features.definitions import SIGNALS, Text, Texts, quoted
+from ml.features.definitions import SIGNALS, Text, Texts, quoted, segments
 from ml.serving.prompts import PROMPTS
 from ml.wire import Signals
 
@@ -172,3 +172,9 @@ def test_how_released_signals_read_does_not_change() -> None:
     assert {name for name, _ in WORDING} == SIGNALS.keys()
     for (name, value), sentence in WORDING.items():
         assert assemble({name: value}).text == sentence
+
+
+def test_people_belong_to_the_segments_of_their_categories_and_their_language() -> None:
+    known = {"locale": "de-AT", "mood": "low", "goal": "sleep", "energy": 3, "weekday": "friday"}
+    assert segments(known) == ("mood:low", "weekday:friday", "locale:de")
+    assert segments({}) == segments({"mood": None, "locale": None}) == ()
