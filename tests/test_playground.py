@@ -113,6 +113,16 @@ def test_a_version_that_fails_says_so_and_can_be_asked_again(serve_both: Serve, 
     expect(page.get_by_role("button", name="Write tips")).to_be_enabled()
 
 
+def test_html_that_a_model_writes_is_text_even_while_it_streams(serve_both: Serve, page: Page) -> None:
+    page.add_init_script(
+        "window.images = 0; new MutationObserver(() => window.images += document.images.length)"
+        ".observe(document, { childList: true, subtree: true, characterData: true })"
+    )
+    write_tips(page, serve_both("says-html"))
+    expect(page.locator("[data-version=v1] .counted")).to_contain_text("markup")
+    assert page.evaluate("window.images") == 0
+
+
 def test_a_busy_service_is_asked_again_until_every_version_has_its_turn(serve_both: Serve, page: Page) -> None:
     http = serve_both("slow", serving={"max_in_flight": 1})
     write_tips(page, http)

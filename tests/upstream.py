@@ -20,6 +20,7 @@ UNUSABLE = {
     "preamble": "Sure! Here is a tip: drink a glass of water.",
     "quotes": '"Drink a glass of water now."',
     "markup": "**Drink** a glass of water now.",
+    "html": "<img src=x onerror=alert(1)> Drink a glass of water now.",
     "essay": "Drink water. " * 40,
     "three": "Drink water. Stand up. Look outside.",
     "lines": "Drink water.\nStand up.",

@@ -28,7 +28,7 @@ def test_the_same_chance_gives_the_same_option(weights: dict[str, float], u: flo
 
 @given(weights)
 def test_the_ends_of_the_range_belong_to_the_first_and_the_last_option(weights: dict[str, float]) -> None:
-    first, last = [*weights][0], [*weights][-1]
+    first, last = next(iter(weights)), next(reversed(weights))
     assert weighted(weights, 0.0).option == first
     assert weighted(weights, 1 - 2**-53).option == last or weights[last] / sum(weights.values()) < 2**-50
 
