@@ -1,10 +1,13 @@
 """The HTTP interface of the recommender: parse, call one function, answer."""
 
+import re
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Annotated, TypedDict
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from ml.errors import FieldError, UnknownTip, UnprocessableRequest, problems
 from ml.guards import JsonOnly, SecondsLeft
@@ -45,12 +48,26 @@ ClockDep = Annotated[Clock, from_state("clock")]
 TelemetryDep = Annotated[Telemetry, from_state("telemetry")]
 
 
+def _day(value: str | None) -> str | None:
+    if value and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        raise PydanticCustomError("date", "should be a day, as 2026-01-31")
+    return value or None
+
+
+Day = Annotated[
+    date | None,
+    BeforeValidator(_day),
+    WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"maxLength": 0}]}),
+]
+"""Empty, as a form sends it, is unset."""
+
+
 async def _report(
     rewards: RewardsDep,
     clock: ClockDep,
     *,
-    first: Annotated[date | None, Query(alias="from", description="First day (UTC).")] = None,
-    last: Annotated[date | None, Query(alias="to", description="Last day (UTC), included.")] = None,
+    first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
+    last: Annotated[Day, Query(alias="to", description="Last day (UTC), included.")] = None,
     segment: Annotated[
         str, Query(max_length=64, description="Only people of one category, such as `mood:low` or `locale:de`.")
     ] = "",
