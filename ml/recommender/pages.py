@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ from ml.guards import admin_only
 from ml.recommender import plots
 from ml.recommender.reactions import REACTIONS
 from ml.recommender.rewards import ALPHA, Report, Variant, Window
-from ml.recommender.routes import ReportDep
+from ml.recommender.routes import ReportDep, RewardsDep
 
 PATHS = ("/admin",)
 """Guarded by the password, not by keys: a browser sends none."""
@@ -69,7 +69,7 @@ def router(password: SecretStr | None) -> APIRouter:
     return router
 
 
-async def rewards_page(request: Request, report: ReportDep) -> HTMLResponse:
+async def rewards_page(request: Request, report: ReportDep, rewards: RewardsDep) -> HTMLResponse:
     """Show the report that the query asks for."""
     asked = {name: value for name, value in request.query_params.items() if value}
     figures = await to_thread.run_sync(plots.draw, report.variants) if report.variants else None
@@ -84,6 +84,7 @@ async def rewards_page(request: Request, report: ReportDep) -> HTMLResponse:
         query=urlencode(asked),
         categories=_CATEGORIES,
         rewards=REACTIONS,
+        waits=rewards.reaction_window / timedelta(hours=1),
         alpha=ALPHA,
     )
 

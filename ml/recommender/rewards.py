@@ -124,7 +124,7 @@ class Rewards:
     def __init__(self, tip_scores: TipScores, *, reaction_window: timedelta, versions: Sequence[str]) -> None:
         """Take how long a tip waits for a reaction, and the versions in the operator's order, the baseline first."""
         self._tip_scores = tip_scores
-        self._reaction_window = reaction_window
+        self.reaction_window = reaction_window
         self._versions = versions
 
     async def report(self, window: Window, now: datetime, *, baseline: str | None = None) -> Report:
@@ -132,7 +132,7 @@ class Rewards:
 
         Raises UnprocessableRequest for a baseline that has no tips in the window, StorageUnavailable.
         """
-        mature_before = hour_of(now - self._reaction_window)
+        mature_before = hour_of(now - self.reaction_window)
         counts = await self._tip_scores.day_counts(window.segment, window.hours, mature_before)
         assigned = await self._tip_scores.assignments(window.segment, window.hours)
         return report(window, counts, assigned, baseline=baseline, preferred=self._versions)
@@ -254,20 +254,17 @@ def _compare(base: _Tally, other: _Tally, alpha: float) -> Comparison:
         verdict: VerdictKind = "helps more" if interval.estimate > 0 else "helps less"
         limits = f"{_points(interval.estimate)} points, between {_points(interval.low)} and {_points(interval.high)}"
         return Comparison(interval, verdict, None, f"{other.label} {verdict} than {base.label}: {limits}")
-    more = _more_tips(a, b, alpha)
-    if more is None:
-        words = "not yet known: so far they help about equally, and it would take more than a million tips to tell"
-    else:
+    if fewest < FEWEST:  # so few say nothing of how many it will take
+        more: int | None = max(0, FEWEST - a.n) + max(0, FEWEST - b.n)
+        words = f"not yet known: at least {more} more tips"
+    elif most > MOST_UNEQUAL * fewest:
+        more = -(-most // MOST_UNEQUAL) - fewest
+        words = f"not yet known: at least {_round(more):,} more tips of {(base if a.n == fewest else other).label}"
+    elif more := observations_needed(a, b, alpha=alpha):
         words = f"not yet known: about {_round(more):,} more tips at this rate"
+    else:
+        words = "not yet known: so far they help about equally, and it would take more than a million tips to tell"
     return Comparison(interval, "not yet known", more, words)
-
-
-def _more_tips(a: Sample, b: Sample, alpha: float) -> int | None:
-    """How many more tips of both versions until there is a verdict, if all goes on as it did."""
-    if not (a.n and b.n):
-        return max(0, FEWEST - a.n) + max(0, FEWEST - b.n)
-    more = observations_needed(a, b, alpha=alpha)
-    return None if more is None else max(more, max(0, FEWEST - a.n) + max(0, FEWEST - b.n), 1)
 
 
 def _sample_ratio(assigned: Mapping[str, tuple[int, float]]) -> SampleRatio:
