@@ -6,6 +6,7 @@ An empty variable is an unset one. A wrong value is one plain sentence (`Configu
 import re
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -39,8 +40,16 @@ def _model_id(value: str) -> str:
     return value
 
 
+def _can_be(address: str) -> bool:
+    """Tell whether an address has brackets that match and a port that can be."""
+    try:
+        return urlsplit(address).port != 0
+    except ValueError:
+        return False
+
+
 def _address(value: str) -> str:
-    if not re.match(r"https?://[^\s/]+", value):
+    if not re.match(r"https?://[^\s/]+", value) or not _can_be(value):
         raise ValueError("should be an http:// or https:// address")
     return value
 
@@ -73,9 +82,9 @@ def _versions(value: object) -> object:
 
 
 def _database(value: SecretStr) -> SecretStr:
-    if not re.fullmatch(
-        r"sqlite\+aiosqlite:///(?!:memory:|file:)[^?]+|postgresql\+asyncpg://\S+", value.get_secret_value()
-    ):
+    url = value.get_secret_value()
+    file = re.fullmatch(r"sqlite\+aiosqlite:///(?!:memory:|file:)[^?]+", url)
+    if not file and not (re.fullmatch(r"postgresql\+asyncpg://\S+", url) and _can_be(url)):
         raise ValueError("should be sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/NAME")
     return value
 

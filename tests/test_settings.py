@@ -77,11 +77,14 @@ def test_the_versions_to_choose_among_are_one_a_list_or_weights(
             )
         ),
         ("SERVING_URL", "localhost:8000"),
+        ("SERVING_URL", "http://localhost:99999"),
+        ("SERVING_URL", "http://[::1"),
         *(
             ("DATABASE_URL", value)
             for value in (
                 *("tips.db", "sqlite:///tips.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"),
                 *("sqlite+aiosqlite:///file:tips?mode=memory", "postgresql://localhost/tips", "mysql://localhost/tips"),
+                *("postgresql+asyncpg://", "postgresql+asyncpg://db:99999/tips", "postgresql+asyncpg://[::1/tips"),
             )
         ),
         ("REACTION_WINDOW_HOURS", "0"),
