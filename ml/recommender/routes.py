@@ -69,7 +69,12 @@ async def _report(
     first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
     last: Annotated[Day, Query(alias="to", description="Last day (UTC), included.")] = None,
     segment: Annotated[
-        str, Query(max_length=64, description="Only people of one category, such as `mood:low` or `locale:de`.")
+        str,
+        Query(
+            max_length=64,
+            pattern=r"^[\w:-]*$",
+            description="Only people of one category, such as `mood:low` or `locale:de`.",
+        ),
     ] = "",
     baseline: Annotated[str | None, Query(max_length=64, description="The version to compare with.")] = None,
 ) -> Report:

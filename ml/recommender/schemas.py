@@ -50,7 +50,10 @@ def _known_reaction(value: str) -> str:
 def _utc(value: datetime) -> datetime:
     if value.replace(tzinfo=UTC) < _LONG_AGO:
         raise PydanticCustomError("long_ago", "should be after the year 2000")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("too_far", "should be before the year 9999") from None
 
 
 UserId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]

@@ -1,6 +1,7 @@
 """The way to serving: one deadline, the trace and the request id handed on, every failure as one of our errors."""
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -25,6 +26,8 @@ GRACE_SECONDS = 0.25
 
 _OURS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
 """Answers to what this client does wrong, not its caller."""
+
+_SECONDS = re.compile(r"[0-9]{1,6}")
 
 
 class Usage(BaseModel):
@@ -118,12 +121,12 @@ def _refusal(answer: httpx.Response, version: str | None) -> TipsError:
     wait = answer.headers.get("retry-after", "")
     try:
         document = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
-    error = from_problem(document, int(wait) if wait.isdigit() else None)
+    error = from_problem(document, int(wait) if _SECONDS.fullmatch(wait) else None)
     if answer.status_code in _OURS:
         return UpstreamRefused("Serving refuses this service's request or its SERVING_API_KEY.")
-    if error is None or type(error) is TipsError:
+    if error is None or error.status != answer.status_code or type(error) is TipsError:
         return UpstreamFailed("Serving failed.")
     if isinstance(error, UnprocessableRequest):
         for field in error.errors:

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -36,6 +36,8 @@ log = structlog.get_logger()
 
 _LOCKED_SECONDS = 5
 _AT_ONCE = 5_000
+_DATA_EXCEPTION = "22"
+"""The class of SQLSTATE for values that cannot be stored; SQLAlchemy has no error of its own for asyncpg's."""
 _NOTHING = 1e-6
 """A sum of propensities is below this when it is zero but for rounding."""
 
@@ -112,7 +114,7 @@ def prepare(url: str) -> None:
         # In a thread, since a program's event loop may be running already.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(lambda: asyncio.run(open_once())).result()
-    except StorageUnavailable:
+    except (StorageUnavailable, ValueError, OverflowError):  # or there is no such port
         raise ConfigurationError("DATABASE_URL: the database cannot be opened or reached.") from None
 
 
@@ -133,7 +135,11 @@ class TipScores:
     def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
         self._engine = engine
         self._clock = clock
-        self._upsert_insert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert
+        # Made once: SQLAlchemy then knows them again, and need not look at all their parts each time.
+        upsert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert
+        self._add_reactions = upsert(schema.reactions).on_conflict_do_nothing()
+        self._add_rewards = _adding_up(upsert(schema.reward_hours))
+        self._add_assignments = _adding_up(upsert(schema.assignment_hours))
         self.writer: GroupCommit[TipScore | Sequence[Reaction]] = GroupCommit(self._commit)
 
     async def prepare(self) -> None:
@@ -207,7 +213,9 @@ class TipScores:
     async def purge(self, before: datetime) -> int:
         """Remove the tips of all full hours before `before`, with their reactions and counts; return how many tips."""
         tips, hour = schema.tip_scores, hour_of(before)
-        old = select(tips.c.tip_id).where(tips.c.created_at < start_of(hour)).limit(_AT_ONCE)
+        # Locked: a reaction that is stored meanwhile would be to a tip that is about to go.
+        old = select(tips.c.tip_id).where(tips.c.created_at < start_of(hour)).order_by(tips.c.tip_id).limit(_AT_ONCE)
+        old = old.with_for_update()
         purged = 0
         with _storage_errors():
             while True:  # a writer that serves people meanwhile does not wait for all of it
@@ -225,10 +233,11 @@ class TipScores:
     async def forget(self, user_id: str) -> int:
         """Remove everything of one person, the counts of their tips included; return how many tips."""
         tips = schema.tip_scores
-        query = select(tips).where(tips.c.user_id == user_id)
+        # The rows do not change until we are done; SQLite has one writer at a time anyway, and ignores this.
+        query = select(tips).where(tips.c.user_id == user_id).order_by(tips.c.tip_id).with_for_update()
         with _storage_errors():
             async with _writing(self._engine) as connection:
-                rows = (await connection.execute(self._locked(query))).mappings().all()
+                rows = (await connection.execute(query)).mappings().all()
                 changes = Changes()
                 for row in rows:
                     changes.tip(facts := _facts(row), -1)
@@ -261,18 +270,19 @@ class TipScores:
 
     async def _add(self, connection: AsyncConnection, tips: Sequence[TipScore], changes: Changes) -> None:
         if tips:
-            await connection.execute(insert(schema.tip_scores), [asdict(tip) for tip in tips])
-        for tip in tips:
-            changes.tip(_facts(asdict(tip)))
+            rows = [_row(tip) for tip in tips]
+            await connection.execute(insert(schema.tip_scores), rows)
+            for row in rows:
+                changes.tip(_facts(row))
 
     async def _react(
         self, connection: AsyncConnection, batches: Sequence[Sequence[Reaction]], changes: Changes
     ) -> list[list[Counted] | NoSuchTips]:
-        tips = schema.tip_scores
         ids = sorted({reaction.tip_id for batch in batches for reaction in batch})
-        # In one order everywhere: two writers wait for each other, never each for the other.
-        query = self._locked(select(*_FACTS).where(tips.c.tip_id.in_(ids)).order_by(tips.c.tip_id))
-        rows = {row["tip_id"]: row for row in (await connection.execute(query)).mappings()}
+        rows: dict[UUID, RowMapping] = {}
+        for start in range(0, len(ids), _AT_ONCE):  # all of them may be more parameters than a statement can have
+            some = {"ids": ids[start : start + _AT_ONCE]}
+            rows |= {row["tip_id"]: row for row in (await connection.execute(_TIPS_REACTED_TO, some)).mappings()}
         before = {tip_id: _standing(row) for tip_id, row in rows.items()}
         counted = dict(before)
         history: list[dict[str, Any]] = []
@@ -299,12 +309,10 @@ class TipScores:
                 changes.reaction(facts, old, -1)
             changes.reaction(facts, new)
         if history:
-            await connection.execute(self._upsert_insert(schema.reactions).on_conflict_do_nothing(), history)
+            await connection.execute(self._add_reactions, history)
         if changed:
             await connection.execute(
-                update(tips)
-                .where(tips.c.tip_id == bindparam("of_tip"))
-                .values(reaction=bindparam("kind"), reward=bindparam("worth"), reacted_at=bindparam("when")),
+                _LET_COUNT,
                 [
                     {"of_tip": tip_id, "kind": new.kind, "worth": new.reward, "when": new.at}
                     for tip_id, new in changed.items()
@@ -314,19 +322,12 @@ class TipScores:
 
     async def _count(self, connection: AsyncConnection, changes: Changes) -> None:
         """Add the changes to the counts."""
-        rewards = [{**asdict(key), **asdict(count)} for key, count in sorted(changes.rewards.items())]
-        assignments = [{**asdict(key), **asdict(count)} for key, count in sorted(changes.assignments.items())]
-        for table, rows in ((schema.reward_hours, rewards), (schema.assignment_hours, assignments)):
-            if rows:
-                upsert = self._upsert_insert(table)
-                sums = {c.name: c + upsert.excluded[c.name] for c in table.columns if not c.primary_key}
-                await connection.execute(
-                    upsert.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums), rows
-                )
-
-    def _locked(self, query: Any) -> Any:
-        """Keep the rows from changing until we are done; SQLite has one writer at a time anyway, and ignores this."""
-        return query.with_for_update()
+        rewards = _count_rows(changes.rewards)
+        assignments = _count_rows(changes.assignments)
+        if rewards:
+            await connection.execute(self._add_rewards, rewards)
+        if assignments:
+            await connection.execute(self._add_assignments, assignments)
 
 
 Row = RowMapping | Mapping[str, Any]
@@ -342,6 +343,36 @@ _FACTS = [
         *("input_tokens", "output_tokens", "ms", *_STANDING),
     )
 ]
+
+# In one order everywhere, and locked: two writers wait for each other, never each for the other.
+_TIPS_REACTED_TO = (
+    select(*_FACTS)
+    .where(schema.tip_scores.c.tip_id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.tip_scores.c.tip_id)
+    .with_for_update()
+)
+_LET_COUNT = (
+    update(schema.tip_scores)
+    .where(schema.tip_scores.c.tip_id == bindparam("of_tip"))
+    .values(reaction=bindparam("kind"), reward=bindparam("worth"), reacted_at=bindparam("when"))
+)
+
+
+def _adding_up(upsert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
+    """Add to the counts that are there already."""
+    sums = {c.name: c + upsert.excluded[c.name] for c in upsert.table.columns if not c.primary_key}
+    return upsert.on_conflict_do_update(index_elements=list(upsert.table.primary_key), set_=sums)
+
+
+def _row(value: Any) -> dict[str, Any]:
+    """Return a value's fields by name, as they are (`asdict` copies all that is in them, which takes long)."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def _count_rows(counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Return counts as rows in the order of their keys, so that two writers never wait each for the other."""
+    rows = [{**_row(key), **_row(count)} for key, count in counts.items()]
+    return sorted(rows, key=lambda row: tuple(row.values()))
 
 
 def _facts(row: Row) -> Facts:
@@ -391,8 +422,14 @@ def _engine(url: str) -> AsyncEngine:
     def connected(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
+        # 32 MB of cache, and as much of log before it is moved into the file: pages that change often are written less.
+        speed = ("cache_size=-32768", "wal_autocheckpoint=8192")
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", *speed):
+                cursor.execute(f"PRAGMA {pragma}")
+        except sqlite3.Error:
+            connection.close()  # it has a thread, which nobody else would end
+            raise
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -418,7 +455,9 @@ def _storage_errors() -> Iterator[None]:
     except (DataError, IntegrityError, ProgrammingError):
         raise
     except (DBAPIError, PoolTimeout, OSError, sqlite3.Error) as error:
+        if str(getattr(getattr(error, "orig", None), "sqlstate", "")).startswith(_DATA_EXCEPTION):
+            raise
         log.error("storage_unavailable", exception=type(getattr(error, "orig", None) or error).__name__)
         raise StorageUnavailable(
-            "The database is locked, full or cannot be reached; nothing has been stored.", retry_after=1
+            "The database is locked, full or cannot be reached; it is safe to send this again.", retry_after=1
         ) from None

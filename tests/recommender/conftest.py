@@ -1,0 +1,108 @@
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+import httpx
+import pytest
+
+from ml.recommender.main import create_app
+from ml.recommender.tip_scores import migrate
+from ml.settings import RecommenderSettings
+from tests.recommender.databases import Database, on_server, postgres
+from tests.recommender.example_tips import SetClock
+from tests.recommender.fake_serving import FakeServing
+from tests.server import running
+
+StartRecommender = Callable[..., httpx.Client]
+
+ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""Of tests that are not about the database, or about this one only."""
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    file = tmp_path_factory.mktemp("template") / "tips.db"
+    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> None:
+    """Skip where no PostgreSQL server answers, but never in CI."""
+    try:
+        on_server("SELECT 1")
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        reason = f"no PostgreSQL server answers at TEST_POSTGRES_URL: {type(error).__name__}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: None) -> Iterator[str]:  # noqa: ARG001
+    """A migrated PostgreSQL database to copy."""
+    with postgres() as database:
+        asyncio.run(migrate(database.url))
+        yield database.name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """An empty, migrated database, once of each kind."""
+    found: Database = request.getfixturevalue(f"{request.param}_database")
+    return found
+
+
+@pytest.fixture
+def database_url(database: Database) -> str:
+    """The address of an empty, migrated database, once of each kind."""
+    return database.url
+
+
+@pytest.fixture
+def sqlite_database(sqlite_template: Path, tmp_path: Path) -> Database:
+    shutil.copy(sqlite_template, tmp_path / "store.db")
+    return Database(f"sqlite+aiosqlite:///{tmp_path}/store.db")
+
+
+@pytest.fixture
+def postgresql_database(postgres_template: str) -> Iterator[Database]:
+    with postgres(postgres_template) as database:
+        yield database
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def fake_serving() -> Iterator[FakeServing]:
+    """A serving that answers what the test wants."""
+    serving = FakeServing()
+    with running(serving.app()) as serving.url:
+        yield serving
+
+
+@pytest.fixture
+def start_recommender(database_url: str, fake_serving: FakeServing, clock: SetClock) -> Iterator[StartRecommender]:
+    """Start a recommender on the database, beside the fake serving, and return a client for it."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> httpx.Client:
+            settings = {"database_url": database_url, "serving_url": fake_serving.url, **settings}
+            app = create_app(RecommenderSettings(**settings), clock=clock)
+            return stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), timeout=60))
+
+        yield start
+
+
+@pytest.fixture
+def recommender(start_recommender: StartRecommender) -> httpx.Client:
+    return start_recommender()

@@ -1,0 +1,76 @@
+"""The databases that the recommender is tested on, with a way to look into them that is not the recommender's own."""
+
+import asyncio
+import os
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+
+Row = dict[str, Any]
+
+SERVER_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres")
+"""A PostgreSQL server, by a database on it from which others may be made."""
+
+
+class Database:
+    """One database: its address, and SQL that the recommender does not know of."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.url.startswith("sqlite")
+
+    @property
+    def file(self) -> Path:
+        """The file of an SQLite database."""
+        return Path(self.url.removeprefix("sqlite+aiosqlite:///"))
+
+    @property
+    def name(self) -> str:
+        """The name of a PostgreSQL database."""
+        return self.url.rpartition("/")[2]
+
+    def rows(self, sql: str) -> list[Row]:
+        """Run one statement, durably, and return the rows that it answers."""
+        if not self.is_sqlite:
+            return asyncio.run(_fetch(self.url, sql))
+        with closing(sqlite3.connect(self.file)) as connection:
+            connection.row_factory = sqlite3.Row
+            found = [dict(row) for row in connection.execute(sql)]
+            connection.commit()
+            return found
+
+    def count(self, table: str) -> int:
+        (row,) = self.rows(f"SELECT count(*) AS n FROM {table}")
+        return int(row["n"])
+
+
+def on_server(sql: str) -> None:
+    """Run a statement on the server itself, such as one that makes a database."""
+    asyncio.run(_fetch(SERVER_URL, sql))
+
+
+async def _fetch(url: str, sql: str) -> list[Row]:
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=10)
+    try:
+        return [dict(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def postgres(template: str = "template0") -> Iterator[Database]:
+    """Make a database of its own on the server, a copy of `template`, and drop it at the end."""
+    name = f"tips_test_{uuid.uuid4().hex}"
+    on_server(f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield Database(f"{SERVER_URL.rpartition('/')[0]}/{name}")
+    finally:
+        on_server(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,0 +1,132 @@
+"""What was answered with success survives `kill -9` at any moment."""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException
+from json import dumps
+from multiprocessing.connection import Connection
+
+import pytest
+import uvicorn
+
+from ml.recommender.main import create_app
+from ml.recommender.tip_scores import TipScore, open_tip_scores
+from ml.settings import RecommenderSettings
+from tests.recommender.databases import Database
+from tests.recommender.example_tips import NOW, SetClock, a_tip
+from tests.recommender.test_rollup import check_counts
+
+KINDS = ("helpful", "done", "saved", "dismissed", "not_helpful")
+
+
+async def store(database: Database, tips: list[TipScore]) -> None:
+    async with open_tip_scores(database.url, SetClock()) as opened:
+        await asyncio.gather(*(opened.add(tip) for tip in tips))
+
+
+def serve(url: str, listening: socket.socket) -> None:
+    settings = RecommenderSettings(database_url=url, serving_url="http://127.0.0.1:1")
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, clock=SetClock()), log_config=None, access_log=False))
+    server.run(sockets=[listening])
+
+
+def warm_parent(url: str, listening: socket.socket, orders: Connection) -> None:
+    """Fork a recommender for each order, and kill it so many seconds after it is told that it answers."""
+    while True:
+        delay = orders.recv()
+        if delay is None:
+            return
+        child = os.fork()
+        if not child:
+            serve(url, listening)
+            os._exit(1)
+        orders.send(child)
+        orders.recv()
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        orders.send("killed")
+
+
+@contextmanager
+def parent(url: str, listening: socket.socket) -> Iterator[Connection]:
+    # A fresh process without threads or event loops, which imports once.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=warm_parent, args=(url, listening, theirs))
+    process.start()
+    try:
+        yield ours
+        ours.send(None)
+        process.join(timeout=10)
+    finally:
+        process.kill()
+        process.join()
+
+
+def react_until_killed(
+    port: int, tip_ids: list[str], seed: int, answered: list[tuple[str, str, int]], began: threading.Event
+) -> None:
+    """Post reactions until there is no answer; keep what was answered with success."""
+    chance = random.Random(seed)
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as http:
+        while True:
+            tip_id, kind, age = chance.choice(tip_ids), chance.choice(KINDS), chance.randrange(10**6)
+            at = f"2026-01-30T00:{age // 60 % 60:02}:{age % 60:02}.{age:06}Z"
+            body = dumps({"tip_id": tip_id, "reaction": kind, "at": at})
+            try:
+                http.request("POST", "/reactions", body, {"content-type": "application/json"})
+                status = http.getresponse().status
+            except (OSError, HTTPException):
+                return
+            if status == 200:
+                answered.append((tip_id.replace("-", ""), kind, age))
+                began.set()
+
+
+@pytest.mark.parametrize(("database", "kills"), [("sqlite", 150), ("postgresql", 20)], indirect=["database"])
+def test_every_reaction_that_was_answered_is_there_after_kill_9(database: Database, kills: int) -> None:
+    tips = [a_tip(created_at=NOW) for _ in range(10)]
+    asyncio.run(store(database, tips))
+    tip_ids = [str(tip.tip_id) for tip in tips]
+    chance = random.Random(11)
+    answered: list[tuple[str, str, int]] = []
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        port = listening.getsockname()[1]
+        with parent(database.url, listening) as orders:
+            for number in range(kills):
+                orders.send(chance.random() * 0.03)
+                assert orders.poll(30)
+                orders.recv()
+                began = threading.Event()
+                clients = [
+                    threading.Thread(
+                        target=react_until_killed, args=(port, tip_ids, 4 * number + client, answered, began)
+                    )
+                    for client in range(4)
+                ]
+                for client in clients:
+                    client.start()
+                assert began.wait(20)
+                orders.send("it answers")
+                assert orders.poll(30)
+                orders.recv()
+                for client in clients:
+                    client.join(10)
+                    assert not client.is_alive()
+    rows = database.rows("SELECT tip_id, reaction, at FROM reactions")
+    stored = {(str(row["tip_id"]).replace("-", ""), row["reaction"], str(row["at"])[19:26]) for row in rows}
+    assert len(answered) > kills
+    lost = [one for one in answered if (one[0], one[1], f".{one[2]:06}"[:7]) not in stored and one[2]]
+    assert not lost
+    check_counts(database)

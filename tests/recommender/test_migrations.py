@@ -1,0 +1,90 @@
+"""The migrations make the tables that the code knows, and leave others alone."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+
+from ml.recommender import schema
+from ml.recommender.tip_scores import _engine, migrate, open_tip_scores, prepare
+from ml.settings import ConfigurationError
+from tests.recommender.databases import Database, postgres
+from tests.recommender.example_tips import SetClock, a_tip
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        yield Database(f"sqlite+aiosqlite:///{tmp_path}/empty.db")
+        return
+    request.getfixturevalue("postgres_server")
+    with postgres() as database:
+        yield database
+
+
+def differences(connection: Connection) -> list[object]:
+    options = schema.configuration(connection)
+    options = {name: value for name, value in options.items() if name != "connection"}
+    return [*compare_metadata(MigrationContext.configure(connection, opts=options), schema.metadata)]
+
+
+def test_migrations_make_the_tables_that_the_code_knows_and_leave_others_alone(empty_database: Database) -> None:
+    empty_database.rows("CREATE TABLE somebody_elses (id INTEGER)")
+    empty_database.rows("INSERT INTO somebody_elses VALUES (7)")
+
+    async def run() -> list[object]:
+        for _ in range(2):
+            await migrate(empty_database.url)
+        engine = _engine(empty_database.url)
+        async with engine.connect() as connection:
+            found: list[object] = await connection.run_sync(differences)
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(run()) == []
+    assert empty_database.rows("SELECT id FROM somebody_elses") == [{"id": 7}]
+
+
+def test_migrating_again_keeps_what_is_stored(database: Database) -> None:
+    async def run() -> None:
+        async with open_tip_scores(database.url, SetClock()) as store:
+            await store.add(a_tip())
+        await migrate(database.url)
+
+    asyncio.run(run())
+    assert database.count("tip_scores") == 1
+
+
+def test_sqlite_is_migrated_by_itself(tmp_path: Path) -> None:
+    prepare(f"sqlite+aiosqlite:///{tmp_path}/new.db")
+    assert Database(f"sqlite+aiosqlite:///{tmp_path}/new.db").count("tip_scores") == 0
+
+
+@pytest.mark.usefixtures("postgres_server")
+def test_an_unmigrated_postgresql_says_what_to_run() -> None:
+    with postgres() as database:
+        with pytest.raises(ConfigurationError, match="run `tips migrate`"):
+            prepare(database.url)
+        assert database.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
+
+
+@pytest.mark.parametrize(
+    "place", ["127.0.0.1:1/tips", "127.0.0.1:99999/tips", "127.0.0.1:port/tips", "no-such-host.invalid/tips"]
+)
+def test_a_database_that_cannot_be_reached_is_one_sentence_without_the_password(place: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        prepare(f"postgresql+asyncpg://tips:geheim@{place}")
+    assert str(raised.value).startswith("DATABASE_URL: ")
+    assert "geheim" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("This is not a database. " * 100)
+    for path in ("text.db", "missing/folder.db"):
+        with pytest.raises(ConfigurationError, match="DATABASE_URL"):
+            prepare(f"sqlite+aiosqlite:///{tmp_path}/{path}")

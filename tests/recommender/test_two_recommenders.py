@@ -1,0 +1,65 @@
+"""Two recommenders on one database: no deadlock, and one truth."""
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+from ml.recommender.reactions import REACTIONS, Reaction
+from ml.recommender.tip_scores import open_tip_scores
+from tests.recommender.conftest import StartRecommender
+from tests.recommender.databases import Database
+from tests.recommender.example_tips import NOW, SetClock, a_tip
+from tests.recommender.test_rollup import check_counts
+
+
+def test_reactions_to_the_same_tips_from_both_count_once(
+    start_recommender: StartRecommender, database: Database
+) -> None:
+    both = [start_recommender(), start_recommender()]
+    ids = [both[number % 2].post("/tips", json={"user_id": "u-1"}).json()["tip_id"] for number in range(6)]
+    chance = random.Random(3)
+    latest: dict[str, tuple[int, str]] = {}
+    requests = []
+    for number in range(120):
+        picked = chance.sample(ids, 3)
+        reactions = []
+        for tip_id in picked:
+            age, kind = chance.randrange(1000), chance.choice([*REACTIONS])
+            latest[tip_id] = max(latest.get(tip_id, (-1000, "")), (-age, kind))
+            at = (NOW - timedelta(seconds=age)).isoformat()
+            reactions.append({"tip_id": tip_id, "reaction": kind, "at": at})
+        requests.append((both[number % 2], reactions))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda one: one[0].post("/reactions/batch", json={"reactions": one[1]}), requests)
+        assert {answer.status_code for answer in answers} == {200}
+    rows = database.rows("SELECT tip_id, reaction FROM tip_scores")
+    stored = {str(row["tip_id"]).replace("-", ""): row["reaction"] for row in rows}
+    assert stored == {tip_id.replace("-", ""): kind for tip_id, (_, kind) in latest.items()}
+    check_counts(database)
+
+
+def test_people_are_forgotten_and_tips_purged_while_others_react(database: Database) -> None:
+    async def run() -> None:
+        async with (
+            open_tip_scores(database.url, SetClock()) as one,
+            open_tip_scores(database.url, SetClock()) as other,
+            asyncio.timeout(60),
+        ):
+            tips = [
+                a_tip(user_id=f"u-{number % 5}", created_at=NOW - timedelta(hours=number % 4)) for number in range(60)
+            ]
+            await asyncio.gather(*(one.add(tip) for tip in tips))
+            work = [
+                store.react([Reaction(tip.tip_id, kind)])
+                for kind in ("done", "saved")
+                for tip in reversed(tips)
+                for store in (one, other)
+            ]
+            removals = [other.forget("u-1"), one.purge(NOW - timedelta(hours=2)), other.forget("u-3")]
+            outcomes = await asyncio.gather(*work, *removals, return_exceptions=True)
+            assert {type(outcome).__name__ for outcome in outcomes} <= {"list", "NoSuchTips", "int"}
+
+    asyncio.run(run())
+    check_counts(database)
