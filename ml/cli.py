@@ -22,6 +22,7 @@ from rich.table import Table
 from ml.errors import TipsError, from_validation
 from ml.features.definitions import SIGNALS
 from ml.guards import is_loopback
+from ml.service import keep_what_is_loaded
 from ml.serving import prompts as registry
 from ml.serving.generate import Generator, Tip
 from ml.serving.main import assemble, check
@@ -67,8 +68,8 @@ def serve(
     else:
         with _recommender_extra():
             from ml.app import create_app
+            from ml.recommender.database import prepare
             from ml.recommender.main import create_app as create_recommender
-            from ml.recommender.tip_scores import prepare
         settings = of_recommender = RecommenderSettings.from_environment()
         if only is Only.RECOMMENDER:
             create = partial(create_recommender, of_recommender)
@@ -80,6 +81,7 @@ def serve(
     service = create()
     if only is not Only.SERVING:
         prepare(of_recommender.database_url.get_secret_value())
+    keep_what_is_loaded()
     # uvicorn finishes what is in flight and then raises the signal that stopped it once more: that is a success.
     signal.signal(signal.SIGTERM, _exit_well)
     uvicorn.run(
@@ -174,8 +176,8 @@ def lock() -> None:
 def migrate() -> None:
     """Bring the database of DATABASE_URL up to the newest schema."""
     with _recommender_extra():
-        from ml.recommender.tip_scores import migrate as upgrade
-    asyncio.run(upgrade(RecommenderSettings.from_environment().database_url.get_secret_value()))
+        from ml.recommender.database import migrate as upgrade
+    upgrade(RecommenderSettings.from_environment().database_url.get_secret_value())
 
 
 @app.command()
@@ -202,7 +204,7 @@ def simulate(
 ) -> None:
     """Fill the database with simulated people's tips and reactions, to see what the reward page shows of them."""
     with _recommender_extra():
-        from ml.recommender.tip_scores import prepare
+        from ml.recommender.database import prepare
         from ml.simulation import simulate as run
     settings = RecommenderSettings.from_environment()
     prepare(settings.database_url.get_secret_value())

@@ -1,5 +1,6 @@
 """What every program of ours is put together with: guards around routes, health, metrics, errors and the document."""
 
+import gc
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
@@ -72,6 +73,15 @@ def warn_if_open(settings: ServiceSettings) -> None:
     """Say it in the log when there are no keys."""
     if not settings.api_keys:
         log.warning("open_to_everyone", reason="API_KEYS is not set, so whoever reaches this service may use it")
+
+
+def keep_what_is_loaded() -> None:
+    """Take what is there by now, mostly libraries, out of garbage collection: it stays, and need not be looked through.
+
+    For entry points, before they serve: each full collection would stop the service for some 90 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def from_state(name: str) -> Any:

@@ -12,13 +12,14 @@ import structlog
 from fastapi import FastAPI
 
 from ml.recommender import pages
+from ml.recommender.database import prepare
 from ml.recommender.recommend import Recommender
 from ml.recommender.rewards import Rewards
 from ml.recommender.rotation import Rotation
 from ml.recommender.routes import State, router
 from ml.recommender.serving_client import ServingClient, authorization, check_versions, known_versions
-from ml.recommender.tip_scores import Clock, open_tip_scores, prepare
-from ml.service import new_service, warn_if_open
+from ml.recommender.tip_scores import Clock, open_tip_scores
+from ml.service import keep_what_is_loaded, new_service, warn_if_open
 from ml.settings import ConfigurationError, RecommenderSettings
 from ml.telemetry import Telemetry, configure_logging, tracer
 
@@ -80,7 +81,7 @@ async def running(
             ),
             "clock": clock,
             "telemetry": telemetry,
-            "ready": [tip_scores.ping],
+            "ready": [tip_scores.database.ping],
         }
 
 
@@ -108,6 +109,7 @@ def app_from_environment() -> FastAPI:
         prepare(settings.database_url.get_secret_value())
     except ConfigurationError as error:
         sys.exit(str(error))
+    keep_what_is_loaded()
     return app
 
 

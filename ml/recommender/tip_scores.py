@@ -4,40 +4,28 @@ Writes go through one writer with group commit. The counts of `rollup.py` change
 that they count, so they are never stale; `purge` and `forget` take people's data off both.
 """
 
-import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import structlog
-from sqlalchemy import Connection, RowMapping, Table, bindparam, delete, event, func, insert, literal, select, update
+from sqlalchemy import RowMapping, Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.background import beside
-from ml.errors import StorageUnavailable
 from ml.recommender import schema
+from ml.recommender.database import Database
 from ml.recommender.group_commit import GroupCommit
 from ml.recommender.reactions import Outcome, Reaction, Standing, place
 from ml.recommender.rollup import Changes, DayCounts, Facts, hour_of, start_of
-from ml.settings import ConfigurationError
 
 Clock = Callable[[], datetime]
 """Tells the time, in UTC."""
 
-log = structlog.get_logger()
-
-_LOCKED_SECONDS = 5
 _AT_ONCE = 5_000
-_DATA_EXCEPTION = "22"
-"""The class of SQLSTATE for values that cannot be stored; SQLAlchemy has no error of its own for asyncpg's."""
 _NOTHING = 1e-6
 """A sum of propensities is below this when it is zero but for rounding."""
 
@@ -94,76 +82,28 @@ async def open_tip_scores(url: str, clock: Clock) -> AsyncIterator["TipScores"]:
     An SQLite database is made or migrated; another one must be at the newest schema already (ConfigurationError).
     Raises StorageUnavailable when it cannot be reached.
     """
-    store = TipScores(_engine(url), clock)
+    database = Database(url)
+    store = TipScores(database, clock)
     try:
-        await store.prepare()
+        await database.prepare()
         async with beside(store.writer.run()):
             yield store
     finally:
-        await store.close()
-
-
-def prepare(url: str) -> None:
-    """Make sure, before anything is served, that the store can be opened. Raises ConfigurationError."""
-
-    async def open_once() -> None:
-        async with open_tip_scores(url, lambda: datetime.now(UTC)):
-            pass
-
-    try:
-        # In a thread, since a program's event loop may be running already.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(lambda: asyncio.run(open_once())).result()
-    except (StorageUnavailable, ValueError, OverflowError):  # or there is no such port
-        raise ConfigurationError("DATABASE_URL: the database cannot be opened or reached.") from None
-
-
-async def migrate(url: str) -> None:
-    """Bring the database that `url` names up to the newest schema. Raises StorageUnavailable."""
-    engine = _engine(url)
-    try:
-        with _storage_errors():
-            async with _writing(engine) as connection:
-                await connection.run_sync(schema.migrate)
-    finally:
-        await engine.dispose()
+        await database.close()
 
 
 class TipScores:
     """The rows of `tip_scores` and `reactions`, and what is counted of them."""
 
-    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.database = database
         self._clock = clock
         # Made once: SQLAlchemy then knows them again, and need not look at all their parts each time.
-        upsert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert
+        upsert = (sqlite if database.is_sqlite else postgresql).insert
         self._add_reactions = upsert(schema.reactions).on_conflict_do_nothing()
         self._add_rewards = _adding_up(upsert(schema.reward_hours))
         self._add_assignments = _adding_up(upsert(schema.assignment_hours))
         self.writer: GroupCommit[TipScore | Sequence[Reaction]] = GroupCommit(self._commit)
-
-    async def prepare(self) -> None:
-        """Migrate an SQLite database; of another one, make sure that it has the newest schema."""
-        with _storage_errors():
-            if self._engine.dialect.name == "sqlite":
-                async with _writing(self._engine) as connection:
-                    await connection.run_sync(schema.migrate)
-                return
-            async with self._engine.connect() as connection:
-                if not await connection.run_sync(schema.is_current):
-                    raise ConfigurationError(
-                        "DATABASE_URL: the database has an older schema, or none; run `tips migrate`."
-                    )
-
-    async def close(self) -> None:
-        """Give back all connections."""
-        await self._engine.dispose()
-
-    async def ping(self) -> None:
-        """Raise StorageUnavailable unless the database answers."""
-        with _storage_errors():
-            async with self._engine.connect() as connection:
-                await connection.execute(select(literal(1)))
 
     async def add(self, tip: TipScore) -> None:
         """Store a tip; returns when it is durable. Raises StorageUnavailable or Busy; then there is no row."""
@@ -180,10 +120,9 @@ class TipScores:
     async def holds_real_tips(self) -> bool:
         """Tell whether there are tips that were not simulated."""
         table = schema.tip_scores
-        with _storage_errors():
-            async with self._engine.connect() as connection:
-                found = await connection.execute(select(table.c.tip_id).where(~table.c.simulated).limit(1))
-                return found.first() is not None
+        async with self.database.reading() as connection:
+            found = await connection.execute(select(table.c.tip_id).where(~table.c.simulated).limit(1))
+            return found.first() is not None
 
     async def day_counts(self, segment: str, hours: range, mature_before: int) -> list[DayCounts]:
         """Return the counts of these hours, day by day; tips of hours below `mature_before` are old enough."""
@@ -193,22 +132,20 @@ class TipScores:
         keys = (day, *(table.c[name] for name in _VARIANT), table.c.reaction, mature)
         sums = [func.sum(table.c[name]).label(name) for name in _SUMS]
         query = select(*keys, *sums).where(*_within(table, segment, hours)).group_by(*keys)
-        with _storage_errors():
-            async with self._engine.connect() as connection:
-                rows = (await connection.execute(query)).mappings()
-                return [
-                    DayCounts(**{**row, **{name: int(row[name]) for name in _WHOLE}, "mature": bool(row["mature"])})
-                    for row in rows
-                ]
+        async with self.database.reading() as connection:
+            rows = (await connection.execute(query)).mappings()
+            return [
+                DayCounts(**{**row, **{name: int(row[name]) for name in _WHOLE}, "mature": bool(row["mature"])})
+                for row in rows
+            ]
 
     async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
         """Return, for each version, how often it was taken and how often it should have been."""
         table = schema.assignment_hours
         query = select(table.c.prompt_version, func.sum(table.c.taken), func.sum(table.c.expected))
         query = query.where(*_within(table, segment, hours)).group_by(table.c.prompt_version)
-        with _storage_errors():
-            async with self._engine.connect() as connection:
-                return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
+        async with self.database.reading() as connection:
+            return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
 
     async def purge(self, before: datetime) -> int:
         """Remove the tips of all full hours before `before`, with their reactions and counts; return how many tips."""
@@ -217,17 +154,16 @@ class TipScores:
         old = select(tips.c.tip_id).where(tips.c.created_at < start_of(hour)).order_by(tips.c.tip_id).limit(_AT_ONCE)
         old = old.with_for_update()
         purged = 0
-        with _storage_errors():
-            while True:  # a writer that serves people meanwhile does not wait for all of it
-                async with _writing(self._engine) as connection:
-                    found = (await connection.execute(old)).scalars().all()
-                    if not found:
-                        for table in (schema.reward_hours, schema.assignment_hours):
-                            await connection.execute(delete(table).where(table.c.hour < hour))
-                        break
-                    await _delete(connection, found)
-                    purged += len(found)
-            await self._leave_no_trace()
+        while True:  # a writer that serves people meanwhile does not wait for all of it
+            async with self.database.writing() as connection:
+                found = (await connection.execute(old)).scalars().all()
+                if not found:
+                    for table in (schema.reward_hours, schema.assignment_hours):
+                        await connection.execute(delete(table).where(table.c.hour < hour))
+                    break
+                await _delete(connection, found)
+                purged += len(found)
+        await self.database.wipe()
         return purged
 
     async def forget(self, user_id: str) -> int:
@@ -235,38 +171,28 @@ class TipScores:
         tips = schema.tip_scores
         # The rows do not change until we are done; SQLite has one writer at a time anyway, and ignores this.
         query = select(tips).where(tips.c.user_id == user_id).order_by(tips.c.tip_id).with_for_update()
-        with _storage_errors():
-            async with _writing(self._engine) as connection:
-                rows = (await connection.execute(query)).mappings().all()
-                changes = Changes()
-                for row in rows:
-                    changes.tip(facts := _facts(row), -1)
-                    if standing := _standing(row):
-                        changes.reaction(facts, standing, -1)
-                await _delete(connection, [row["tip_id"] for row in rows])
-                await self._count(connection, changes)
-                for table, counted in ((schema.reward_hours, "tips"), (schema.assignment_hours, "expected")):
-                    await connection.execute(delete(table).where(func.abs(table.c[counted]) < _NOTHING))
-            await self._leave_no_trace()
+        async with self.database.writing() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            changes = Changes()
+            for row in rows:
+                changes.tip(facts := _facts(row), -1)
+                if standing := _standing(row):
+                    changes.reaction(facts, standing, -1)
+            await _delete(connection, [row["tip_id"] for row in rows])
+            await self._count(connection, changes)
+            for table, counted in ((schema.reward_hours, "tips"), (schema.assignment_hours, "expected")):
+                await connection.execute(delete(table).where(func.abs(table.c[counted]) < _NOTHING))
+        await self.database.wipe()
         return len(rows)
 
-    async def _leave_no_trace(self) -> None:
-        """Write SQLite's log back into the file, where `secure_delete` has wiped what was removed."""
-        if self._engine.dialect.name == "sqlite":
-            async with self._engine.connect() as connection:
-                await connection.rollback()
-                raw = (await connection.get_raw_connection()).driver_connection
-                await raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
-
     async def _commit(self, operations: Sequence[TipScore | Sequence[Reaction]]) -> Sequence[Any]:
-        with _storage_errors():
-            async with _writing(self._engine) as connection:
-                changes = Changes()
-                await self._add(connection, [one for one in operations if isinstance(one, TipScore)], changes)
-                given = [one for one in operations if not isinstance(one, TipScore)]
-                answers = iter(await self._react(connection, given, changes) if given else ())
-                await self._count(connection, changes)
-            return [None if isinstance(one, TipScore) else next(answers) for one in operations]
+        async with self.database.writing() as connection:
+            changes = Changes()
+            await self._add(connection, [one for one in operations if isinstance(one, TipScore)], changes)
+            given = [one for one in operations if not isinstance(one, TipScore)]
+            answers = iter(await self._react(connection, given, changes) if given else ())
+            await self._count(connection, changes)
+        return [None if isinstance(one, TipScore) else next(answers) for one in operations]
 
     async def _add(self, connection: AsyncConnection, tips: Sequence[TipScore], changes: Changes) -> None:
         if tips:
@@ -409,55 +335,3 @@ async def _delete(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:
         ids = tip_ids[start : start + _AT_ONCE]
         await connection.execute(delete(schema.reactions).where(schema.reactions.c.tip_id.in_(ids)))
         await connection.execute(delete(schema.tip_scores).where(schema.tip_scores.c.tip_id.in_(ids)))
-
-
-def _engine(url: str) -> AsyncEngine:
-    if not url.startswith("sqlite"):
-        # A connection that has gone is noticed before it is used; nobody waits for ever for one that hangs.
-        limits = {"timeout": _LOCKED_SECONDS, "command_timeout": 2 * _LOCKED_SECONDS}
-        return create_async_engine(url, pool_pre_ping=True, pool_timeout=_LOCKED_SECONDS, connect_args=limits)
-    engine = create_async_engine(url, connect_args={"timeout": _LOCKED_SECONDS})
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
-        cursor = connection.cursor()
-        # 32 MB of cache, and as much of log before it is moved into the file: pages that change often are written less.
-        speed = ("cache_size=-32768", "wal_autocheckpoint=8192")
-        try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", *speed):
-                cursor.execute(f"PRAGMA {pragma}")
-        except sqlite3.Error:
-            connection.close()  # it has a thread, which nobody else would end
-            raise
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A transaction that reads first and then writes could fail half-way, when another has written meanwhile.
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-@asynccontextmanager
-async def _writing(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with engine.execution_options(writes=True).begin() as connection:
-        yield connection
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Map what the database and its drivers raise; a defect of ours passes through, to be seen as one."""
-    try:
-        yield
-    except (DataError, IntegrityError, ProgrammingError):
-        raise
-    except (DBAPIError, PoolTimeout, OSError, sqlite3.Error) as error:
-        if str(getattr(getattr(error, "orig", None), "sqlstate", "")).startswith(_DATA_EXCEPTION):
-            raise
-        log.error("storage_unavailable", exception=type(getattr(error, "orig", None) or error).__name__)
-        raise StorageUnavailable(
-            "The database is locked, full or cannot be reached; it is safe to send this again.", retry_after=1
-        ) from None

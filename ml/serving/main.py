@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from ml.background import beside
 from ml.errors import NotReady
-from ml.service import new_service, warn_if_open
+from ml.service import keep_what_is_loaded, new_service, warn_if_open
 from ml.serving.gateway import Gateway
 from ml.serving.generate import Generator
 from ml.serving.prompts import PROMPTS
@@ -83,9 +83,11 @@ def app_from_environment() -> FastAPI:
     """Assemble the service from the environment; end the program with one plain sentence if that cannot work."""
     configure_logging()
     try:
-        return create_app(ServingSettings.from_environment())
+        app = create_app(ServingSettings.from_environment())
     except ConfigurationError as error:
         sys.exit(str(error))
+    keep_what_is_loaded()
+    return app
 
 
 def __getattr__(name: str) -> Any:

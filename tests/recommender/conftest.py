@@ -1,4 +1,3 @@
-import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,8 +9,8 @@ import asyncpg  # type: ignore[import-untyped]
 import httpx
 import pytest
 
+from ml.recommender.database import migrate
 from ml.recommender.main import create_app
-from ml.recommender.tip_scores import migrate
 from ml.settings import RecommenderSettings
 from tests.recommender.databases import Database, on_server, postgres
 from tests.recommender.example_tips import SetClock
@@ -28,7 +27,7 @@ ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file to copy."""
     file = tmp_path_factory.mktemp("template") / "tips.db"
-    asyncio.run(migrate(f"sqlite+aiosqlite:///{file}"))
+    migrate(f"sqlite+aiosqlite:///{file}")
     return file
 
 
@@ -48,7 +47,7 @@ def postgres_server() -> None:
 def postgres_template(postgres_server: None) -> Iterator[str]:  # noqa: ARG001
     """A migrated PostgreSQL database to copy."""
     with postgres() as database:
-        asyncio.run(migrate(database.url))
+        migrate(database.url)
         yield database.name
 
 

@@ -73,7 +73,7 @@ def test_the_bytes_of_who_is_forgotten_are_gone(database: Database) -> None:
             open_tip_scores(database.url, SetClock()) as store,
             open_tip_scores(database.url, SetClock()) as other_process,
         ):
-            await other_process.ping()
+            await other_process.database.ping()
             for start in range(0, len(users), 50):
                 new = [
                     a_tip(user_id=user, signals={"goal": words if user == secret else "sleep"})

@@ -198,7 +198,7 @@ def check_histories(database: Database, examples: int) -> None:
 
 
 async def _clear(store: TipScores, table: str) -> None:
-    async with store._engine.begin() as connection:
+    async with store.database.engine.begin() as connection:
         await connection.exec_driver_sql(f"DELETE FROM {table}")
 
 

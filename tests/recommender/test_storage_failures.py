@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from ml.errors import StorageUnavailable
-from ml.recommender import tip_scores
+from ml.recommender import database as database_module
 from ml.recommender.reactions import Reaction
 from ml.recommender.tip_scores import TipScore, open_tip_scores
 from tests.conftest import eventually
@@ -39,7 +39,7 @@ def unavailable(answer: httpx.Response) -> bool:
 def test_a_locked_database_is_a_503_until_it_is_free_again(
     monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender, database: Database
 ) -> None:
-    monkeypatch.setattr(tip_scores, "_LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr(database_module, "LOCKED_SECONDS", 0.2)
     http = start_recommender()
     tip_id = ask(http).json()["tip_id"]
     reaction = {"tip_id": tip_id, "reaction": "done"}
@@ -65,7 +65,7 @@ def test_a_full_database_stores_nothing_rather_than_half(database: Database) -> 
                 (most,) = connection.execute(f"SELECT {pages}").fetchone()
                 connection.execute(f"PRAGMA max_page_count = {most}")
 
-            event.listen(store._engine.sync_engine, "checkout", limit)
+            event.listen(store.database.engine.sync_engine, "checkout", limit)
             full = False
             await store.add(tip := a_tip())
             await store.react([Reaction(tip.tip_id, "saved")])
