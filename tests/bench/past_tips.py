@@ -1,0 +1,181 @@
+"""Tips of the past with their reactions and counts, put into an empty store as fast as its database takes them.
+
+The rows are the same wherever they are put: they are drawn day by day, each day by a generator of its own. The counts
+are what `ml.recommender.rollup` makes of them.
+"""
+
+import asyncio
+import random
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager, closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import asyncpg  # type: ignore[import-untyped]
+from sqlalchemy import Table
+from sqlalchemy.engine import Dialect, make_url
+
+from ml.recommender import schema
+from ml.recommender.database import migrate
+from ml.recommender.reactions import REACTIONS, Standing
+from ml.recommender.rollup import Changes, Facts
+
+VERSIONS = {"v1": "a" * 64, "v2-mentor": "b" * 64, "v3-coach": "c" * 64}
+"""Each with its digest."""
+
+MOODS = ("great", "good", "okay", "low", "awful")
+ACTIVITIES = ("working", "sitting", "walking", "exercising", "commuting", "eating", "relaxing", "in_bed")
+LANGUAGES = ("en", "de", "es", "fr", "it")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+_PEOPLE = 100_000
+
+Rows = Sequence[Sequence[Any]]
+Insert = Callable[[Table, Rows], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Past:
+    """So many tips, evenly spread over the days that end with `last`, and the share of them with a reaction."""
+
+    tips: int
+    last: date
+    reacted: float
+    days: int = 90
+
+    def numbers(self) -> Iterator[tuple[date, range]]:
+        """Return each day with the numbers of its tips."""
+        for index in range(self.days):
+            day = self.last - timedelta(days=self.days - 1 - index)
+            yield day, range(self.tips * index // self.days, self.tips * (index + 1) // self.days)
+
+
+def tip_id(number: int) -> UUID:
+    """Return the id of a tip: like those of a real store, ids are in the order of time."""
+    return UUID(int=(0x7 << 76) | (0x2 << 62) | (number << 80))
+
+
+async def fill(url: str, past: Past) -> None:
+    """Make the tables in an empty database and put the tips into them."""
+    migrate(url)
+    encode = partial(_day, reacted=past.reacted, dialect=make_url(url).get_dialect()())
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor() as processes:
+        days = deque(loop.run_in_executor(processes, encode, day, numbers) for day, numbers in past.numbers())
+        async with _inserting(url) as insert:
+            while days:
+                for name, rows in (await days.popleft()).items():
+                    await insert(schema.metadata.tables[name], rows)
+
+
+def _day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping[str, Rows]:
+    """Return the rows of one day, for each table, as the database's driver takes them."""
+    tips = list(_tips(day, numbers, reacted))
+    changes = Changes()
+    for tip in tips:
+        facts = Facts(
+            created_at=tip["created_at"],
+            prompt_version=tip["prompt_version"],
+            prompt_digest=tip["prompt_digest"],
+            fallback=tip["fallback"],
+            shadow=tip["shadow"],
+            simulated=tip["simulated"],
+            segments=tip["segments"],
+            asked=tip["prompt_version_asked"],
+            options=tip["options"],
+            input_tokens=tip["input_tokens"],
+            output_tokens=tip["output_tokens"],
+            ms=tip["ms"],
+        )
+        changes.tip(facts)
+        if tip["reaction"]:
+            changes.reaction(facts, Standing(tip["reacted_at"], tip["reaction"], tip["reward"]))
+    rows: dict[Table, list[dict[str, Any]]] = {
+        schema.tip_scores: tips,
+        schema.reactions: [
+            {**tip, "at": tip["reacted_at"], "received_at": tip["reacted_at"]} for tip in tips if tip["reaction"]
+        ],
+        schema.reward_hours: [asdict(key) | asdict(count) for key, count in changes.rewards.items()],
+        schema.assignment_hours: [asdict(key) | asdict(count) for key, count in changes.assignments.items()],
+    }
+    return {table.name: _encoded(table, of_table, dialect) for table, of_table in rows.items()}
+
+
+def _encoded(table: Table, rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Rows:
+    columns = [(c.name, c.type.dialect_impl(dialect).bind_processor(dialect)) for c in table.columns]
+    return [tuple(encode(row[name]) if encode else row[name] for name, encode in columns) for row in rows]
+
+
+def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]:
+    rng = random.Random(day.toordinal())
+    options = dict.fromkeys(VERSIONS, 1 / len(VERSIONS))
+    begin = datetime.combine(day, time(), UTC)
+    for place, number in enumerate(numbers):
+        created_at = begin + timedelta(days=1) * (place / len(numbers))
+        version = rng.choice(tuple(VERSIONS))
+        people = {
+            "mood": rng.choice(MOODS),
+            "activity": rng.choice(ACTIVITIES),
+            "weekday": WEEKDAYS[day.weekday()],
+            "locale": rng.choice(LANGUAGES),
+        }
+        reaction = rng.choice(tuple(REACTIONS)) if rng.random() < reacted else None
+        yield {
+            "tip_id": tip_id(number),
+            "user_id": f"u-{rng.randrange(_PEOPLE)}",
+            "created_at": created_at,
+            "policy": "uniform",
+            "policy_version": "1",
+            "options": options,
+            "probability": 1 / len(VERSIONS),
+            "prompt_version_asked": version,
+            "generation_id": f"g-{number}",
+            "prompt_version": version,
+            "prompt_digest": VERSIONS[version],
+            "model": "openai/tiny",
+            "fallback": False,
+            "signals": {"goal": "sleep better", "sleep_hours": 5.5, **people},
+            "segments": tuple(f"{name}:{value}" for name, value in people.items()),
+            "tip": "Dim the lights now and leave your phone to charge in another room.",
+            "input_tokens": rng.randint(200, 400),
+            "output_tokens": rng.randint(10, 40),
+            "ms": rng.randint(300, 3000),
+            "shadow": False,
+            "simulated": False,
+            "reaction": reaction,
+            "reward": REACTIONS[reaction] if reaction else None,
+            "reacted_at": created_at + timedelta(seconds=rng.randint(1, 3600)) if reaction else None,
+        }
+
+
+@asynccontextmanager
+async def _inserting(url: str) -> AsyncIterator[Insert]:
+    """Yield what inserts rows, all in one transaction; leave the database as one that has been in use for long."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(make_url(url).database or "")) as file:
+
+            async def insert(table: Table, rows: Rows) -> None:
+                file.executemany(f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})", rows)
+
+            with file:
+                yield insert
+            file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    else:
+        connection = await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
+
+        async def copy(table: Table, rows: Rows) -> None:
+            await connection.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
+
+        try:
+            async with connection.transaction():
+                yield copy
+            await connection.execute("VACUUM ANALYZE")  # as PostgreSQL does by itself after a minute
+            await connection.execute("CHECKPOINT")
+        finally:
+            await connection.close()
