@@ -67,7 +67,7 @@ class Database:
                 raise ConfigurationError("DATABASE_URL: the database has an older schema, or none; run `tips migrate`.")
 
     async def wipe(self) -> None:
-        """Leave no bytes of what was deleted: write SQLite's file anew (`secure_delete` misses some) and empty its log."""
+        """Leave no bytes of what was deleted: write SQLite's file anew (`secure_delete` misses some), empty its log."""
         if self.is_sqlite:
             async with self.reading() as connection:
                 raw: Any = (await connection.get_raw_connection()).driver_connection
