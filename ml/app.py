@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from ml import playground
 from ml.recommender import main as recommender
 from ml.recommender import pages
+from ml.recommender.database import prepare
 from ml.recommender.routes import router as recommender_router
 from ml.recommender.serving_client import authorization, check_versions
 from ml.recommender.tip_scores import Clock
@@ -83,3 +84,11 @@ def check(settings: ServingSettings, recommender_settings: RecommenderSettings) 
             "SERVING_URL: `tips serve` runs serving itself; `tips serve --only recommender` uses one elsewhere."
         )
     check_versions(tuple(version for version, _ in recommender_settings.tip_prompt_version), tuple(PROMPTS))
+
+
+def app_from_environment() -> FastAPI:
+    """Assemble both services from the environment, the database prepared; raises ConfigurationError."""
+    settings, recommender_settings = ServingSettings.from_environment(), RecommenderSettings.from_environment()
+    app = create_app(settings, recommender_settings)
+    prepare(recommender_settings.database_url.get_secret_value())
+    return app

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
@@ -22,11 +22,11 @@ from rich.table import Table
 from ml.errors import TipsError, from_validation
 from ml.features.definitions import SIGNALS
 from ml.guards import is_loopback
-from ml.service import keep_what_is_loaded
+from ml.service import assembled
 from ml.serving import prompts as registry
 from ml.serving.generate import Generator, Tip
+from ml.serving.main import app_from_environment as serving_from_environment
 from ml.serving.main import assemble, check
-from ml.serving.main import create_app as create_serving
 from ml.serving.schemas import GenerateRequest
 from ml.settings import ConfigurationError, RecommenderSettings, ServiceSettings, ServingSettings
 from ml.telemetry import Telemetry, configure_logging
@@ -61,27 +61,10 @@ def serve(
     only: Annotated[Only | None, typer.Option(help="Run one of the two services; by default both.")] = None,
 ) -> None:
     """Run the service on this machine."""
-    settings: ServiceSettings
-    if only is Only.SERVING:
-        settings = ServingSettings.from_environment()
-        create = partial(create_serving, settings)
-    else:
-        with _recommender_extra():
-            from ml.app import create_app
-            from ml.recommender.database import prepare
-            from ml.recommender.main import create_app as create_recommender
-        settings = of_recommender = RecommenderSettings.from_environment()
-        if only is Only.RECOMMENDER:
-            create = partial(create_recommender, of_recommender)
-        else:
-            create = partial(create_app, ServingSettings.from_environment(), of_recommender)
+    settings = ServiceSettings.from_environment()
     if not (settings.api_keys or settings.allow_anonymous or is_loopback(host)):
         raise ConfigurationError(f"API_KEYS: must be set to listen on {host}, or ALLOW_ANONYMOUS to true.")
-    configure_logging()
-    service = create()
-    if only is not Only.SERVING:
-        prepare(of_recommender.database_url.get_secret_value())
-    keep_what_is_loaded()
+    service = assembled(_service(only))
     # uvicorn finishes what is in flight and then raises the signal that stopped it once more: that is a success.
     signal.signal(signal.SIGTERM, _exit_well)
     uvicorn.run(
@@ -93,6 +76,15 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=int(settings.generate_timeout_seconds) + 1,
     )
+
+
+def _service(only: Only | None) -> Callable[[], FastAPI]:
+    if only is Only.SERVING:
+        return serving_from_environment
+    with _recommender_extra():
+        from ml.app import app_from_environment as both_from_environment
+        from ml.recommender.main import app_from_environment as recommender_from_environment
+    return recommender_from_environment if only else both_from_environment
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What every program of ours is put together with: guards around routes, health, metrics, errors and the document."""
 
 import gc
+import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
@@ -15,8 +16,8 @@ from pydantic import BaseModel
 
 from ml.errors import install_problem_handlers, problems
 from ml.guards import BearerKeys, InFlightLimit, RequestTelemetry, WholeBody
-from ml.settings import ServiceSettings
-from ml.telemetry import Telemetry
+from ml.settings import ConfigurationError, ServiceSettings
+from ml.telemetry import Telemetry, configure_logging
 
 log = structlog.get_logger()
 
@@ -82,6 +83,17 @@ def keep_what_is_loaded() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def assembled(assemble: Callable[[], FastAPI]) -> FastAPI:
+    """Assemble the app of an entry point; end the program with one plain sentence if that cannot work."""
+    configure_logging()
+    try:
+        app = assemble()
+    except ConfigurationError as error:
+        sys.exit(str(error))
+    keep_what_is_loaded()
+    return app
 
 
 def from_state(name: str) -> Any:

@@ -1,7 +1,6 @@
 """The recommender: `uvicorn ml.recommender.main:app`, or `create_app` with settings of one's own."""
 
 import random
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,9 +18,9 @@ from ml.recommender.rotation import Rotation
 from ml.recommender.routes import State, router
 from ml.recommender.serving_client import ServingClient, authorization, check_versions, known_versions
 from ml.recommender.tip_scores import Clock, open_tip_scores
-from ml.service import keep_what_is_loaded, new_service, warn_if_open
+from ml.service import assembled, new_service, warn_if_open
 from ml.settings import ConfigurationError, RecommenderSettings
-from ml.telemetry import Telemetry, configure_logging, tracer
+from ml.telemetry import Telemetry, tracer
 
 log = structlog.get_logger()
 
@@ -101,15 +100,10 @@ def check(settings: RecommenderSettings) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """Assemble the recommender from the environment; end the program with one plain sentence if that cannot work."""
-    configure_logging()
-    try:
-        settings = RecommenderSettings.from_environment()
-        app = create_app(settings)
-        prepare(settings.database_url.get_secret_value())
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    keep_what_is_loaded()
+    """Assemble the recommender from the environment, its database prepared; raises ConfigurationError."""
+    settings = RecommenderSettings.from_environment()
+    app = create_app(settings)
+    prepare(settings.database_url.get_secret_value())
     return app
 
 
@@ -117,4 +111,4 @@ def __getattr__(name: str) -> Any:
     """Make `app` only for whoever asks for it (uvicorn): importing `create_app` reads no environment."""
     if name != "app":
         raise AttributeError(name)
-    return app_from_environment()
+    return assembled(app_from_environment)

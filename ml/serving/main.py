@@ -1,6 +1,5 @@
 """The serving program: `uvicorn ml.serving.main:app`, or `create_app` with settings of one's own."""
 
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,13 +8,13 @@ from fastapi import FastAPI
 
 from ml.background import beside
 from ml.errors import NotReady
-from ml.service import keep_what_is_loaded, new_service, warn_if_open
+from ml.service import assembled, new_service, warn_if_open
 from ml.serving.gateway import Gateway
 from ml.serving.generate import Generator
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import GENERATING_PATHS, State, router
 from ml.settings import EMBEDDED_MODEL, ConfigurationError, ServingSettings
-from ml.telemetry import Telemetry, configure_logging, tracer
+from ml.telemetry import Telemetry, tracer
 
 
 def create_app(settings: ServingSettings) -> FastAPI:
@@ -80,18 +79,12 @@ def check(settings: ServingSettings) -> None:
 
 
 def app_from_environment() -> FastAPI:
-    """Assemble the service from the environment; end the program with one plain sentence if that cannot work."""
-    configure_logging()
-    try:
-        app = create_app(ServingSettings.from_environment())
-    except ConfigurationError as error:
-        sys.exit(str(error))
-    keep_what_is_loaded()
-    return app
+    """Assemble the service from the environment; raises ConfigurationError when that cannot work."""
+    return create_app(ServingSettings.from_environment())
 
 
 def __getattr__(name: str) -> Any:
     """Make `app` only for whoever asks for it (uvicorn): importing `create_app` reads no environment."""
     if name != "app":
         raise AttributeError(name)
-    return app_from_environment()
+    return assembled(app_from_environment)
