@@ -296,6 +296,27 @@ def test_the_log_of_a_tip_and_a_reaction_says_which_and_nobody_s_words(upstream:
     assert TIP not in str(log)
 
 
+@pytest.mark.parametrize("arguments", [["serve"], ["serve", "--only", "recommender"], ["forget", "u"], ["simulate"]])
+def test_without_the_recommender_s_libraries_one_sentence_says_what_to_install(arguments: list[str]) -> None:
+    ended = run(*without("sqlalchemy"), *arguments)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("sqlalchemy is missing: this needs the `recommender` extra")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_serving_and_writing_a_tip_go_without_the_recommender_s_libraries(upstream: Upstream) -> None:
+    command = without("sqlalchemy", "alembic", "scipy", "matplotlib", "uuid_utils")
+    assert run(*command, "generate", **model(upstream)).stdout == f"{TIP}\n"
+    with service(*command, "serve", "--only", "serving", **model(upstream)) as serving:
+        assert serving.http.post("/generate", json={}).json()["tip"] == TIP
+
+
+def without(*libraries: str) -> tuple[str, ...]:
+    """The command, in a Python where these libraries cannot be imported."""
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({libraries}))"
+    return (sys.executable, "-c", f"{hidden}; from ml.cli import main; main()")
+
+
 def test_people_s_data_is_removed_by_age_and_by_person(upstream: Upstream, tmp_path: Path) -> None:
     settings = model(upstream, DATABASE_URL=database(tmp_path))
     with service(**settings) as both:
