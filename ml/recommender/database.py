@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import structlog
@@ -54,6 +54,8 @@ class Database:
 
     async def migrate(self) -> None:
         """Bring it up to the newest schema."""
+        if self.is_sqlite:
+            self._open_once()
         async with self.writing() as connection:
             await connection.run_sync(schema.migrate)
 
@@ -65,6 +67,11 @@ class Database:
         async with self.reading() as connection:
             if not await connection.run_sync(schema.is_current):
                 raise ConfigurationError("DATABASE_URL: the database has an older schema, or none; run `tips migrate`.")
+
+    def _open_once(self) -> None:
+        """Find out whether the file can be opened, with no thread: a failing driver would leave one without a loop."""
+        with _storage_errors(), closing(sqlite3.connect(self.engine.url.database or "")) as connection:
+            connection.execute("PRAGMA schema_version")
 
     async def wipe(self) -> None:
         """Leave no bytes of what was deleted: write SQLite's file anew (`secure_delete` misses some), empty its log."""
@@ -118,12 +125,8 @@ def _engine(url: str) -> AsyncEngine:
         cursor = connection.cursor()
         # 32 MB of cache, and as much of log before it is moved into the file: pages that change often are written less.
         speed = ("cache_size=-32768", "wal_autocheckpoint=8192")
-        try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", *speed):
-                cursor.execute(f"PRAGMA {pragma}")
-        except sqlite3.Error:
-            connection.close()  # it has a thread, which nobody else would end
-            raise
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", *speed):
+            cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
