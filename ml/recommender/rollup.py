@@ -5,9 +5,10 @@ each segment that its person belongs to. A reaction that counts is counted besid
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 
 from ml.recommender.reactions import Standing
 
@@ -29,9 +30,15 @@ def start_of(hour: int) -> datetime:
     return _EPOCH + hour * _HOUR
 
 
+class Row(Protocol):
+    """Values by the names of their columns."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What matters of a tip for counting it."""
+    """What matters of a tip for counting it: columns of `tip_scores`."""
 
     created_at: datetime
     prompt_version: str
@@ -39,12 +46,17 @@ class Facts:
     fallback: bool
     shadow: bool
     simulated: bool
-    segments: tuple[str, ...]
-    asked: str | None
+    segments: Sequence[str]
+    prompt_version_asked: str | None
     options: Mapping[str, float]
     input_tokens: int
     output_tokens: int
     ms: int
+
+    @classmethod
+    def of(cls, row: Row) -> "Facts":
+        """Take them from a row of `tip_scores`."""
+        return cls(**{name: row[name] for name in cls.__slots__})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -127,7 +139,8 @@ class Changes:
             for segment in (EVERYONE, *tip.segments):
                 for version, probability in tip.options.items():
                     key_ = AssignmentKey(segment, hour_of(tip.created_at), version)
-                    self.assignments[key_] += AssignmentCounts(times * (version == tip.asked), times * probability)
+                    taken = version == tip.prompt_version_asked
+                    self.assignments[key_] += AssignmentCounts(times * taken, times * probability)
 
     def reaction(self, tip: Facts, counted: Standing, times: int = 1) -> None:
         """Count the reaction that counts for a tip; `times` is -1 to take it off."""

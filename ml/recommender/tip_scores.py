@@ -20,7 +20,7 @@ from ml.recommender import schema
 from ml.recommender.database import Database
 from ml.recommender.group_commit import GroupCommit
 from ml.recommender.reactions import Outcome, Reaction, Standing, place
-from ml.recommender.rollup import Changes, DayCounts, Facts, hour_of, start_of
+from ml.recommender.rollup import Changes, DayCounts, Facts, Row, hour_of, start_of
 
 Clock = Callable[[], datetime]
 """Tells the time, in UTC."""
@@ -175,7 +175,7 @@ class TipScores:
             rows = (await connection.execute(query)).mappings().all()
             changes = Changes()
             for row in rows:
-                changes.tip(facts := _facts(row), -1)
+                changes.tip(facts := Facts.of(row), -1)
                 if standing := _standing(row):
                     changes.reaction(facts, standing, -1)
             await _delete(connection, [row["tip_id"] for row in rows])
@@ -199,7 +199,7 @@ class TipScores:
             rows = [_row(tip) for tip in tips]
             await connection.execute(insert(schema.tip_scores), rows)
             for row in rows:
-                changes.tip(_facts(row))
+                changes.tip(Facts.of(row))
 
     async def _react(
         self, connection: AsyncConnection, batches: Sequence[Sequence[Reaction]], changes: Changes
@@ -230,7 +230,7 @@ class TipScores:
             answers.append(answer)
         changed = {tip_id: new for tip_id, new in counted.items() if new and new != before[tip_id]}
         for tip_id, new in changed.items():
-            facts = _facts(rows[tip_id])
+            facts = Facts.of(rows[tip_id])
             if old := before[tip_id]:
                 changes.reaction(facts, old, -1)
             changes.reaction(facts, new)
@@ -256,19 +256,11 @@ class TipScores:
             await connection.execute(self._add_assignments, assignments)
 
 
-Row = RowMapping | Mapping[str, Any]
-
 _VARIANT = ("prompt_version", "prompt_digest", "fallback", "shadow")
 _WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated")
 _SUMS = (*_WHOLE, "reward", "reward_squared")
 _STANDING = ("reaction", "reward", "reacted_at")
-_FACTS = [
-    schema.tip_scores.c[name]
-    for name in (
-        *("tip_id", "created_at", *_VARIANT, "simulated", "segments", "prompt_version_asked", "options"),
-        *("input_tokens", "output_tokens", "ms", *_STANDING),
-    )
-]
+_FACTS = [schema.tip_scores.c[name] for name in ("tip_id", *Facts.__slots__, *_STANDING)]
 
 # In one order everywhere, and locked: two writers wait for each other, never each for the other.
 _TIPS_REACTED_TO = (
@@ -299,23 +291,6 @@ def _count_rows(counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
     """Return counts as rows in the order of their keys, so that two writers never wait each for the other."""
     rows = [{**_row(key), **_row(count)} for key, count in counts.items()]
     return sorted(rows, key=lambda row: tuple(row.values()))
-
-
-def _facts(row: Row) -> Facts:
-    return Facts(
-        created_at=row["created_at"],
-        prompt_version=row["prompt_version"],
-        prompt_digest=row["prompt_digest"],
-        fallback=row["fallback"],
-        shadow=row["shadow"],
-        simulated=row["simulated"],
-        segments=tuple(row["segments"]),
-        asked=row["prompt_version_asked"],
-        options=row["options"],
-        input_tokens=row["input_tokens"],
-        output_tokens=row["output_tokens"],
-        ms=row["ms"],
-    )
 
 
 def _standing(row: Row) -> Standing | None:

@@ -79,20 +79,7 @@ def _day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping
     tips = list(_tips(day, numbers, reacted))
     changes = Changes()
     for tip in tips:
-        facts = Facts(
-            created_at=tip["created_at"],
-            prompt_version=tip["prompt_version"],
-            prompt_digest=tip["prompt_digest"],
-            fallback=tip["fallback"],
-            shadow=tip["shadow"],
-            simulated=tip["simulated"],
-            segments=tip["segments"],
-            asked=tip["prompt_version_asked"],
-            options=tip["options"],
-            input_tokens=tip["input_tokens"],
-            output_tokens=tip["output_tokens"],
-            ms=tip["ms"],
-        )
+        facts = Facts.of(tip)
         changes.tip(facts)
         if tip["reaction"]:
             changes.reaction(facts, Standing(tip["reacted_at"], tip["reaction"], tip["reward"]))

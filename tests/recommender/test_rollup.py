@@ -139,7 +139,7 @@ def check_counts(database: Database) -> None:
         facts = Facts(
             created_at=_time(row["created_at"]),
             segments=tuple(json.loads(row["segments"])),
-            asked=row["prompt_version_asked"],
+            prompt_version_asked=row["prompt_version_asked"],
             options=json.loads(row["options"]),
             fallback=bool(row["fallback"]),
             shadow=bool(row["shadow"]),
