@@ -2,8 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -13,18 +12,16 @@ from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import SecretStr
 
-from ml.errors import TipsError
 from ml.features.definitions import SIGNALS, Choice, Clock, Kind, Language, Number, Scale, Text, Texts, Whole
 from ml.guards import JsonOnly, SecondsLeft, admin_only
 from ml.recommender import rotation
 from ml.recommender.pages import page
-from ml.recommender.recommend import Recommender
 from ml.recommender.routes import RecommenderDep, react
 from ml.recommender.schemas import ReactionResponse, TipRequest
 from ml.recommender.serving_client import Usage, Written
-from ml.serving.generate import Tip, TipStream
+from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GeneratorDep, event
+from ml.serving.routes import GeneratorDep, event_stream
 
 PATHS = ("/", "/playground")
 """Guarded by the password, not by keys: a browser sends none."""
@@ -84,27 +81,17 @@ async def write(
 ) -> EventSourceResponse:
     """Write a tip as /generate streams it; `done` comes when its row is durable, with the id for reactions."""
     started = time.perf_counter()
-    stream = await generator.stream(body.signals.known(), body.prompt_version, within=within)
-    return EventSourceResponse(_events(stream, started, body, recommender), headers={"Cache-Control": "no-cache"})
+    signals = body.signals.known()
+    stream = await generator.stream(signals, body.prompt_version, within=within)
 
+    async def stored(tip: Tip) -> Mapping[str, Any]:
+        ms = round((time.perf_counter() - started) * 1000)
+        choice = rotation.Choice(body.prompt_version, POLICY, {body.prompt_version: 1.0})
+        written = Written(**asdict(tip.origin), tip=tip.text, usage=Usage(**asdict(tip.usage)))
+        row = await recommender.record(body.user_id, signals, choice, written, ms)
+        return {"tip": row.tip, "tip_id": str(row.tip_id)}
 
-async def _events(
-    stream: TipStream, started: float, body: PlaygroundRequest, recommender: Recommender
-) -> AsyncIterator[bytes]:
-    choice = rotation.Choice(body.prompt_version, POLICY, {body.prompt_version: 1.0})
-    yield event("meta", asdict(stream.origin))
-    async with aclosing(stream.pieces) as pieces:
-        try:
-            async for piece in pieces:
-                if not isinstance(piece, Tip):
-                    yield event("delta", {"text": piece})
-                    continue
-                ms = round((time.perf_counter() - started) * 1000)
-                written = Written(**asdict(piece.origin), tip=piece.text, usage=Usage(**asdict(piece.usage)))
-                row = await recommender.record(body.user_id, body.signals.known(), choice, written, ms)
-                yield event("done", {"tip": row.tip, "tip_id": str(row.tip_id)})
-        except TipsError as error:
-            yield event("error", error.problem())
+    return event_stream(stream, stored)
 
 
 def form_field(name: str, kind: Kind) -> FormField:

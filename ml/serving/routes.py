@@ -1,7 +1,7 @@
 """The HTTP interface of serving: parse, call one function, answer."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
@@ -71,26 +71,33 @@ async def generate(body: GenerateRequest, generator: GeneratorDep, within: Secon
     """Write one tip for the person whom the signals describe, with the prompt version asked for or the default."""
     if body.stream:
         stream = await generator.stream(body.signals.known(), body.prompt_version, within=within)
-        return EventSourceResponse(_events(stream), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        return event_stream(stream, _done)
     return GenerateResponse.of(await generator.generate(body.signals.known(), body.prompt_version, within=within))
 
 
-async def _events(stream: TipStream) -> AsyncIterator[bytes]:
-    yield event("meta", asdict(stream.origin))
+async def _done(tip: Tip) -> Mapping[str, Any]:
+    return {"tip": tip.text, "usage": asdict(tip.usage), "finish_reason": tip.finish_reason}
+
+
+def event_stream(stream: TipStream, done: Callable[[Tip], Awaitable[Mapping[str, Any]]]) -> EventSourceResponse:
+    """Answer with a tip as it is written; `done` returns what the last event says of it, or raises a TipsError."""
+    return EventSourceResponse(_events(stream, done), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+
+async def _events(stream: TipStream, done: Callable[[Tip], Awaitable[Mapping[str, Any]]]) -> AsyncIterator[bytes]:
+    yield _event("meta", asdict(stream.origin))
     async with aclosing(stream.pieces) as pieces:
         try:
             async for piece in pieces:
                 if isinstance(piece, Tip):
-                    done = {"tip": piece.text, "usage": asdict(piece.usage), "finish_reason": piece.finish_reason}
-                    yield event("done", done)
+                    yield _event("done", await done(piece))
                 else:
-                    yield event("delta", {"text": piece})
+                    yield _event("delta", {"text": piece})
         except TipsError as error:
-            yield event("error", error.problem())
+            yield _event("error", error.problem())
 
 
-def event(name: str, data: Mapping[str, Any]) -> bytes:
-    """Return one server-sent event."""
+def _event(name: str, data: Mapping[str, Any]) -> bytes:
     return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))
 
 
