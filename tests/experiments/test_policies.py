@@ -1,0 +1,183 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ml.experiments.assignment import uniform_from, weighted
+from ml.experiments.policies import FLOOR, SquareCB, Thompson
+from ml.experiments.statistics import Sample, probability_best
+from tests.experiments.test_assignment import DECISIONS, fits
+
+chances = st.floats(0, 1, exclude_max=True)
+rewards = st.lists(st.floats(0, 1), max_size=50).map(
+    lambda values: Sample(len(values), math.fsum(values), math.fsum(value * value for value in values))
+)
+arms = st.dictionaries(st.text("abcv123", min_size=1), rewards, min_size=1, max_size=8)
+floors = st.floats(0, 0.12)
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=50).map(np.array)
+gammas = st.floats(1e-3, 1e6)
+
+
+def binary(n: int, successes: float) -> Sample:
+    return Sample(n, successes, successes)
+
+
+# Thompson
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        {"v1": binary(1_000, 50), "v2": binary(1_000, 60), "v3": binary(1_000, 45)},
+        {"v1": binary(10, 3), "v2": Sample()},
+        {"v1": binary(4_000, 800), "v2": binary(4_000, 880), "v3": binary(12_000, 3_240), "v4": Sample()},
+        {"v1": Sample(200, 33.3, 20.0), "v2": Sample(300, 50.7, 30.0), "v3": Sample(5, 0.25, 0.1)},
+        {f"v{n}": binary(100, 20 + n) for n in range(10)},
+    ],
+)
+@pytest.mark.parametrize("floor", [0, FLOOR])
+def test_the_probabilities_are_those_of_a_million_draws_from_the_posteriors(
+    arms: dict[str, Sample], floor: float
+) -> None:
+    draws = 1_000_000
+    rng = np.random.default_rng(7)
+    posteriors = np.array([rng.beta(1 + arm.total, 1 + arm.n - arm.total, draws) for arm in arms.values()])
+    seen = np.bincount(posteriors.argmax(axis=0), minlength=len(arms)) / draws
+    left = 1 - len(arms) * floor
+    for probability, best in zip(Thompson(floor).distribution(arms).values(), seen, strict=True):
+        error = left * math.sqrt(best * (1 - best) / draws)
+        assert abs(probability - (floor + left * best)) <= 4 * error + 1 / draws
+
+
+def test_of_50_60_and_45_in_1_000_the_second_is_probably_the_best() -> None:
+    arms = {"v1": binary(1_000, 50), "v2": binary(1_000, 60), "v3": binary(1_000, 45)}
+    exact = {"v1": 0.1520, "v2": 0.8008, "v3": 0.0472}
+    assert Thompson(floor=0).distribution(arms) == pytest.approx(exact, abs=5e-5)
+    floored = {arm: 0.02 + 0.94 * probability for arm, probability in exact.items()}
+    assert Thompson().distribution(arms) == pytest.approx(floored, abs=5e-5)
+
+
+@given(arms, floors, chances)
+def test_probabilities_sum_to_1_and_none_is_below_the_floor(arms: dict[str, Sample], floor: float, u: float) -> None:
+    chosen = Thompson(floor).choose(arms, u)
+    assert [*chosen.distribution] == [*arms]
+    assert sum(chosen.distribution.values()) == pytest.approx(1, abs=1e-12)
+    assert min(chosen.distribution.values()) >= floor
+    assert chosen.probability == chosen.distribution[chosen.option] > 0
+
+
+@given(arms, chances)
+def test_the_same_counts_and_chance_give_the_same_choice(arms: dict[str, Sample], u: float) -> None:
+    chosen = Thompson().choose(arms, u)
+    assert chosen == Thompson().choose(dict(arms), u)
+    # And so does what was logged.
+    assert weighted(chosen.distribution, u).option == chosen.option
+
+
+@given(arms)
+def test_a_new_version_starts_from_the_prior(arms: dict[str, Sample]) -> None:
+    new = Thompson(floor=0).distribution(arms | {"new": Sample()})
+    assert [*new.values()] == [*probability_best([*(arms | {"new": binary(0, 0)}).values()])]
+    assert Thompson().distribution({"v1": Sample(), "v2": Sample()}) == pytest.approx({"v1": 0.5, "v2": 0.5})
+
+
+@pytest.mark.parametrize("floor", [-0.01, 1, 1.5, math.nan, math.inf])
+def test_a_floor_that_cannot_be_is_refused(floor: float) -> None:
+    with pytest.raises(ValueError, match="floor"):
+        Thompson(floor)
+    with pytest.raises(ValueError, match="floor"):
+        SquareCB(10, floor)
+
+
+@pytest.mark.parametrize(("floor", "k"), [(0.02, 0), (0, 0), (0.02, 50), (0.5, 2), (0.5, 3)])
+def test_floors_that_leave_nothing_are_refused(floor: float, k: int) -> None:
+    with pytest.raises(ValueError, match="at least one arm"):
+        Thompson(floor).distribution({f"v{n}": Sample() for n in range(k)})
+
+
+def test_arms_are_drawn_as_often_as_their_probabilities_say() -> None:
+    arms = {"v1": binary(1_000, 50), "v2": binary(1_000, 60), "v3": Sample()}
+    distribution = Thompson().distribution(arms)
+    seen = Counter(weighted(distribution, uniform_from("tip", str(n))).option for n in range(DECISIONS))
+    assert fits(seen, distribution)
+    assert weighted(distribution, 0.7) == Thompson().choose(arms, 0.7)
+
+
+def test_reactions_a_day_late_cost_thompson_at_most_a_quarter_of_what_uniform_loses() -> None:
+    means = np.array([0.20, 0.22, 0.27])
+    seeds, tips, days, every = 50, 20_000, 20, 4
+    periods, delay = days * 24 // every, 24 // every
+    rng = np.random.default_rng(7)
+    shown = np.zeros((periods, seeds, means.size), np.int64)
+    earned = np.zeros_like(shown)
+    ends = np.linspace(0, tips, periods + 1).astype(int)
+    for period, size in enumerate(np.diff(ends)):
+        known = slice(0, max(0, period - delay))
+        n, total = shown[known].sum(axis=0), earned[known].sum(axis=0)
+        probabilities = [
+            [*Thompson().distribution({str(arm): binary(*counts) for arm, counts in enumerate(seed)}).values()]
+            for seed in np.stack([n, total], axis=2).tolist()
+        ]
+        shown[period] = rng.multinomial(size, probabilities)
+        earned[period] = rng.binomial(shown[period], means)
+    assert shown.sum() == seeds * tips
+    gaps = means.max() - means
+    regret = (shown * gaps).sum() / seeds
+    assert regret <= 0.25 * tips * gaps.mean()
+
+
+# SquareCB
+
+
+@given(scores, gammas, st.floats(0, 1, exclude_max=True))
+def test_ranked_probabilities_sum_to_1_none_is_0_and_better_scores_are_likelier(
+    scores: np.ndarray, gamma: float, floor: float
+) -> None:
+    probabilities = SquareCB(gamma, floor).distribution(scores)
+    assert probabilities.shape == scores.shape
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+    assert (probabilities > 0).all()
+    assert (probabilities >= floor / scores.size * (1 - 1e-12)).all()
+    better = scores[:, None] > scores
+    assert (probabilities[:, None] >= probabilities - 1e-12)[better].all()
+
+
+@given(scores, gammas)
+def test_the_odds_of_an_option_are_inverse_to_its_gap(scores: np.ndarray, gamma: float) -> None:
+    probabilities = SquareCB(gamma, floor=0).distribution(scores)
+    for option in range(scores.size):
+        if option != scores.argmax():
+            gap = scores.max() - scores[option]
+            assert 1 / probabilities[option] == pytest.approx(scores.size + gamma * gap)
+
+
+def test_worked_by_hand() -> None:
+    scores = np.array([0.5, 0.3, 0.5, 0.1])
+    exact = np.array([0, 1 / 6, 1 / 4, 1 / 8])
+    exact[0] = 1 - exact.sum()
+    assert SquareCB(10, floor=0).distribution(scores) == pytest.approx(exact)
+    assert SquareCB(10, floor=0.1).distribution(scores) == pytest.approx(0.9 * exact + 0.025)
+    assert SquareCB(10).distribution(np.array([0.3])) == pytest.approx([1.0])
+    assert SquareCB(10).distribution(np.array([0.3, 0.3])) == pytest.approx([0.5, 0.5])
+
+
+def test_ranked_options_are_drawn_as_often_as_their_probabilities_say() -> None:
+    probabilities = SquareCB(30).distribution(np.array([0.2, 0.22, 0.27, 0.1])).tolist()
+    distribution = dict(zip("abcd", probabilities, strict=True))
+    seen = Counter(weighted(distribution, uniform_from("score", str(n))).option for n in range(DECISIONS))
+    assert fits(seen, distribution)
+
+
+@pytest.mark.parametrize("gamma", [0, -1, math.nan, math.inf])
+def test_a_gamma_that_cannot_be_is_refused(gamma: float) -> None:
+    with pytest.raises(ValueError, match="gamma"):
+        SquareCB(gamma)
+
+
+@pytest.mark.parametrize("scores", [[], [0.1, math.nan], [math.inf, 0.1], [[0.1, 0.2]], 0.1])
+def test_scores_that_cannot_be_are_refused(scores: object) -> None:
+    with pytest.raises(ValueError, match="scores"):
+        SquareCB(10).distribution(np.array(scores, float))
