@@ -31,15 +31,13 @@ import json
 import os
 import random
 import secrets
-import signal
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -52,17 +50,9 @@ import uvloop
 from sqlalchemy.engine import URL, make_url
 
 from ml.recommender.reactions import REACTIONS
-from tests.bench.generate import (
-    KEY,
-    LONGEST_START,
-    BenchmarkFailed,
-    Running,
-    Server,
-    machine,
-    started,
-    uvicorn,
-)
+from tests.bench.figures import machine, median, p50_and_p99, turns
 from tests.bench.past_tips import Past, fill, tip_id
+from tests.bench.server import KEY, BenchmarkFailed, Running, Server, get, run, started, until_it_works, uvicorn
 
 CALLERS = 32
 WARM_UP = 1.0
@@ -124,19 +114,19 @@ class Question:
 
 def tips(name: str, url: str) -> Server:
     ours = {"DATABASE_URL": url, "SERVING_URL": "http://127.0.0.1:9", "API_KEYS": KEY}  # no tip is asked for
-    return Server(f"{name}: **tips**", uvicorn("ml.recommender.main:app"), "/health/ready", {}, ours)
+    return Server(f"{name}: **tips**", uvicorn("ml.recommender.main:app"), "/health/ready", environment=ours)
 
 
 def naive(name: str, url: str, connections: int | None = None) -> Server:
     command = uvicorn("tests.bench.naive_recommender:app", "--factory", "--no-access-log", "--log-level", "warning")
     few = {"CONNECTIONS": str(connections)} if connections else {}
     how = f"{NAIVE}, {connections} connection" if connections else NAIVE
-    return Server(f"{name}: {how}", command, "/openapi.json", {}, {"DATABASE_URL": url} | few)
+    return Server(f"{name}: {how}", command, "/openapi.json", environment={"DATABASE_URL": url} | few)
 
 
 def floor() -> Server:
     command = uvicorn("tests.bench.naive_recommender:nothing", "--no-access-log", "--lifespan", "off")
-    return Server(FLOOR, command, "/", {})
+    return Server(FLOOR, command, "/")
 
 
 def reactions(number_of_tips: int) -> Iterator[bytes]:
@@ -190,21 +180,8 @@ async def rows(url: str, query: str) -> list[Any]:
 async def answering(client: aiohttp.ClientSession, server: Server, directory: Path) -> AsyncIterator[Running]:
     """Run a server until the context ends; yield it when it answers."""
     with started(server, directory) as running:
-        deadline = time.monotonic() + LONGEST_START
-        while not await answers(client, running):
-            if time.monotonic() > deadline or running.process.poll() is not None:
-                log = running.log.read_text(errors="replace").splitlines()[-5:]
-                raise BenchmarkFailed("\n".join([f"{server.name}: It does not start.", *log]))
-            await asyncio.sleep(0.2)
+        await until_it_works(running, partial(get, client, running, server.path))
         yield running
-
-
-async def answers(client: aiohttp.ClientSession, running: Running) -> bool:
-    try:
-        async with client.get(running.address + running.server.path) as response:
-            return response.status == 200
-    except aiohttp.ClientError:
-        return False
 
 
 async def load(client: aiohttp.ClientSession, contender: Contender, seconds: float) -> Cost:
@@ -232,8 +209,7 @@ async def load(client: aiohttp.ClientSession, contender: Contender, seconds: flo
     elapsed = time.perf_counter() - start
     cpu = (running.cpu_seconds - before) / (len(latencies) + failed) * 1000
     contender.stored += len(latencies)
-    percentiles = statistics.quantiles(latencies, n=100, method="inclusive")
-    return Cost(len(latencies) / elapsed, percentiles[49], percentiles[98], cpu, failed)
+    return Cost(len(latencies) / elapsed, *p50_and_p99(latencies), cpu, failed)
 
 
 async def reaction_rows(url: str) -> int:
@@ -262,18 +238,12 @@ async def measure_reactions(
                 await fill(url, past)
                 running = await stack.enter_async_context(answering(client, server(name, url), directory))
                 contenders.append(Contender(running, url, before=await reaction_rows(url)))
-        for number in range(rounds):
-            for contender in contenders:
-                typer.echo(f"round {number + 1} of {rounds}: {contender.running.server.name}", err=True)
-                await load(client, contender, WARM_UP)
-                contender.costs.append(await load(client, contender, seconds))
+        for _, contender in turns({contender.running.server.name: contender for contender in contenders}, rounds):
+            await load(client, contender, WARM_UP)
+            contender.costs.append(await load(client, contender, seconds))
         for contender in contenders:
             await check_stored(contender)
         return {contender.running.server.name: median(contender.costs) for contender in contenders}
-
-
-def median(costs: Sequence[Cost]) -> Cost:
-    return Cost(**{of.name: statistics.median(getattr(cost, of.name) for cost in costs) for of in fields(Cost)})
 
 
 def questions(past: Past) -> list[Question]:
@@ -399,14 +369,11 @@ def main(
     postgres: Annotated[str | None, typer.Option(help="postgresql+asyncpg://USER:PASSWORD@HOST/NAME")] = None,
 ) -> None:
     """Measure how fast reactions are stored, and rewards told."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are stopped and databases dropped, too
-    try:
-        of_reactions, of_rewards = uvloop.run(benchmark(seconds, rounds, tips, postgres))
-    except BenchmarkFailed as failure:
-        sys.exit(str(failure))
+    of_reactions, of_rewards = run(benchmark(seconds, rounds, tips, postgres), loop=uvloop.new_event_loop)
     with tempfile.TemporaryDirectory() as directory:
         disk = f"The disk takes {flush_time(Path(directory)):.2f} ms to make a write durable."
-    typer.echo(f"{CALLERS} callers, {seconds:g} s a round, median of {rounds}. {machine()} {disk}\n\n{of_reactions}\n")
+    versions = machine("fastapi", "uvicorn", "uvloop", "httptools")
+    typer.echo(f"{CALLERS} callers, {seconds:g} s a round, median of {rounds}. {versions} {disk}\n\n{of_reactions}\n")
     typer.echo(f"GET /rewards over {tips:,} tips, each question {ASKED} times:\n\n{of_rewards}")
     if postgres is None:
         typer.echo("\nPostgreSQL was not measured, see --postgres.")
