@@ -12,7 +12,8 @@ from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import SecretStr
 
-from ml.features.definitions import SIGNALS, Choice, Clock, Kind, Language, Number, Scale, Text, Texts, Whole
+from ml.features.definitions import SIGNALS
+from ml.features.kinds import Choice, Clock, Kind, Language, Number, Scale, Text, Texts, Whole
 from ml.guards import JsonOnly, SecondsLeft, admin_only
 from ml.recommender import rotation
 from ml.recommender.pages import page

@@ -1,150 +1,22 @@
-"""The signals: everything a caller may tell us about a person, in one dict.
+"""What is known: every signal about a person, everything that a batch counts of them, and every feature of a tip.
 
-Each entry says what type and range a signal has and how it reads in a sentence. The wire model, the OpenAPI schema,
-the command line and the prompt are all derived from it, so adding a signal is adding an entry.
+Each entry says what type and range a thing has, and by its kind how it becomes numbers; a signal also says how it reads
+in a sentence. The wire model, the OpenAPI schema, the command line, the prompt and what policies learn from are all
+derived from it, so adding a signal is adding an entry.
 
 How a released signal reads is part of what every released prompt version says to the model: change the wording only
 together with a new prompt version.
 """
 
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any
 
-from babel import Locale, UnknownLocaleError
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from babel import Locale
 
-
-class Kind(Protocol):
-    """How a signal is validated on the wire and put into words."""
-
-    @property
-    def annotation(self) -> Any:
-        """The pydantic type of the value on the wire."""
-
-    def words(self, value: Any) -> str:
-        """Put a validated value into the words that fill the signal's sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A real number in [low, high], counted in `unit` (singular)."""
-
-    low: float
-    high: float
-    unit: str
-
-    @property
-    def annotation(self) -> Any:
-        bounds = Field(ge=self.low, le=self.high, allow_inf_nan=False, json_schema_extra={"x-unit": self.unit})
-        return Annotated[float, bounds]
-
-    def words(self, value: float) -> str:
-        return _quantity(f"{value + 0.0:.6g}", self.unit)
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A whole number in [low, high], counted in `unit` (singular)."""
-
-    low: int
-    high: int
-    unit: str
-
-    @property
-    def annotation(self) -> Any:
-        bounds = Field(ge=self.low, le=self.high, json_schema_extra={"x-unit": self.unit})
-        return Annotated[int, bounds, BeforeValidator(_integral)]
-
-    def words(self, value: int) -> str:
-        return _quantity(str(value), self.unit)
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """A whole number from 1 to `top` that says how much of something there is."""
-
-    top: int
-
-    @property
-    def annotation(self) -> Any:
-        return Annotated[int, Field(ge=1, le=self.top), BeforeValidator(_integral)]
-
-    def words(self, value: int) -> str:
-        return f"{value} out of {self.top}"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One of a few categories, each with the words it reads as."""
-
-    options: Mapping[str, str]
-
-    @property
-    def annotation(self) -> Any:
-        return Literal[tuple(self.options)]
-
-    def words(self, value: str) -> str:
-        return self.options[value]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Free text of at most `longest` characters: data about the person, never instructions to the model."""
-
-    longest: int
-
-    @property
-    def annotation(self) -> Any:
-        return Annotated[str, Field(max_length=self.longest)]
-
-    def words(self, value: str) -> str:
-        return quoted(value, self.longest)
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """At most `most` free texts of at most `longest` characters each."""
-
-    most: int
-    longest: int
-
-    @property
-    def annotation(self) -> Any:
-        item = Annotated[str, Field(max_length=self.longest)]
-        return Annotated[tuple[item, ...], Field(max_length=self.most, strict=False)]
-
-    def words(self, value: Sequence[str]) -> str:
-        return ", ".join(text for text in (quoted(item, self.longest) for item in value[: self.most]) if text)
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """A local time of day, 24-hour `HH:MM`."""
-
-    @property
-    def annotation(self) -> Any:
-        return Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", max_length=5)]
-
-    def words(self, value: str) -> str:
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Language:
-    """A BCP 47 locale such as `de-DE`, put into words as the language's English name (Unicode CLDR)."""
-
-    @property
-    def annotation(self) -> Any:
-        form = Field(min_length=2, max_length=20, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
-        return Annotated[str, form, AfterValidator(_known_locale)]
-
-    def words(self, value: str) -> str:
-        return Locale.parse(value, sep="-").get_display_name("en") or value
+from ml.features.kinds import Choice, Clock, Kind, Language, Number, Scale, Text, Texts, Tip, Version, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +74,26 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Something counted of a person's past, in a batch; `good_for` is the age from which on it counts as unknown."""
+
+    kind: Kind
+    good_for: timedelta
+
+
+AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
+    {
+        "reward_rate_30d": Aggregate(Number(0, 1, "reward"), timedelta(days=7)),
+        "tips_7d": Aggregate(Whole(0, 1_000, "tip"), timedelta(days=2)),
+    }
+)
+"""The mean reward of a person's tips in 30 days, and the number of them in seven."""
+
+CANDIDATE: Mapping[str, Kind] = MappingProxyType({"prompt_version": Version(), "tip": Tip(280)})
+"""What may be said of a tip that could be shown."""
+
+
 def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the groups of people that validated `signals` put somebody in: each category, and the language.
 
@@ -215,39 +107,3 @@ def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
         elif value is not None and isinstance(signal.kind, Language):
             found.append(f"{name}:{Locale.parse(value, sep='-').language}")
     return tuple(found)
-
-
-_DOUBLE_QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2033\u2036\u275d\u275e\u301d-\u301f\uff02]')
-
-
-def quoted(text: str, longest: int) -> str:
-    """Delimit free text as data: one line, at most `longest` characters, between the only two double quotes in it.
-
-    Control, format and line-separating characters become spaces and every kind of double quote becomes an apostrophe,
-    so that no text can close its own quotation. Returns "" when nothing visible is left.
-    """
-    visible = "".join(" " if unicodedata.category(c) in _INVISIBLE else c for c in text)
-    line = _DOUBLE_QUOTES.sub("'", " ".join(visible.split()))[:longest].strip()
-    return f'"{line}"' if line else ""
-
-
-# Control, format (bidirectional overrides, zero-width), surrogate, private-use and unassigned characters, and
-# separators of lines and paragraphs.
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def _quantity(number: str, unit: str) -> str:
-    return f"{number} {unit}" if number == "1" else f"{number} {unit}s"
-
-
-def _integral(value: Any) -> Any:
-    """JSON has one kind of number: 7.0 is the whole number 7."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _known_locale(value: str) -> str:
-    try:
-        Locale.parse(value, sep="-")
-    except (UnknownLocaleError, ValueError) as error:
-        raise PydanticCustomError("unknown_locale", "should be a BCP 47 locale such as en-GB or de-DE") from error
-    return value

@@ -14,7 +14,8 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import SecretStr
 
-from ml.features.definitions import SIGNALS, Choice
+from ml.features.definitions import SIGNALS
+from ml.features.kinds import Choice
 from ml.guards import admin_only
 from ml.recommender import plots
 from ml.recommender.reactions import REACTIONS

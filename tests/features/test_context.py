@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.features.context import PromptContext, assemble
-from ml.features.definitions import SIGNALS, Text, Texts, quoted, segments
+from ml.features.definitions import SIGNALS, segments
+from ml.features.kinds import Text, Texts, quoted
 from ml.serving.prompts import PROMPTS
 from ml.wire import Signals
 

@@ -1,0 +1,198 @@
+"""Ranks candidates for a context by the reward that is to be expected of each, as learned from decisions.
+
+The model is Vowpal Wabbit's for action-dependent features (`cb_adf`): a linear regression of the reward on the
+context's features, the candidate's, and each of the one times each of the other. It is fitted on the candidates that
+were shown, without weights: that is what inverse gap weighting (`policies.SquareCB`), which makes probabilities of its
+predictions, asks for (Foster & Rakhlin 2020), and predictions fitted with weights would be no expected rewards.
+
+A policy is a ZIP archive of `card.json`, which says what it was made for, and of `model.vw`. The archive's checksums
+tell a damaged one, which Vowpal Wabbit itself may not; nothing in it is ever unpickled.
+"""
+
+import hashlib
+import io
+import math
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from vowpalwabbit import Workspace
+
+from ml.experiments.policies import SquareCB
+
+Floats = npt.NDArray[np.float64]
+
+_OPTIONS = "--cb_adf --cb_type mtr --interactions ca --hash all --bit_precision 18 --quiet"
+_COLUMN = re.compile(r"(?=.*[^0-9\s:|])[^\s:|]{1,100}")
+"""A name that is one feature to Vowpal Wabbit: no namespace, weight or line of its own, and not only digits."""
+
+_CARD, _MODEL = "card.json", "model.vw"
+_LARGEST = 64 * 1024 * 1024
+"""Bytes that a part of a policy may have."""
+
+Column = Annotated[str, Field(pattern=r"^[^\s:|]{1,100}$")]
+
+
+class UnusablePolicy(Exception):
+    """What should be a policy is none, or not one for us; the message says it as the end of a sentence."""
+
+
+class Card(BaseModel):
+    """What a policy is, and what it was made for.
+
+    `context`, `candidate`: the columns that it knows, by name. `versions`: the prompt versions among them.
+    `learned_from`: the number of decisions. `trained_until`: when the last of them was, in Unix seconds.
+    `gamma_scale`, `floor`: how boldly it chooses, see `policies.SquareCB`; gamma grows with the root of `learned_from`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    context: Annotated[tuple[Column, ...], Field(strict=False)]
+    candidate: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)]
+    versions: Annotated[tuple[str, ...], Field(strict=False)]
+    learned_from: Annotated[int, Field(ge=0)]
+    trained_until: Annotated[float, Field(allow_inf_nan=False)]
+    gamma_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    floor: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+    @property
+    def exploration(self) -> SquareCB:
+        """How scores become probabilities."""
+        return SquareCB(self.gamma_scale * math.sqrt(max(self.learned_from, 1)), self.floor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """For n candidates, in their order: `scores`, the expected rewards in [0, 1], and `probabilities`, none 0."""
+
+    scores: Floats
+    probabilities: Floats
+
+
+class Encoder:
+    """Puts numbers into Vowpal Wabbit's text, for training and choosing alike: only declared names, only numbers."""
+
+    def __init__(self, context: Sequence[str], candidate: Sequence[str]) -> None:
+        """Take the names of the columns. Raises ValueError for one that would not stay one feature."""
+        bad = [name for name in (*context, *candidate) if not _COLUMN.fullmatch(name)]
+        if bad:
+            raise ValueError(f"columns cannot be called {', '.join(map(repr, bad))}")
+        self.context, self.candidate = tuple(context), tuple(candidate)
+
+    def encode(self, context: Floats, candidates: Floats) -> list[str]:
+        """Return the lines of an example: one for the context, then one for each candidate.
+
+        `context`: shape (number of context columns,). `candidates`: shape (n, number of candidate columns). NaN is
+        missing; raises ValueError for infinity and for another shape.
+        """
+        if context.shape != (len(self.context),) or candidates.shape[1:] != (len(self.candidate),):
+            raise ValueError(f"columns are missing: {context.shape} and {candidates.shape}")
+        if np.isinf(context).any() or np.isinf(candidates).any():
+            raise ValueError("features must be finite")
+        return [
+            "shared |c " + _features(self.context, context.tolist()),
+            *("|a " + _features(self.candidate, row) for row in candidates.tolist()),
+        ]
+
+
+class RankingPolicy:
+    """A learned policy; it never learns any more, and ranking is safe from several threads."""
+
+    def __init__(self, card: Card, model: Workspace, version: str) -> None:
+        self.card = card
+        self.version = version
+        self._encoder = Encoder(card.context, card.candidate)
+        self._exploration = card.exploration
+        self._model = model
+
+    @classmethod
+    def load(cls, blob: bytes) -> Self:
+        """Load a policy; its version is the beginning of the SHA-256 of its bytes. Raises UnusablePolicy."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+                if any(part.file_size > _LARGEST for part in archive.infolist()):
+                    raise UnusablePolicy("is larger than a policy can be")
+                card, model = archive.read(_CARD), archive.read(_MODEL)
+            return cls(Card.model_validate_json(card), _workspace(model), hashlib.sha256(blob).hexdigest()[:12])
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValidationError):
+            raise UnusablePolicy("is damaged, or is no policy") from None
+
+    def rank(self, context: Floats, candidates: Floats) -> Ranking:
+        """Rank n >= 1 candidates: `context` of shape (number of context columns,), `candidates` with n rows."""
+        scores = _predict(self._model, self._encoder.encode(context, candidates))
+        return Ranking(scores, self._exploration.distribution(scores))
+
+
+class Learner:
+    """Learns from what was shown, one by one; the same ones in the same order give the same model, byte by byte."""
+
+    def __init__(self, context: Sequence[str], candidate: Sequence[str]) -> None:
+        self._encoder = Encoder(context, candidate)
+        self._model = Workspace(_OPTIONS)
+
+    def learn(self, context: Floats, candidate: Floats, reward: float) -> None:
+        """Learn that a candidate, shape (number of candidate columns,), earned `reward`, in [0, 1], in a context.
+
+        Raises ValueError for another reward, and what `Encoder.encode` raises.
+        """
+        if not 0 <= reward <= 1:
+            raise ValueError("a reward must be in [0, 1]")
+        shared, shown = self._encoder.encode(context, candidate[None, :])
+        self._model.learn([shared, f"0:{-reward:.6g}:1 {shown}"])
+
+    def scores(self, context: Floats, candidates: Floats) -> Floats:
+        """Return the expected reward of each candidate by what was learned so far, shape (n,), in [0, 1]."""
+        return _predict(self._model, self._encoder.encode(context, candidates))
+
+    def policy(self, name: str, *, versions: Sequence[str], learned_from: int, trained_until: float) -> bytes:
+        """Return what was learned so far as a policy, to be kept in a file or a registry."""
+        card = Card(
+            name=name,
+            context=self._encoder.context,
+            candidate=self._encoder.candidate,
+            versions=tuple(versions),
+            learned_from=learned_from,
+            trained_until=trained_until,
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            self._model.save(f"{directory}/{_MODEL}")
+            model = Path(directory, _MODEL).read_bytes()
+        blob = io.BytesIO()
+        with zipfile.ZipFile(blob, "w", zipfile.ZIP_DEFLATED) as archive:
+            for part, content in ((_CARD, card.model_dump_json(indent=1).encode()), (_MODEL, model)):
+                # No time in it: the same model is the same version.
+                archive.writestr(zipfile.ZipInfo(part, (1980, 1, 1, 0, 0, 0)), content)
+        return blob.getvalue()
+
+
+def _features(names: Sequence[str], numbers: Sequence[float]) -> str:
+    """The features that are there (NaN is unequal to itself) and that say something."""
+    return " ".join(
+        f"{name}:{number:.6g}"
+        for name, number in zip(names, numbers, strict=True)
+        if number == number and number  # noqa: PLR0124
+    )
+
+
+def _predict(model: Workspace, lines: Sequence[str]) -> Floats:
+    """Costs are negative rewards; a regression may leave their range."""
+    costs = np.asarray(model.predict([*lines]), np.float64)
+    if costs.shape != (len(lines) - 1,):
+        raise ValueError("the model does not see each candidate as one")
+    return np.clip(-costs, 0.0, 1.0)
+
+
+def _workspace(model: bytes) -> Workspace:
+    """Load a model; Vowpal Wabbit reads it from a file only."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, _MODEL).write_bytes(model)
+        return Workspace(f"{_OPTIONS} --testonly --initial_regressor {directory}/{_MODEL}")

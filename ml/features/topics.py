@@ -1,0 +1,30 @@
+"""What a text is about: a few topics, each with the English words that give it away."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "sleep": "sleep sleeping asleep bed bedtime bedroom nap pillow night tonight lights",
+        "movement": "walk walking move moving stretch stretching stand steps run exercise dance shoulders neck stairs",
+        "breath": "breath breaths breathe breathing inhale exhale",
+        "rest": "rest resting relax calm quiet pause break stress stressed slow slowly bath",
+        "focus": "focus task tasks list plan work working desk priority priorities finish timer distraction meeting",
+        "food": "eat eating food meal snack water drink drinking glass tea coffee fruit breakfast lunch dinner",
+        "people": "friend friends family call text talk someone partner message together people",
+        "outdoors": "outside outdoors fresh air nature park sun sunlight daylight garden window",
+        "screens": "phone screen screens email emails notifications laptop scroll scrolling social media",
+        "feelings": "feel feeling mood grateful gratitude kind happy worry worries anxious write journal thank",
+    }
+)
+
+TOPICS: tuple[str, ...] = tuple(_WORDS)
+
+_TOPIC_OF = {word: place for place, words in enumerate(_WORDS.values()) for word in words.split()}
+_WORD = re.compile("[a-z]+")
+
+
+def topics_of(text: str) -> set[int]:
+    """Return the topics that a text names, as places in `TOPICS`; none for one in another language."""
+    return {_TOPIC_OF[word] for word in _WORD.findall(text.lower()) if word in _TOPIC_OF}

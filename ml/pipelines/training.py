@@ -1,0 +1,26 @@
+"""Learn a ranking policy from the log of decisions."""
+
+from collections.abc import Sequence
+
+from ml.experiments.decisions import Decision
+from ml.experiments.ranking import Learner
+from ml.features.vectors import CONTEXT, candidates, row
+
+
+def train(decisions: Sequence[Decision], *, name: str = "tips") -> bytes:
+    """Return a policy, to be kept in a file or a registry, that has learned from each tip shown, in order of time.
+
+    The same decisions give the same policy, byte by byte. Raises ValueError for none.
+    """
+    if not decisions:
+        raise ValueError("there is nothing to learn from")
+    in_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
+    shown = [decision.candidates[decision.taken] for decision in in_time]
+    versions = sorted({candidate.prompt_version for candidate in shown})
+    space = candidates(versions)
+    contexts = CONTEXT.of_rows([{**decision.signals, **decision.aggregates} for decision in in_time])
+    tips = space.of_rows([row(candidate.prompt_version, candidate.tip) for candidate in shown])
+    learner = Learner(CONTEXT.columns, space.columns)
+    for decision, context, tip in zip(in_time, contexts, tips, strict=True):
+        learner.learn(context, tip, decision.reward)
+    return learner.policy(name, versions=versions, learned_from=len(in_time), trained_until=in_time[-1].at)
