@@ -197,7 +197,7 @@ def simulate(
     """Fill the database with simulated people's tips and reactions, to see what the reward page shows of them."""
     with _recommender_extra():
         from ml.recommender.database import prepare
-        from ml.simulation import simulate as run
+        from ml.simulation.service import simulate as run
     settings = RecommenderSettings.from_environment()
     prepare(settings.database_url.get_secret_value())
     configure_logging(logging.CRITICAL, sys.stderr)

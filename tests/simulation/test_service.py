@@ -9,7 +9,7 @@ import pytest
 
 from ml.recommender.rewards import FEWEST
 from ml.serving.prompts import PROMPTS
-from ml.simulation import TASTES
+from ml.simulation.service import TASTES
 from tests.process import TIPS, run, service
 from tests.upstream import Upstream
 
