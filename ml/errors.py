@@ -6,6 +6,7 @@
     │   └── PasswordNeeded      401  an admin page, without its password
     ├── Forbidden               403
     ├── UnknownTip              404
+    ├── PolicyUnusable          409  a policy to be put in force cannot be; the one before stays
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
     ├── UnprocessableRequest    422  a field has a value we do not accept
@@ -110,6 +111,10 @@ class Forbidden(TipsError):
 
 class UnknownTip(TipsError):
     status, slug = HTTPStatus.NOT_FOUND, "unknown-tip"
+
+
+class PolicyUnusable(TipsError):
+    status, slug = HTTPStatus.CONFLICT, "policy-unusable"
 
 
 class PayloadTooLarge(TipsError):

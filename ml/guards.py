@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated
 
 import structlog
@@ -110,21 +111,28 @@ class BearerKeys:
         return any(path == open_path or path.startswith(f"{open_path}/") for open_path in self.open_paths)
 
 
-class InFlightLimit:
-    """Answers 503 at once when `most` requests to `paths` are being worked on, rather than let a queue grow."""
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `most` requests to `paths` at once."""
 
-    def __init__(self, app: ASGIApp, most: int, paths: Collection[str]) -> None:
+    paths: frozenset[str]
+    most: int
+
+
+class InFlightLimit:
+    """Answers 503 at once when as many requests as allowed are being worked on, rather than let a queue grow."""
+
+    def __init__(self, app: ASGIApp, limit: Limit) -> None:
         self.app = app
-        self.most = most
-        self.paths = frozenset(paths)
+        self.limit = limit
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self.paths:
+        if scope["type"] != "http" or scope["path"] not in self.limit.paths:
             await self.app(scope, receive, send)
             return
-        if self.in_flight >= self.most:
-            error = Busy("As many tips as this service can write at once are being written.", retry_after=1)
+        if self.in_flight >= self.limit.most:
+            error = Busy("This service is doing as much of this as it can do at once.", retry_after=1)
             await problem_response(error)(scope, receive, send)
             return
         self.in_flight += 1
@@ -222,12 +230,19 @@ def admin_only(password: SecretStr | None) -> Dependency:
 
     async def check(request: Request, given: Annotated[HTTPBasicCredentials | None, Depends(basic)]) -> None:
         if password is None:
-            if not (request.client and is_loopback(request.client.host) and is_loopback(request.url.hostname or "")):
-                raise Forbidden("Without ADMIN_PASSWORD, this page is shown to browsers on the service's machine only.")
+            only_from_this_machine(
+                request, "Without ADMIN_PASSWORD, this page is shown to browsers on the service's machine only."
+            )
         elif given is None or not secrets.compare_digest(given.password.encode(), password.get_secret_value().encode()):
             raise PasswordNeeded("This page needs the password that ADMIN_PASSWORD has, with any user name.")
 
     return Dependency(check)
+
+
+def only_from_this_machine(request: Request, otherwise: str) -> None:
+    """Raise Forbidden, with the sentence `otherwise`, unless the request is from this machine and to its own name."""
+    if not (request.client and is_loopback(request.client.host) and is_loopback(request.url.hostname or "")):
+        raise Forbidden(otherwise)
 
 
 def is_loopback(host: str) -> bool:

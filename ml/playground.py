@@ -27,7 +27,7 @@ from ml.serving.routes import GeneratorDep, event_stream
 PATHS = ("/", "/playground")
 """Guarded by the password, not by keys: a browser sends none."""
 
-GENERATING_PATHS = ("/playground/tips",)
+GENERATING_PATHS = frozenset({"/playground/tips"})
 
 POLICY = "playground"
 """What rows of the page's tips say: whoever looks at it sees every version, so none was drawn."""

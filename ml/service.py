@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from ml.errors import install_problem_handlers, problems
-from ml.guards import BearerKeys, InFlightLimit, RequestTelemetry, WholeBody
+from ml.guards import BearerKeys, InFlightLimit, Limit, RequestTelemetry, WholeBody
 from ml.settings import ConfigurationError, ServiceSettings
 from ml.telemetry import Telemetry, configure_logging
 
@@ -39,13 +39,12 @@ def new_service(
     routers: Sequence[APIRouter],
     open_routers: Sequence[APIRouter] = (),
     open_paths: Collection[str] = (),
-    limited_paths: Collection[str] = (),
-    most_in_flight: int = 0,
+    limits: Sequence[Limit] = (),
 ) -> FastAPI:
     """Put the guards around the routers.
 
     `lifespan` yields the state that handlers ask for: a mapping, with the sequence `ready` of Readiness in it.
-    `open_routers` need no key on `open_paths`; at most `most_in_flight` requests to `limited_paths` run at once.
+    `open_routers` need no key on `open_paths`; what goes beyond one of the `limits` is turned away.
     """
     app = FastAPIOffline(
         title="Tips",
@@ -63,8 +62,8 @@ def new_service(
     install_problem_handlers(app)
     # The last one added is the first one passed.
     app.add_middleware(WholeBody, longest=LONGEST_BODY)
-    if limited_paths:
-        app.add_middleware(InFlightLimit, most=most_in_flight, paths=limited_paths)
+    for limit in limits:
+        app.add_middleware(InFlightLimit, limit=limit)
     app.add_middleware(BearerKeys, keys=settings.api_keys, open_paths=(*OPEN_PATHS, *open_paths))
     app.add_middleware(RequestTelemetry, telemetry=telemetry)
     return app

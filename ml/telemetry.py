@@ -66,6 +66,13 @@ class Telemetry:
             "tips_shown", "Tips stored and answered.", ("prompt_version", "policy"), registry=self.registry
         )
         self.reactions = Counter("tips_reactions", "Reactions stored.", ("reaction", "outcome"), registry=self.registry)
+        self.scores = Counter("tips_scores", "Rankings answered.", ("policy", "policy_version"), registry=self.registry)
+        self.shadow_scores = Counter(
+            "tips_shadow_scores",
+            "Rankings asked of the shadow policy.",
+            ("policy", "policy_version", "outcome"),
+            registry=self.registry,
+        )
         self.requests = Histogram(
             "http_request_seconds",
             "Time to answer a request.",

@@ -1,11 +1,11 @@
 """What both services' bodies are made of: the strict model, and the signals, which come from their definitions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from ml.features.definitions import SIGNALS
+from ml.features.definitions import CANDIDATE, SIGNALS
 
 
 class StrictModel(BaseModel):
@@ -31,10 +31,18 @@ class StrictModel(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
+"""A name that a caller gives something, in characters that mean nothing anywhere (RFC 3986, unreserved)."""
+
 if TYPE_CHECKING:
 
     class Signals(StrictModel):
         """What is known about the person."""
+
+    class Candidate(StrictModel):
+        """A tip that could be shown."""
+
+        id: Id
 
 else:
     Signals = create_model(
@@ -42,6 +50,13 @@ else:
         __base__=StrictModel,
         __doc__="What is known about the person; leave out what is not known.",
         **{name: (signal.kind.annotation | None, None) for name, signal in SIGNALS.items()},
+    )
+    Candidate = create_model(
+        "Candidate",
+        __base__=StrictModel,
+        __doc__="A tip that could be shown: its id, and what is known of it.",
+        id=(Id, ...),
+        **{name: (kind.annotation | None, None) for name, kind in CANDIDATE.items()},
     )
 
 EXAMPLE_SIGNALS: dict[str, JsonValue] = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}

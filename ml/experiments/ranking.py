@@ -19,14 +19,16 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from vowpalwabbit import Workspace
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ml.experiments.policies import SquareCB
+
+if TYPE_CHECKING:
+    from vowpalwabbit import Workspace
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,6 +41,16 @@ _LARGEST = 64 * 1024 * 1024
 """Bytes that a part of a policy may have."""
 
 Column = Annotated[str, Field(pattern=r"^[^\s:|]{1,100}$")]
+
+
+RESERVED_NAMES = frozenset({"uniform", "unavailable"})
+"""What decisions are said to be made by that no learned policy made."""
+
+
+def _own_name(name: str) -> str:
+    if name in RESERVED_NAMES:
+        raise ValueError(f"no learned policy may be called {name}")
+    return name
 
 
 class UnusablePolicy(Exception):
@@ -55,7 +67,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), AfterValidator(_own_name)]
     context: Annotated[tuple[Column, ...], Field(strict=False)]
     candidate: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)]
     versions: Annotated[tuple[str, ...], Field(strict=False)]
@@ -107,7 +119,7 @@ class Encoder:
 class RankingPolicy:
     """A learned policy; it never learns any more, and ranking is safe from several threads."""
 
-    def __init__(self, card: Card, model: Workspace, version: str) -> None:
+    def __init__(self, card: Card, model: "Workspace", version: str) -> None:
         self.card = card
         self.version = version
         self._encoder = Encoder(card.context, card.candidate)
@@ -122,7 +134,7 @@ class RankingPolicy:
                 if any(part.file_size > _LARGEST for part in archive.infolist()):
                     raise UnusablePolicy("is larger than a policy can be")
                 card, model = archive.read(_CARD), archive.read(_MODEL)
-            return cls(Card.model_validate_json(card), _workspace(model), hashlib.sha256(blob).hexdigest()[:12])
+            return cls(Card.model_validate_json(card), _loaded(model), hashlib.sha256(blob).hexdigest()[:12])
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValidationError):
             raise UnusablePolicy("is damaged, or is no policy") from None
 
@@ -137,7 +149,7 @@ class Learner:
 
     def __init__(self, context: Sequence[str], candidate: Sequence[str]) -> None:
         self._encoder = Encoder(context, candidate)
-        self._model = Workspace(_OPTIONS)
+        self._model = _workspace(_OPTIONS)
 
     def learn(self, context: Floats, candidate: Floats, reward: float) -> None:
         """Learn that a candidate, shape (number of candidate columns,), earned `reward`, in [0, 1], in a context.
@@ -183,7 +195,7 @@ def _features(names: Sequence[str], numbers: Sequence[float]) -> str:
     )
 
 
-def _predict(model: Workspace, lines: Sequence[str]) -> Floats:
+def _predict(model: "Workspace", lines: Sequence[str]) -> Floats:
     """Costs are negative rewards; a regression may leave their range."""
     costs = np.asarray(model.predict([*lines]), np.float64)
     if costs.shape != (len(lines) - 1,):
@@ -191,8 +203,16 @@ def _predict(model: Workspace, lines: Sequence[str]) -> Floats:
     return np.clip(-costs, 0.0, 1.0)
 
 
-def _workspace(model: bytes) -> Workspace:
+def _loaded(model: bytes) -> "Workspace":
     """Load a model; Vowpal Wabbit reads it from a file only."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, _MODEL).write_bytes(model)
-        return Workspace(f"{_OPTIONS} --testonly --initial_regressor {directory}/{_MODEL}")
+        return _workspace(f"{_OPTIONS} --testonly --initial_regressor {directory}/{_MODEL}")
+
+
+def _workspace(options: str) -> "Workspace":
+    try:
+        from vowpalwabbit import Workspace  # an extra: whoever has no policy goes without
+    except ModuleNotFoundError:
+        raise UnusablePolicy("needs the `ranking` extra") from None
+    return Workspace(options)

@@ -22,7 +22,7 @@ from ml.recommender.reactions import REACTIONS
 from ml.recommender.rewards import ALPHA, Report, Variant, Window
 from ml.recommender.routes import ReportDep, RewardsDep
 
-PATHS = ("/admin",)
+PATHS = ("/admin/rewards", "/admin/rewards.csv")
 """Guarded by the password, not by keys: a browser sends none."""
 
 _PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}

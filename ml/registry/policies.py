@@ -9,8 +9,6 @@ import numpy as np
 from ml.experiments.ranking import Ranking, RankingPolicy, UnusablePolicy
 from ml.features.vectors import CONTEXT, candidates
 
-UNIFORM = "uniform"
-
 
 class Policy(Protocol):
     """Ranks candidates for a person."""
@@ -28,7 +26,7 @@ class Policy(Protocol):
 class Uniform:
     """Nothing was learned yet: each candidate is as likely, and its expected reward that of the uniform prior."""
 
-    name = UNIFORM
+    name = "uniform"
     version = "1"
 
     def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:  # noqa: ARG002
@@ -76,7 +74,7 @@ def load(source: str, tracking_uri: str) -> Learned:
     Raises UnusablePolicy.
     """
     if source.startswith("models:/"):
-        from ml.registry.models import fetch  # MLflow takes seconds to import
+        from ml.registry.models import fetch  # MLflow takes seconds to import, and is an extra
 
         return Learned(RankingPolicy.load(fetch(source, tracking_uri)))
     try:

@@ -1,18 +1,26 @@
 """The serving program: `uvicorn ml.serving.main:app`, or `create_app` with settings of one's own."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
 
 from ml.background import beside
-from ml.errors import NotReady
+from ml.errors import NotReady, PolicyUnusable
+from ml.experiments.ranking import UnusablePolicy
+from ml.features.store import NoStore, SQLiteStore
+from ml.guards import Limit
+from ml.registry.policies import Policy, Uniform, load
 from ml.service import assembled, new_service, warn_if_open
 from ml.serving.gateway import Gateway
 from ml.serving.generate import Generator
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GENERATING_PATHS, State, router
+from ml.serving.routes import GENERATING_PATHS, SCORING, State, router
+from ml.serving.score import Deployed, Scorer
 from ml.settings import EMBEDDED_MODEL, ConfigurationError, ServingSettings
 from ml.telemetry import Telemetry, tracer
 
@@ -21,11 +29,12 @@ def create_app(settings: ServingSettings) -> FastAPI:
     """Assemble the service. Raises ConfigurationError when the settings cannot work."""
     check(settings)
     telemetry = Telemetry(tracer(settings.otel_exporter_otlp_endpoint))
+    scorer = scorer_of(settings, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         warn_if_open(settings)
-        async with running(settings, telemetry) as state:
+        async with running(settings, telemetry, scorer) as state:
             yield state
 
     return new_service(
@@ -33,13 +42,12 @@ def create_app(settings: ServingSettings) -> FastAPI:
         settings=settings,
         telemetry=telemetry,
         routers=[router],
-        limited_paths=GENERATING_PATHS,
-        most_in_flight=settings.most_in_flight,
+        limits=[Limit(GENERATING_PATHS, settings.most_in_flight), SCORING],
     )
 
 
 @asynccontextmanager
-async def running(settings: ServingSettings, telemetry: Telemetry) -> AsyncIterator[State]:
+async def running(settings: ServingSettings, telemetry: Telemetry, scorer: Scorer) -> AsyncIterator[State]:
     """Yield what the routes need, while it loads and until the block ends."""
     gateway, generator = assemble(settings, telemetry)
 
@@ -49,8 +57,10 @@ async def running(settings: ServingSettings, telemetry: Telemetry) -> AsyncItera
             raise NotReady(f"Not ready. {states}", retry_after=5)
 
     default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
-    async with beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
-        yield {"serving_settings": settings, "generator": generator, "ready": [ready]}
+    with _reloading_on_hangup(scorer):
+        async with beside(gateway.warm([prompt.prefix for _, prompt in default_first])):
+            yield {"serving_settings": settings, "generator": generator, "scorer": scorer, "ready": [ready]}
+    scorer.close()
     await gateway.close()
 
 
@@ -64,6 +74,54 @@ def assemble(settings: ServingSettings, telemetry: Telemetry) -> tuple[Gateway, 
         timeout=settings.generate_timeout_seconds,
     )
     return gateway, generator
+
+
+def scorer_of(settings: ServingSettings, telemetry: Telemetry) -> Scorer:
+    """Return what ranks candidates, its policies loaded. Raises ConfigurationError when one of them cannot be used."""
+
+    def policy(setting: str, source: str | None) -> Policy | None:
+        try:
+            return load(source, settings.mlflow_tracking_uri) if source else None
+        except UnusablePolicy as error:
+            raise ConfigurationError(f"{setting}: the policy {error}.") from None
+
+    def deployed() -> Deployed:
+        return Deployed(
+            policy("SCORE_POLICY", settings.score_policy) or Uniform(),
+            policy("SCORE_POLICY_SHADOW", settings.score_policy_shadow),
+        )
+
+    try:
+        store = SQLiteStore.open(settings.online_store_url) if settings.online_store_url else None
+    except NoStore as error:
+        raise ConfigurationError(f"ONLINE_STORE_URL: the file {error}.") from None
+    return Scorer(deployed, store, telemetry)
+
+
+@contextmanager
+def _reloading_on_hangup(scorer: Scorer) -> Iterator[None]:
+    """Load the policies anew on SIGHUP, where there is such a signal and this is the thread that gets it."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        with suppress(PolicyUnusable):  # it is in the log
+            await scorer.reload()
+
+    def begin() -> None:
+        task = loop.create_task(reload())
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    loop.add_signal_handler(hangup, begin)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(hangup)
 
 
 def check(settings: ServingSettings) -> None:

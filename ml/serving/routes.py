@@ -6,18 +6,30 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ml.errors import TipsError, problems
-from ml.guards import JsonOnly, SecondsLeft
+from ml.guards import JsonOnly, Limit, SecondsLeft, only_from_this_machine
 from ml.service import Readiness, from_state
 from ml.serving.generate import Generator, Tip, TipStream
 from ml.serving.prompts import PROMPTS
-from ml.serving.schemas import GenerateRequest, GenerateResponse, PromptInfo, PromptsResponse
+from ml.serving.schemas import (
+    GenerateRequest,
+    GenerateResponse,
+    PoliciesResponse,
+    PromptInfo,
+    PromptsResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from ml.serving.score import Scorer
 from ml.settings import ServingSettings
 
-GENERATING_PATHS = ("/generate",)
+GENERATING_PATHS = frozenset({"/generate"})
+
+SCORING = Limit(frozenset({"/score"}), most=16)
+"""At some two milliseconds each, more at once would be a queue that nobody wants to stand in."""
 
 
 class State(TypedDict):
@@ -25,11 +37,13 @@ class State(TypedDict):
 
     serving_settings: ServingSettings
     generator: Generator
+    scorer: Scorer
     ready: Sequence[Readiness]
 
 
 SettingsDep = Annotated[ServingSettings, from_state("serving_settings")]
 GeneratorDep = Annotated[Generator, from_state("generator")]
+ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 router = APIRouter()
 
@@ -99,6 +113,44 @@ async def _events(stream: TipStream, done: Callable[[Tip], Awaitable[Mapping[str
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:
     return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))
+
+
+@router.post(
+    "/score",
+    summary="Choose one of several tips",
+    dependencies=[JsonOnly],
+    responses=problems(400, 401, 413, 415, 422, 503),
+)
+async def score(body: ScoreRequest, scorer: ScorerDep) -> ScoreResponse:
+    """Rank the candidates for the person whom the signals describe, and draw the one to show."""
+    decision = await scorer.score(
+        [candidate.id for candidate in body.candidates],
+        [candidate.known() for candidate in body.candidates],
+        body.signals.known(),
+        event_id=body.event_id,
+        user_id=body.user_id,
+    )
+    return ScoreResponse.of(decision)
+
+
+async def _operator(request: Request, settings: SettingsDep) -> None:
+    """Where there are keys, the caller has shown one by now."""
+    if not settings.api_keys:
+        only_from_this_machine(request, "Without API_KEYS, this is for callers on the service's machine only.")
+
+
+@router.post(
+    "/admin/reload",
+    summary="Load the ranking policies anew",
+    dependencies=[Depends(_operator)],
+    responses=problems(401, 403, 409),
+)
+async def reload(scorer: ScorerDep) -> PoliciesResponse:
+    """Put the policies that the settings name in force as they are now; if one cannot be used, nothing changes.
+
+    Needs a key; where there are no keys, a caller on the service's own machine.
+    """
+    return PoliciesResponse.of(await scorer.reload())
 
 
 @router.get("/prompts", summary="The prompt versions", responses=problems(401))

@@ -7,8 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
+from ml.serving.score import Decision, Deployed
 from ml.serving.tip import LONGEST
-from ml.wire import EXAMPLE_SIGNALS, Signals, StrictModel
+from ml.wire import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
+
+MOST_CANDIDATES = 50
 
 
 class GenerateRequest(StrictModel):
@@ -86,3 +89,82 @@ class PromptsResponse(BaseModel):
 
     default: str
     prompts: list[PromptInfo]
+
+
+class ScoreRequest(StrictModel):
+    """Ask which of several tips to show."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "event_id": "d-4711",
+                    "user_id": "u-1729",
+                    "signals": EXAMPLE_SIGNALS,
+                    "candidates": [
+                        {"id": "a", "prompt_version": "v1", "tip": "Dim the lights now."},
+                        {"id": "b", "prompt_version": "v2-mentor", "tip": "Take ten slow breaths at the window."},
+                    ],
+                }
+            ]
+        },
+    )
+
+    event_id: Id | None = Field(default=None, description="The same one gets the same choice; by default a new one.")
+    user_id: str | None = Field(
+        default=None, min_length=1, max_length=128, description="Whose aggregates are looked up in the online store."
+    )
+    signals: Signals = Field(default_factory=Signals)
+    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=MOST_CANDIDATES)]
+
+
+class PolicyInfo(BaseModel):
+    """A policy: its name, and the version that tells it from all others."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    version: str
+
+
+class CandidateScore(BaseModel):
+    """What a policy says of a candidate."""
+
+    id: str
+    score: float = Field(ge=0, le=1, description="The expected reward.")
+    probability: float = Field(gt=0, le=1, description="With which it is chosen; they sum to 1.")
+
+
+class ScoreResponse(BaseModel):
+    """Which tip to show, and with what probability it was chosen; `scores` are in the order of the request."""
+
+    event_id: str
+    policy: PolicyInfo
+    chosen: str
+    scores: list[CandidateScore]
+    aggregates: dict[str, float] = Field(description="What the online store said of the person.")
+
+    @classmethod
+    def of(cls, decision: Decision) -> Self:
+        scores, probabilities = decision.ranking.scores.tolist(), decision.ranking.probabilities.tolist()
+        return cls(
+            event_id=decision.event_id,
+            policy=PolicyInfo(name=decision.policy.name, version=decision.policy.version),
+            chosen=decision.chosen,
+            scores=[
+                CandidateScore(id=candidate, score=score, probability=probability)
+                for candidate, score, probability in zip(decision.ids, scores, probabilities, strict=True)
+            ],
+            aggregates=dict(decision.aggregates),
+        )
+
+
+class PoliciesResponse(BaseModel):
+    """The policies in force."""
+
+    policy: PolicyInfo
+    shadow: PolicyInfo | None
+
+    @classmethod
+    def of(cls, deployed: Deployed) -> Self:
+        return cls.model_validate(deployed, from_attributes=True)

@@ -1,0 +1,71 @@
+"""Policies in MLflow's model registry: versions of a name, and the aliases that say which one is in use."""
+
+import os
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ml.experiments.ranking import RankingPolicy, UnusablePolicy
+from ml.settings import ConfigurationError
+
+# Read while it is imported: it would call home, draw bars, and write lines that are not ours.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+        from mlflow.exceptions import MlflowException
+except ModuleNotFoundError as error:
+    raise ConfigurationError(f"{error.name} is missing: `models:/…` needs the `registry` extra.") from None
+
+SCHEME = "models:/"
+
+_FOLDER, _POLICY, _CARD = "policy", "policy.zip", "card.json"
+"""Plain artifacts: MLflow's own kinds of models are unpickled to be loaded."""
+
+
+def fetch(uri: str, tracking_uri: str) -> bytes:
+    """Return the policy that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises UnusablePolicy."""
+    name, at, alias = uri.removeprefix(SCHEME).partition("@")
+    try:
+        client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+        if at:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            version = client.get_model_version(*name.rsplit("/", 1))
+        with TemporaryDirectory() as directory:
+            file = mlflow.artifacts.download_artifacts(
+                f"{version.source}/{_POLICY}", dst_path=directory, tracking_uri=tracking_uri
+            )
+            return Path(file).read_bytes()
+    except (MlflowException, OSError):
+        raise UnusablePolicy("is not in MLflow's registry, or that cannot be reached") from None
+
+
+def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = None) -> str:
+    """Add a policy to the registry as the next version of `name`, with its card beside it; return the version.
+
+    `alias`, such as `champion`: what shall name this version from now on. Raises ConfigurationError when MLflow cannot
+    be reached, or does not take the name.
+    """
+    policy = RankingPolicy.load(blob)
+    try:
+        client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+        experiment = client.get_experiment_by_name(name)
+        run = client.create_run(experiment.experiment_id if experiment else client.create_experiment(name))
+        with TemporaryDirectory() as directory:
+            Path(directory, _POLICY).write_bytes(blob)
+            Path(directory, _CARD).write_text(policy.card.model_dump_json(indent=1))
+            client.log_artifacts(run.info.run_id, directory, _FOLDER)
+        client.set_terminated(run.info.run_id)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        source = f"{run.info.artifact_uri}/{_FOLDER}"
+        version = client.create_model_version(name, source, run.info.run_id, tags={"policy_version": policy.version})
+        if alias:
+            client.set_registered_model_alias(name, alias, version.version)
+    except (MlflowException, OSError) as error:
+        raise ConfigurationError(f"MLflow does not take the policy: {type(error).__name__}.") from None
+    return str(version.version)
