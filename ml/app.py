@@ -9,16 +9,18 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from ml import playground
+from ml.guards import Limit
 from ml.recommender import main as recommender
 from ml.recommender import pages
 from ml.recommender.database import prepare
+from ml.recommender.learning import REFRESH_SECONDS
 from ml.recommender.routes import router as recommender_router
 from ml.recommender.serving_client import authorization, check_versions
 from ml.recommender.tip_scores import Clock
 from ml.service import new_service, warn_if_open
 from ml.serving import main as serving
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GENERATING_PATHS
+from ml.serving.routes import GENERATING_PATHS, SCORING
 from ml.serving.routes import router as serving_router
 from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
 from ml.telemetry import Telemetry, tracer
@@ -30,13 +32,16 @@ def create_app(
     *,
     clock: Clock = recommender.now,
     simulated: bool = False,
+    refresh_seconds: float = REFRESH_SECONDS,
 ) -> FastAPI:
     """Assemble both services. `simulated`: the people do not exist, and the rows of their tips say so.
 
-    Raises ConfigurationError when the settings cannot work.
+    `refresh_seconds`: how often a policy that learns looks at what versions have earned. Raises ConfigurationError when
+    the settings cannot work.
     """
     check(settings, recommender_settings)
     telemetry = Telemetry(tracer(settings.otel_exporter_otlp_endpoint))
+    scorer = serving.scorer_of(settings, telemetry)
     state: dict[str, Any] = {}
 
     async def in_process(scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,10 +56,15 @@ def create_app(
             headers=authorization(next(iter(settings.api_keys), None)),
         )
         async with (
-            serving.running(settings, telemetry) as of_serving,
+            serving.running(settings, telemetry, scorer) as of_serving,
             http,
             recommender.running(
-                recommender_settings, telemetry, http, clock=clock, simulated=simulated
+                recommender_settings,
+                telemetry,
+                http,
+                clock=clock,
+                simulated=simulated,
+                refresh_seconds=refresh_seconds,
             ) as of_recommender,
         ):
             state.update({**of_serving, **of_recommender, "ready": [*of_serving["ready"], *of_recommender["ready"]]})
@@ -70,8 +80,7 @@ def create_app(
             playground.router(recommender_settings.admin_password),
         ],
         open_paths=(*pages.PATHS, *playground.PATHS),
-        limited_paths=(*GENERATING_PATHS, *playground.GENERATING_PATHS),
-        most_in_flight=settings.most_in_flight,
+        limits=[Limit(GENERATING_PATHS | playground.GENERATING_PATHS, settings.most_in_flight), SCORING],
     )
     return app
 

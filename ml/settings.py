@@ -5,10 +5,10 @@ An empty variable is an unset one. A wrong value is one plain sentence (`Configu
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MOST_WEIGHT = 1e6
@@ -89,8 +89,35 @@ def _database(value: SecretStr) -> SecretStr:
     return value
 
 
+def _policy(value: str, others: ValidationInfo) -> str:
+    weights = [weight for _, weight in others.data.get("tip_prompt_version", ())]
+    if value != "uniform" and len(weights) <= 1:
+        raise ValueError(f"{value} needs two versions or more in TIP_PROMPT_VERSION")
+    if value == "thompson" and any(weight != 1 for weight in weights):
+        raise ValueError("thompson takes no weights in TIP_PROMPT_VERSION: it finds them")
+    return value
+
+
+def _policy_source(value: str) -> str:
+    if value.startswith("models:/"):
+        if not re.fullmatch(r"models:/[\w.-]+(@[\w-]+|/[0-9]+)", value):
+            raise ValueError("should be models:/NAME@ALIAS, models:/NAME/VERSION or a file")
+    elif not Path(value).is_file():
+        raise ValueError("is neither a file that can be read, nor models:/NAME@ALIAS or models:/NAME/VERSION")
+    return value
+
+
+def _online_store(value: str) -> str:
+    if not re.fullmatch(r"sqlite:///[^?]+", value):
+        raise ValueError("should be sqlite:///FILE")
+    return value
+
+
 ModelId = Annotated[str, AfterValidator(_model_id)]
+PromptPolicy = Literal["uniform", "sticky", "thompson"]
 Address = Annotated[str, AfterValidator(_address)]
+PolicySource = Annotated[str, AfterValidator(_policy_source)]
+StoreUrl = Annotated[str, AfterValidator(_online_store)]
 
 
 class ServiceSettings(BaseSettings):
@@ -124,6 +151,10 @@ class ServingSettings(ServiceSettings):
     tip_model_fallbacks: Annotated[tuple[ModelId, ...], NoDecode, BeforeValidator(_split)] = ()
     embedded_model_path: Annotated[Path, AfterValidator(_file)] | None = None
     max_in_flight: int | None = Field(default=None, ge=1)
+    score_policy: PolicySource | None = None
+    score_policy_shadow: PolicySource | None = None
+    online_store_url: StoreUrl | None = None
+    mlflow_tracking_uri: str = "sqlite:///mlflow.db"
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -141,6 +172,7 @@ class RecommenderSettings(ServiceSettings):
 
     tip_prompt_version: Annotated[tuple[tuple[str, float], ...], NoDecode, BeforeValidator(_versions)] = ()
     """The prompt versions to choose among, each with its weight; none: serving's default decides."""
+    tip_prompt_policy: Annotated[PromptPolicy, AfterValidator(_policy)] = "uniform"
     serving_url: Address | None = None
     serving_api_key: SecretStr | None = None
     database_url: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite+aiosqlite:///tips.db")

@@ -59,6 +59,40 @@ def test_the_versions_to_choose_among_are_one_a_list_or_weights(
 
 
 @pytest.mark.parametrize(
+    ("policy", "versions", "wrong"),
+    [
+        ("uniform", "", ""),
+        ("uniform", "v1=90,v2-mentor=10", ""),
+        ("sticky", "v1=90,v2-mentor=10", ""),
+        ("sticky", "v1,v2-mentor", ""),
+        ("thompson", "v1,v2-mentor,v3-few-shot", ""),
+        ("sticky", "", "sticky needs two versions or more in TIP_PROMPT_VERSION"),
+        ("thompson", "v1", "thompson needs two versions or more in TIP_PROMPT_VERSION"),
+        ("thompson", "v1=90,v2-mentor=10", "thompson takes no weights in TIP_PROMPT_VERSION: it finds them"),
+        ("best", "v1,v2-mentor", "input should be 'uniform', 'sticky' or 'thompson'"),
+    ],
+)
+def test_a_policy_needs_versions_to_choose_among(
+    monkeypatch: pytest.MonkeyPatch, policy: str, versions: str, wrong: str
+) -> None:
+    monkeypatch.setenv("TIP_PROMPT_POLICY", policy)
+    monkeypatch.setenv("TIP_PROMPT_VERSION", versions)
+    if wrong:
+        with pytest.raises(ConfigurationError) as raised:
+            RecommenderSettings.from_environment()
+        assert str(raised.value) == f"TIP_PROMPT_POLICY: the value {wrong}."
+    else:
+        assert RecommenderSettings.from_environment().tip_prompt_policy == policy
+
+
+def test_wrong_versions_are_told_of_before_the_policy_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIP_PROMPT_POLICY", "thompson")
+    monkeypatch.setenv("TIP_PROMPT_VERSION", "v1,v1")
+    with pytest.raises(ConfigurationError, match=r"^TIP_PROMPT_VERSION: "):
+        RecommenderSettings.from_environment()
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         *(

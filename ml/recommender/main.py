@@ -1,6 +1,5 @@
 """The recommender: `uvicorn ml.recommender.main:app`, or `create_app` with settings of one's own."""
 
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from fastapi import FastAPI
 
 from ml.recommender import pages
 from ml.recommender.database import prepare
+from ml.recommender.learning import REFRESH_SECONDS, learning
 from ml.recommender.recommend import Recommender
 from ml.recommender.rewards import Rewards
 from ml.recommender.rotation import Rotation
@@ -30,8 +30,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(settings: RecommenderSettings, *, clock: Clock = now) -> FastAPI:
-    """Assemble the recommender beside a serving elsewhere. Raises ConfigurationError when the settings cannot work."""
+def create_app(
+    settings: RecommenderSettings, *, clock: Clock = now, refresh_seconds: float = REFRESH_SECONDS
+) -> FastAPI:
+    """Assemble the recommender beside a serving elsewhere. Raises ConfigurationError when the settings cannot work.
+
+    `refresh_seconds`: how often a policy that learns looks at what versions have earned.
+    """
     check(settings)
     telemetry = Telemetry(tracer(settings.otel_exporter_otlp_endpoint))
 
@@ -44,7 +49,8 @@ def create_app(settings: RecommenderSettings, *, clock: Clock = now) -> FastAPI:
             transport=httpx.AsyncHTTPTransport(retries=1),
             limits=httpx.Limits(max_connections=None),
         )
-        async with http, running(settings, telemetry, http, clock=clock) as state:
+        at_work = running(settings, telemetry, http, clock=clock, refresh_seconds=refresh_seconds)
+        async with http, at_work as state:
             yield state
 
     return new_service(
@@ -65,19 +71,20 @@ async def running(
     *,
     clock: Clock = now,
     simulated: bool = False,
+    refresh_seconds: float = REFRESH_SECONDS,
 ) -> AsyncIterator[State]:
     """Yield what the routes need until the block ends; `http` reaches serving."""
-    rotation = Rotation(settings.tip_prompt_version, random.SystemRandom().random)
-    async with open_tip_scores(settings.database_url.get_secret_value(), clock) as tip_scores:
+    rotation = Rotation(settings.tip_prompt_version, settings.tip_prompt_policy)
+    reaction_window = timedelta(hours=settings.reaction_window_hours)
+    async with (
+        open_tip_scores(settings.database_url.get_secret_value(), clock) as tip_scores,
+        learning(rotation, tip_scores, reaction_window=reaction_window, clock=clock, every=refresh_seconds),
+    ):
         serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
         yield {
             "recommender": Recommender(rotation, serving, tip_scores, telemetry, clock=clock, simulated=simulated),
             "tip_scores": tip_scores,
-            "rewards": Rewards(
-                tip_scores,
-                reaction_window=timedelta(hours=settings.reaction_window_hours),
-                versions=rotation.versions,
-            ),
+            "rewards": Rewards(tip_scores, reaction_window=reaction_window, versions=rotation.versions),
             "clock": clock,
             "telemetry": telemetry,
             "ready": [tip_scores.database.ping],

@@ -38,19 +38,27 @@ class Recommender:
 
     async def tip(self, user_id: str, signals: dict[str, Any], *, within: float | None = None) -> TipScore:
         """Return a tip whose row is durable. Raises what serving's client and the store raise; then there is no row."""
-        choice = self._rotation.choose()
+        tip_id = _time_ordered_id(self._clock())
+        choice = self._rotation.choose(user_id, str(tip_id))
         started = time.perf_counter()
         written = await self._serving.generate(signals, choice.asked, within=within)
         ms = round((time.perf_counter() - started) * 1000)
-        return await self.record(user_id, signals, choice, written, ms)
+        return await self.record(user_id, signals, choice, written, ms, tip_id=tip_id)
 
     async def record(
-        self, user_id: str, signals: Mapping[str, Any], choice: Choice, written: Written, ms: int
+        self,
+        user_id: str,
+        signals: Mapping[str, Any],
+        choice: Choice,
+        written: Written,
+        ms: int,
+        *,
+        tip_id: UUID | None = None,
     ) -> TipScore:
         """Store a tip that was written in `ms` milliseconds; returns when its row is durable."""
         now = self._clock()
         row = TipScore(
-            tip_id=_time_ordered_id(now),
+            tip_id=tip_id or _time_ordered_id(now),
             user_id=user_id,
             created_at=now,
             policy=choice.policy,

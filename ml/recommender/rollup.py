@@ -16,6 +16,9 @@ EVERYONE = ""
 SHOWN = ""
 """In the place of a reaction: all tips, whether they are reacted to or not."""
 
+_DRAWN_ONCE = "sticky"
+"""The policy that draws a version for a person, not for a tip: its tips come in heaps, however fairly it draws."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 
@@ -47,6 +50,7 @@ class Facts:
     shadow: bool
     simulated: bool
     segments: Sequence[str]
+    policy: str
     prompt_version_asked: str | None
     options: Mapping[str, float]
     input_tokens: int
@@ -135,7 +139,7 @@ class Changes:
         for key in _keys(tip, SHOWN):
             self.rewards[key] += counts
         # A choice with one option, and a tip that stays out of the rates, say nothing about how versions were drawn.
-        if len(tip.options) > 1 and not (tip.fallback or tip.shadow):
+        if len(tip.options) > 1 and tip.policy != _DRAWN_ONCE and not (tip.fallback or tip.shadow):
             for segment in (EVERYONE, *tip.segments):
                 for version, probability in tip.options.items():
                     key_ = AssignmentKey(segment, hour_of(tip.created_at), version)

@@ -1,12 +1,18 @@
-"""Which prompt version the next tip is asked of: what `TIP_PROMPT_VERSION` says."""
+"""Which prompt version a tip is asked of: what `TIP_PROMPT_VERSION` and `TIP_PROMPT_POLICY` say."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ml.experiments.assignment import weighted
+from ml.experiments.assignment import sticky, uniform_from, weighted
+from ml.experiments.policies import Thompson
+from ml.experiments.statistics import Sample
+from ml.settings import PromptPolicy
 
-POLICY_VERSION = "1"
+POLICY_VERSION = "2"
 """Of all policies here; raise it when one of them comes to choose in another way."""
+
+SALT = "prompt-version"
+"""In every hash here. Which version people have under `sticky` hangs on it: with another one, nearly all would move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +30,42 @@ class Choice:
 
 
 class Rotation:
-    """Chooses a version for each request at random, by weight."""
+    """Chooses a version for each tip.
 
-    def __init__(self, versions: Sequence[tuple[str, float]], uniform: Callable[[], float]) -> None:
-        """Take the versions with their weights, none for serving's default; `uniform` draws from [0, 1)."""
+    All chance comes from hashes of ids, so every choice can be made again from the row of its tip: by `weighted` from
+    `options` and the id of the tip, under `sticky` by that from `options` and the id of the person.
+    """
+
+    def __init__(self, versions: Sequence[tuple[str, float]], policy: PromptPolicy = "uniform") -> None:
+        """Take the versions with their weights, none for serving's default."""
         self._weights = dict(versions)
-        self._uniform = uniform
+        self._policy = policy
+        self._name: str = policy
+        if policy == "uniform":
+            unequal = len({*self._weights.values()}) > 1
+            self._name = {0: "serving-default", 1: "single"}.get(len(versions), "weighted" if unequal else "uniform")
 
     @property
     def versions(self) -> tuple[str, ...]:
         """The versions chosen among, in the operator's order."""
         return tuple(self._weights)
 
-    def choose(self) -> Choice:
-        """Choose a version for one request."""
+    @property
+    def learns(self) -> bool:
+        """Whether choices follow from what versions have earned."""
+        return self._policy == "thompson"
+
+    def learn(self, earned: Mapping[str, Sample]) -> None:
+        """From now on choose by what each version has earned; one that is not in `earned` has no rewards yet."""
+        arms = {version: earned.get(version, Sample()) for version in self._weights}
+        self._weights = Thompson().distribution(arms)
+
+    def choose(self, user_id: str, tip_id: str) -> Choice:
+        """Choose a version for a tip; the same one for the same ids, until the weights change."""
         if not self._weights:
-            return Choice(None, "serving-default", {})
-        drawn = weighted(self._weights, self._uniform())
-        policy = {1: "single"}.get(len(self._weights), "weighted" if len({*self._weights.values()}) > 1 else "uniform")
-        return Choice(drawn.option, policy, drawn.distribution, drawn.probability)
+            return Choice(None, self._name, {})
+        if self._policy == "sticky":
+            drawn = sticky(self._weights, user_id, salt=SALT)
+        else:
+            drawn = weighted(self._weights, uniform_from(SALT, tip_id))
+        return Choice(drawn.option, self._name, drawn.distribution, drawn.probability)

@@ -11,16 +11,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, Table, bindparam, delete, func, insert, select, update
+from sqlalchemy import RowMapping, Table, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.background import beside
+from ml.experiments.statistics import Sample
 from ml.recommender import schema
 from ml.recommender.database import Database
 from ml.recommender.group_commit import GroupCommit
 from ml.recommender.reactions import Outcome, Reaction, Standing, place
-from ml.recommender.rollup import Changes, DayCounts, Facts, Row, hour_of, start_of
+from ml.recommender.rollup import EVERYONE, SHOWN, Changes, DayCounts, Facts, Row, hour_of, start_of
 
 Clock = Callable[[], datetime]
 """Tells the time, in UTC."""
@@ -138,6 +139,16 @@ class TipScores:
                 DayCounts(**{**row, **{name: int(row[name]) for name in _WHOLE}, "mature": bool(row["mature"])})
                 for row in rows
             ]
+
+    async def earned(self, before: int) -> dict[str, Sample]:
+        """Return the rewards of each version over all hours below `before`, no reaction being one of 0."""
+        table = schema.reward_hours
+        tips = func.sum(case((table.c.reaction == SHOWN, table.c.tips), else_=0))
+        query = select(table.c.prompt_version, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
+        query = query.where(table.c.segment == EVERYONE, table.c.hour < before, ~table.c.fallback, ~table.c.shadow)
+        async with self.database.reading() as connection:
+            rows = await connection.execute(query.group_by(table.c.prompt_version))
+            return {version: Sample(int(n), total, squares) for version, n, total, squares in rows}
 
     async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
         """Return, for each version, how often it was taken and how often it should have been."""

@@ -19,6 +19,9 @@ from tests.server import running
 
 StartRecommender = Callable[..., httpx.Client]
 
+REFRESH_SECONDS = 0.05
+"""How often the recommenders here look at what versions have earned."""
+
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 """Of tests that are not about the database, or about this one only."""
 
@@ -96,7 +99,7 @@ def start_recommender(database_url: str, fake_serving: FakeServing, clock: SetCl
 
         def start(**settings: Any) -> httpx.Client:
             settings = {"database_url": database_url, "serving_url": fake_serving.url, **settings}
-            app = create_app(RecommenderSettings(**settings), clock=clock)
+            app = create_app(RecommenderSettings(**settings), clock=clock, refresh_seconds=REFRESH_SECONDS)
             return stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), timeout=60))
 
         yield start

@@ -24,13 +24,14 @@ WRITTEN = {
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-async def _written(_: Request) -> Response:
-    return JSONResponse(WRITTEN)
+async def _written(request: Request) -> Response:
+    asked = (await request.json()).get("prompt_version")
+    return JSONResponse(WRITTEN | ({"prompt_version": asked} if asked else {}))
 
 
 @dataclass
 class FakeServing:
-    """Answers each request for a tip with `answer`."""
+    """Answers each request for a tip with `answer`: by default, one of the version that was asked for."""
 
     url: str = ""
     versions: tuple[str, ...] = ("v1", "v2-mentor")

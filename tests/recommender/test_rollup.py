@@ -40,6 +40,7 @@ tips = st.builds(
     shadow=st.sampled_from([False, False, False, True]),
     segments=st.sampled_from([(), ("mood:low",), ("mood:low", "locale:de")]),
     options=st.sampled_from([{"v1": 1.0}, {"v1": 0.25, "v2-mentor": 0.75}]),
+    policy=st.sampled_from(["uniform", "sticky", "thompson"]),
     simulated=st.booleans(),
 )
 
@@ -139,6 +140,7 @@ def check_counts(database: Database) -> None:
         facts = Facts(
             created_at=_time(row["created_at"]),
             segments=tuple(json.loads(row["segments"])),
+            policy=row["policy"],
             prompt_version_asked=row["prompt_version_asked"],
             options=json.loads(row["options"]),
             fallback=bool(row["fallback"]),
