@@ -3,12 +3,11 @@
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
-
-import typer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -17,11 +16,11 @@ T = TypeVar("T")
 R = TypeVar("R", bound="DataclassInstance")
 
 
-def turns(contenders: Mapping[str, T], rounds: int) -> Iterator[tuple[str, T]]:
+def turns(contenders: Mapping[str, T], rounds: int, what: str = "") -> Iterator[tuple[str, T]]:
     """Yield each, with its name, in every round, so that whatever else the machine does falls on all."""
     for number in range(rounds):
         for name, contender in contenders.items():
-            typer.echo(f"round {number + 1} of {rounds}: {name}", err=True)
+            print(f"round {number + 1} of {rounds}{what}: {name}", file=sys.stderr)
             yield name, contender
 
 
@@ -40,13 +39,14 @@ def p50_and_p99(latencies: Sequence[float]) -> tuple[float, float]:
 
 def machine(*packages: str) -> str:
     """Return what the figures depend on: the machine, and the versions of what was measured."""
-    versions = []
+    return f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, {versions(*packages)}."
+
+
+def versions(*packages: str) -> str:
+    found = [f"Python {platform.python_version()}"]
     for package in packages:
         try:
-            versions.append(f"{package} {version(package)}")
+            found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            versions.append(f"no {package}")
-    return (
-        f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, "
-        f"Python {platform.python_version()}, {', '.join(versions)}."
-    )
+            found.append(f"no {package}")
+    return ", ".join(found)

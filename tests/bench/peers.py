@@ -1,7 +1,8 @@
-"""What the benchmark measures serving against: the shortest programs that write a tip, and the model that all ask.
+"""What the benchmarks measure serving against: the shortest programs that write or rank tips, and the model all ask.
 
-Each peer is a factory (`uvicorn --factory`) that imports its own library, so no process pays for another one's. They
-take a chat completion request, already worded, and reach the model at `OPENAI_BASE_URL` with `OPENAI_API_KEY`.
+Each peer is a factory (`uvicorn --factory`) that imports its own library, so no process pays for another one's. Those
+that write take a chat completion request, already worded, and reach the model at `OPENAI_BASE_URL` with
+`OPENAI_API_KEY`.
 """
 
 import json
@@ -42,6 +43,19 @@ def floor() -> FastAPI:
     @app.post("/generate")
     async def generate(_chat: dict[str, Any]) -> dict[str, str]:
         return {"tip": TIP}
+
+    return app
+
+
+def uniform() -> FastAPI:
+    """No ranking either: every candidate is as good as every other."""
+    app = FastAPI()
+
+    @app.post("/score")
+    async def score(event: dict[str, Any]) -> dict[str, Any]:
+        probability = 1 / len(event["candidates"])
+        scores = [{"id": each["id"], "score": 0.5, "probability": probability} for each in event["candidates"]]
+        return {"event_id": event["event_id"], "chosen": scores[0]["id"], "scores": scores}
 
     return app
 
