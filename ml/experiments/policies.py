@@ -1,19 +1,11 @@
-"""Policies that learn: from what each option earned so far to the probability of each, all of it to be logged."""
+"""Policies over a few versions, which learn: from what each earned so far to the probability of each, to be logged."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from ml.experiments.assignment import Assignment, weighted
+from ml.experiments.exploration import FLOOR
 from ml.experiments.statistics import Sample, probability_best
-
-Floats = npt.NDArray[np.float64]
-
-FLOOR = 0.02
-"""By default, how much of all chance is kept for exploring: without some, a log says nothing of what was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +38,3 @@ class Thompson:
     def choose(self, arms: Mapping[str, Sample], u: float) -> Assignment:
         """Draw an arm; `u`, uniform in [0, 1), is the only source of chance. Raises what `distribution` does."""
         return weighted(self.distribution(arms), u)
-
-
-@dataclass(frozen=True, slots=True)
-class SquareCB:
-    """Inverse gap weighting: the further an option's predicted reward is below the best, the less often it is taken.
-
-    `gamma`, above 0: how greedy; the probability of an option falls with `gamma` times its gap. `floor`, in [0, 1): the
-    part of all decisions that is drawn uniformly. Source: Foster & Rakhlin, "Beyond UCB: optimal and efficient
-    contextual bandits with regression oracles", ICML 2020, with mu = k.
-    """
-
-    gamma: float
-    floor: float = FLOOR
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma < math.inf:
-            raise ValueError("gamma must be a number above 0")
-        if not 0 <= self.floor < 1:
-            raise ValueError("floor must be in [0, 1)")
-
-    def distribution(self, scores: Floats) -> Floats:
-        """Return the probability of each option, shape (k,), none 0, from its predicted reward, shape (k,), k >= 1.
-
-        The best one, the first of equals, has what the others leave. Raises ValueError without scores, or if one of
-        them is not finite.
-        """
-        k = scores.size
-        if scores.shape != (k,) or k == 0 or not np.isfinite(scores).all():
-            raise ValueError("scores must be a row of at least one finite number")
-        best = int(scores.argmax())
-        probabilities = 1 / (k + self.gamma * (scores[best] - scores))
-        probabilities[best] = 0
-        probabilities[best] = 1 - probabilities.sum()
-        mixed: Floats = (1 - self.floor) * probabilities + self.floor / k
-        return mixed

@@ -2,8 +2,8 @@
 
 The model is Vowpal Wabbit's for action-dependent features (`cb_adf`): a linear regression of the reward on the
 context's features, the candidate's, and each of the one times each of the other. It is fitted on the candidates that
-were shown, without weights: that is what inverse gap weighting (`policies.SquareCB`), which makes probabilities of its
-predictions, asks for (Foster & Rakhlin 2020), and predictions fitted with weights would be no expected rewards.
+were shown, without weights: that is what inverse gap weighting (`exploration.SquareCB`), which makes probabilities of
+its predictions, asks for (Foster & Rakhlin 2020), and predictions fitted with weights would be no expected rewards.
 
 A policy is a ZIP archive of `card.json`, which says what it was made for, and of `model.vw`. The archive's checksums
 tell a damaged one, which Vowpal Wabbit itself may not; nothing in it is ever unpickled.
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ml.experiments.policies import SquareCB
+from ml.experiments.exploration import SquareCB
 
 if TYPE_CHECKING:
     from vowpalwabbit import Workspace
@@ -62,7 +62,7 @@ class Card(BaseModel):
 
     `context`, `candidate`: the columns that it knows, by name. `versions`: the prompt versions among them.
     `learned_from`: the number of decisions. `trained_until`: when the last of them was, in Unix seconds.
-    `gamma_scale`, `floor`: how boldly it chooses, see `policies.SquareCB`; gamma grows with the root of `learned_from`.
+    `gamma_scale`, `floor`: how boldly it chooses, see `SquareCB`; gamma grows with the root of `learned_from`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.experiments.assignment import uniform_from, weighted
-from ml.experiments.policies import FLOOR, SquareCB, Thompson
+from ml.experiments.exploration import FLOOR
+from ml.experiments.policies import Thompson
 from ml.experiments.statistics import Sample, probability_best
 from tests.experiments.test_assignment import DECISIONS, fits
 
@@ -17,15 +18,10 @@ rewards = st.lists(st.floats(0, 1), max_size=50).map(
 )
 arms = st.dictionaries(st.text("abcv123", min_size=1), rewards, min_size=1, max_size=8)
 floors = st.floats(0, 0.12)
-scores = st.lists(st.floats(0, 1), min_size=1, max_size=50).map(np.array)
-gammas = st.floats(1e-3, 1e6)
 
 
 def binary(n: int, successes: float) -> Sample:
     return Sample(n, successes, successes)
-
-
-# Thompson
 
 
 @pytest.mark.parametrize(
@@ -88,8 +84,6 @@ def test_a_new_version_starts_from_the_prior(arms: dict[str, Sample]) -> None:
 def test_a_floor_that_cannot_be_is_refused(floor: float) -> None:
     with pytest.raises(ValueError, match="floor"):
         Thompson(floor)
-    with pytest.raises(ValueError, match="floor"):
-        SquareCB(10, floor)
 
 
 @pytest.mark.parametrize(("floor", "k"), [(0.02, 0), (0, 0), (0.02, 50), (0.5, 2), (0.5, 3)])
@@ -127,57 +121,3 @@ def test_reactions_a_day_late_cost_thompson_at_most_a_quarter_of_what_uniform_lo
     gaps = means.max() - means
     regret = (shown * gaps).sum() / seeds
     assert regret <= 0.25 * tips * gaps.mean()
-
-
-# SquareCB
-
-
-@given(scores, gammas, st.floats(0, 1, exclude_max=True))
-def test_ranked_probabilities_sum_to_1_none_is_0_and_better_scores_are_likelier(
-    scores: np.ndarray, gamma: float, floor: float
-) -> None:
-    probabilities = SquareCB(gamma, floor).distribution(scores)
-    assert probabilities.shape == scores.shape
-    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
-    assert (probabilities > 0).all()
-    assert (probabilities >= floor / scores.size * (1 - 1e-12)).all()
-    better = scores[:, None] > scores
-    assert (probabilities[:, None] >= probabilities - 1e-12)[better].all()
-
-
-@given(scores, gammas)
-def test_the_odds_of_an_option_are_inverse_to_its_gap(scores: np.ndarray, gamma: float) -> None:
-    probabilities = SquareCB(gamma, floor=0).distribution(scores)
-    for option in range(scores.size):
-        if option != scores.argmax():
-            gap = scores.max() - scores[option]
-            assert 1 / probabilities[option] == pytest.approx(scores.size + gamma * gap)
-
-
-def test_worked_by_hand() -> None:
-    scores = np.array([0.5, 0.3, 0.5, 0.1])
-    exact = np.array([0, 1 / 6, 1 / 4, 1 / 8])
-    exact[0] = 1 - exact.sum()
-    assert SquareCB(10, floor=0).distribution(scores) == pytest.approx(exact)
-    assert SquareCB(10, floor=0.1).distribution(scores) == pytest.approx(0.9 * exact + 0.025)
-    assert SquareCB(10).distribution(np.array([0.3])) == pytest.approx([1.0])
-    assert SquareCB(10).distribution(np.array([0.3, 0.3])) == pytest.approx([0.5, 0.5])
-
-
-def test_ranked_options_are_drawn_as_often_as_their_probabilities_say() -> None:
-    probabilities = SquareCB(30).distribution(np.array([0.2, 0.22, 0.27, 0.1])).tolist()
-    distribution = dict(zip("abcd", probabilities, strict=True))
-    seen = Counter(weighted(distribution, uniform_from("score", str(n))).option for n in range(DECISIONS))
-    assert fits(seen, distribution)
-
-
-@pytest.mark.parametrize("gamma", [0, -1, math.nan, math.inf])
-def test_a_gamma_that_cannot_be_is_refused(gamma: float) -> None:
-    with pytest.raises(ValueError, match="gamma"):
-        SquareCB(gamma)
-
-
-@pytest.mark.parametrize("scores", [[], [0.1, math.nan], [math.inf, 0.1], [[0.1, 0.2]], 0.1])
-def test_scores_that_cannot_be_are_refused(scores: object) -> None:
-    with pytest.raises(ValueError, match="scores"):
-        SquareCB(10).distribution(np.array(scores, float))

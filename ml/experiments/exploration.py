@@ -1,0 +1,47 @@
+"""From predicted rewards to the probability of each option, so that what seems worse is still tried now and then."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+FLOOR = 0.02
+"""By default, how much of all chance is kept for exploring: without some, a log says nothing of what was left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SquareCB:
+    """Inverse gap weighting: the further an option's predicted reward is below the best, the less often it is taken.
+
+    `gamma`, above 0: how greedy; the probability of an option falls with `gamma` times its gap. `floor`, in [0, 1): the
+    part of all decisions that is drawn uniformly. Source: Foster & Rakhlin, "Beyond UCB: optimal and efficient
+    contextual bandits with regression oracles", ICML 2020, with mu = k.
+    """
+
+    gamma: float
+    floor: float = FLOOR
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma < math.inf:
+            raise ValueError("gamma must be a number above 0")
+        if not 0 <= self.floor < 1:
+            raise ValueError("floor must be in [0, 1)")
+
+    def distribution(self, scores: Floats) -> Floats:
+        """Return the probability of each option, shape (k,), none 0, from its predicted reward, shape (k,), k >= 1.
+
+        The best one, the first of equals, has what the others leave. Raises ValueError without scores, or if one of
+        them is not finite.
+        """
+        k = scores.size
+        if scores.shape != (k,) or k == 0 or not np.isfinite(scores).all():
+            raise ValueError("scores must be a row of at least one finite number")
+        best = int(scores.argmax())
+        probabilities = 1 / (k + self.gamma * (scores[best] - scores))
+        probabilities[best] = 0
+        probabilities[best] = 1 - probabilities.sum()
+        mixed: Floats = (1 - self.floor) * probabilities + self.floor / k
+        return mixed
