@@ -12,6 +12,9 @@ from ml.settings import ConfigurationError
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+# A server that does not answer is soon given up, unless the operator wants otherwise.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,61 @@
+"""Policies in a real MLflow registry, on SQLite."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ml.experiments.ranking import RankingPolicy, UnusablePolicy
+from ml.registry.models import register
+from ml.registry.policies import load
+from ml.settings import ConfigurationError
+from tests.policies import policy
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where MLflow puts what it is given: the present one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("mlflow"))
+        yield Path.cwd()
+
+
+@pytest.fixture(scope="module")
+def uri(folder: Path) -> str:
+    """A registry; each test has names of its own in it, since opening one takes seconds."""
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_what_was_registered_is_loaded_by_its_version_and_by_its_alias(uri: str) -> None:
+    older, newer = policy(), policy(seed=2)
+    assert register(older, "tips", uri, alias="champion") == "1"
+    assert register(newer, "tips", uri, alias="challenger") == "2"
+    versions = {blob: RankingPolicy.load(blob).version for blob in (older, newer)}
+    assert load("models:/tips@champion", uri).version == load("models:/tips/1", uri).version == versions[older]
+    assert load("models:/tips@challenger", uri).version == versions[newer]
+    register(newer, "tips", uri, alias="champion")
+    assert load("models:/tips@champion", uri).version == versions[newer]
+
+
+def test_its_card_lies_beside_it_to_be_read_by_people(uri: str, folder: Path) -> None:
+    before = {*folder.rglob("card.json")}
+    register(policy(), "to-read", uri)
+    (card,) = {*folder.rglob("card.json")} - before
+    assert '"learned_from": 2000' in card.read_text()
+
+
+@pytest.mark.parametrize("source", ["models:/a@nobody", "models:/a/9", "models:/none@champion"])
+def test_what_is_not_in_the_registry_cannot_be_used(uri: str, source: str) -> None:
+    register(policy(), "a", uri)
+    with pytest.raises(UnusablePolicy, match="is not in MLflow's registry"):
+        load(source, uri)
+
+
+def test_a_registry_that_cannot_be_reached_is_one_sentence() -> None:
+    nowhere = "http://127.0.0.1:9"
+    with pytest.raises(UnusablePolicy, match="or that cannot be reached"):
+        load("models:/tips@champion", nowhere)
+    with pytest.raises(ConfigurationError, match="MLflow does not take the policy"):
+        register(policy(), "tips", nowhere)
