@@ -60,11 +60,12 @@ def _file(value: Path) -> Path:
     return value
 
 
-def _versions(value: object) -> object:
-    """Read one version, a list of them, or weights: `v1`, `v1,v2-mentor`, `v1=90,v2-mentor=10`."""
-    if not isinstance(value, str):
-        return value
-    items = [item.partition("=") for item in value.split(",")]
+def versions_from(text: str) -> tuple[tuple[str, float], ...]:
+    """Read one version, a list of them, or weights: `v1`, `v1,v2-mentor`, `v1=90,v2-mentor=10`.
+
+    Raises ValueError, with the end of a sentence, for anything else.
+    """
+    items = [item.partition("=") for item in text.split(",")]
     try:
         weights = {name.strip(): float(weight if equals else 1) for name, equals, weight in items}
     except ValueError:
@@ -79,6 +80,10 @@ def _versions(value: object) -> object:
             "above zero, such as v1,v2-mentor or v1=90,v2-mentor=10"
         )
     return tuple(weights.items())
+
+
+def _versions(value: object) -> object:
+    return versions_from(value) if isinstance(value, str) else value
 
 
 def _database(value: SecretStr) -> SecretStr:
@@ -98,7 +103,8 @@ def _policy(value: str, others: ValidationInfo) -> str:
     return value
 
 
-def _policy_source(value: str) -> str:
+def policy_source(value: str) -> str:
+    """Return what may name a learned policy. Raises ValueError, with the end of a sentence, for anything else."""
     if value.startswith("models:/"):
         if not re.fullmatch(r"models:/[\w.-]+(@[\w-]+|/[0-9]+)", value):
             raise ValueError("should be models:/NAME@ALIAS, models:/NAME/VERSION or a file")
@@ -116,7 +122,7 @@ def _online_store(value: str) -> str:
 ModelId = Annotated[str, AfterValidator(_model_id)]
 PromptPolicy = Literal["uniform", "sticky", "thompson"]
 Address = Annotated[str, AfterValidator(_address)]
-PolicySource = Annotated[str, AfterValidator(_policy_source)]
+PolicySource = Annotated[str, AfterValidator(policy_source)]
 StoreUrl = Annotated[str, AfterValidator(_online_store)]
 
 

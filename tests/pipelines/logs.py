@@ -1,0 +1,98 @@
+"""Logs of decisions for people who do not exist: what each version earns is known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ml.experiments.decisions import Candidate, Decision
+
+HOUR, DAY = 3_600.0, 86_400.0
+MOODS = ("great", "low")
+VERSIONS = ("v1", "v2", "v3")
+
+Rates = Mapping[str, Mapping[str, float]]
+"""The mean reward of each version, by the mood that people are in."""
+
+ALIKE: Rates = {mood: {"v1": 0.2, "v2": 0.3, "v3": 0.4} for mood in MOODS}
+APART: Rates = {"great": {"v1": 0.6, "v2": 0.3, "v3": 0.2}, "low": {"v1": 0.2, "v2": 0.3, "v3": 0.6}}
+
+
+def decision(**fields: Any) -> Decision:
+    """Return a decision between two versions, but for these fields."""
+    usual: dict[str, Any] = {
+        "id": "d-1",
+        "user_id": "u-1",
+        "at": 0.0,
+        "signals": {},
+        "aggregates": {},
+        "candidates": (Candidate("v1", 0.5), Candidate("v2", 0.5)),
+        "taken": 0,
+        "reward": 0.0,
+        "ranked": False,
+    }
+    return Decision(**usual | fields)
+
+
+def log_of(
+    n: int,
+    *,
+    rates: Rates = ALIKE,
+    shares: Mapping[str, float] | None = None,
+    people: int = 300,
+    start: float = 0.0,
+    seed: int = 7,
+) -> list[Decision]:
+    """Return `n` decisions between versions, one each ten minutes; `shares`: the probability of each version."""
+    rng = np.random.default_rng(seed)
+    shares = shares or dict.fromkeys(VERSIONS, 1 / 3)
+    candidates = tuple(Candidate(version, share) for version, share in shares.items())
+    decisions = []
+    for index in range(n):
+        mood = MOODS[int(rng.integers(2))]
+        taken = int(rng.choice(len(candidates), p=[*shares.values()]))
+        decisions.append(
+            decision(
+                id=f"{seed}-{index}",
+                user_id=f"u-{rng.integers(people)}",
+                at=start + 600.0 * index,
+                signals={"mood": mood},
+                candidates=candidates,
+                taken=taken,
+                reward=float(rng.random() < rates[mood][candidates[taken].prompt_version]),
+            )
+        )
+    return decisions
+
+
+def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 7) -> list[Decision]:
+    """Return `n` decisions between 1 to `k` tips, each of any version, drawn with any probabilities.
+
+    Tips about sleep help people whose mood is low, others the rest.
+    """
+    rng = np.random.default_rng(seed)
+    decisions = []
+    for index in range(n):
+        mood = MOODS[int(rng.integers(2))]
+        size = int(rng.integers(1, k + 1))
+        probabilities = rng.dirichlet(np.full(size, 2.0)) * 0.9 + 0.1 / size
+        tips = ["Go to sleep early tonight." if rng.random() < 0.5 else "Take a short walk." for _ in range(size)]
+        candidates = tuple(
+            Candidate(VERSIONS[int(rng.integers(3))], float(p), tip) for p, tip in zip(probabilities, tips, strict=True)
+        )
+        taken = int(rng.choice(size, p=probabilities))
+        helps = 0.6 if ("sleep" in tips[taken]) == (mood == "low") else 0.2
+        helps += {"v1": -0.1, "v2": 0.0, "v3": 0.1}[candidates[taken].prompt_version]
+        decisions.append(
+            decision(
+                id=f"ranked-{seed}-{index}",
+                user_id=f"u-{rng.integers(people)}",
+                at=600.0 * index,
+                signals={"mood": mood},
+                candidates=candidates,
+                taken=taken,
+                reward=float(rng.random() < helps),
+                ranked=True,
+            )
+        )
+    return decisions
