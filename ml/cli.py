@@ -5,10 +5,11 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -20,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ml.errors import TipsError, from_validation
+from ml.experiments.ranking import UnusablePolicy
 from ml.features.definitions import SIGNALS
 from ml.guards import is_loopback
 from ml.service import assembled
@@ -193,24 +195,66 @@ def simulate(
     users: Annotated[int, typer.Option(min=1, max=100_000, help="How many people.")] = 500,
     days: Annotated[int, typer.Option(min=1, max=365, help="How many days, up to now.")] = 14,
     seed: Annotated[int, typer.Option(help="The same seed gives the same people.")] = 1,
+    regret: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead, let each policy choose for these people, and draw into this file (.svg or .png) what it "
+            "loses until it has learned who likes what; nothing else is stored."
+        ),
+    ] = None,
 ) -> None:
     """Fill the database with simulated people's tips and reactions, to see what the reward page shows of them."""
+    bar = Console(stderr=True)
+
+    def progress(steps: Iterable[int]) -> Iterable[int]:
+        return track([*steps], "Simulating", console=bar)
+
+    if regret:
+        _compare_policies(users, days, seed, regret, progress)
+        return
     with _recommender_extra():
         from ml.recommender.database import prepare
         from ml.simulation.service import simulate as run
     settings = RecommenderSettings.from_environment()
     prepare(settings.database_url.get_secret_value())
     configure_logging(logging.CRITICAL, sys.stderr)
-    bar = Console(stderr=True)
-    done = run(
-        settings,
-        users=users,
-        days=days,
-        end=datetime.now(UTC),
-        seed=seed,
-        progress=lambda hours: track([*hours], "Simulating", console=bar),
-    )
+    done = run(settings, users=users, days=days, end=datetime.now(UTC), seed=seed, progress=progress)
     print(f"simulated: {done.tips} tips, {done.reactions} reactions; `tips serve` shows them on /admin/rewards")
+
+
+def _compare_policies(
+    users: int, days: int, seed: int, file: Path, progress: Callable[[Iterable[int]], Iterable[int]]
+) -> None:
+    with _recommender_extra():
+        from ml.simulation.plots import FORMATS, draw
+        from ml.simulation.regret import play
+
+        if file.suffix not in FORMATS or not file.parent.is_dir():
+            raise typer.BadParameter(
+                f"should be a file in a folder that is there, in {' or '.join(FORMATS)}", param_hint="--regret"
+            )
+        try:
+            played = play(users=users, days=days, seed=seed, progress=progress)
+            draw(played, file)
+        except UnusablePolicy as error:
+            raise ConfigurationError(f"The policy that ranks {error}.") from None
+        except OSError:
+            raise ConfigurationError(f"{file} cannot be written.") from None
+    table = Table("policy", "mean reward", "of the oracle's", "regret", "of uniform's")
+    for one in (played.oracle, *played.policies):
+        table.add_row(
+            one.policy,
+            f"{one.reward:.3f}",
+            _share(one.reward, played.oracle.reward),
+            f"{one.regret[-1]:,.0f}",
+            _share(one.regret[-1], played.policies[0].regret[-1]),
+        )
+    Console().print(table)
+    print(f"{played.tips:,} tips for each policy; regret over time: {file}")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 async def _in_store(work: Callable[["TipScores"], Awaitable[int]]) -> int:

@@ -1,19 +1,16 @@
-"""People who do not exist, with tastes that are known: they ask for tips and react, through the real HTTP interface.
+"""People who do not exist ask for tips and react, through the real HTTP interface.
 
 Only the model and the clock are not real: each day's requests carry that day's time. The rows say that they are
 simulated.
 """
 
 import asyncio
-import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import groupby
-from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -28,22 +25,15 @@ from ml.app import create_app
 from ml.recommender.tip_scores import open_tip_scores
 from ml.serving.prompts import PROMPTS
 from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
+from ml.simulation.people import Progress, Visit, visits
 
-TASTES: Mapping[str, float] = MappingProxyType({"v1": 0.30, "v2-mentor": 0.44, "v3-few-shot": 0.33})
-"""The share of each version's tips that help; the mean reward that an endless simulation would show."""
-
-USUAL_TASTE = 0.30
-"""Of a version that is not in `TASTES`."""
-
-_VISITS_A_DAY = 0.5
-_SAY_THAT_IT_DID_NOT_HELP = 0.4
-_COME_BACK_LATE = 0.1
-_SENT_TWICE = 0.05
 _AT_ONCE = 8
 _HOUR = timedelta(hours=1)
+_A_DAY = 24
+"""Hours."""
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Passes the steps through, and shows how many are done."""
+_REFRESH_SECONDS = 0.25
+"""A day goes by in about a second, and a policy that learns should do so many times a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,7 @@ def simulate(
     holds the tips of real people, or cannot be used.
     """
     asyncio.run(_refuse_real_people(settings, end))
-    crowd = _Crowd(random.Random(seed), clock=end)  # noqa: S311 - the same people again, not secrets
+    crowd = _Crowd(seed, clock=end)
     with listening(_model()) as model:
         versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
         app = create_app(
@@ -78,6 +68,7 @@ def simulate(
             settings.model_copy(update={"tip_prompt_version": versions, "serving_url": None, "api_keys": ()}),
             clock=lambda: crowd.clock,
             simulated=True,
+            refresh_seconds=_REFRESH_SECONDS,
         )
         with listening(app) as service:
             return asyncio.run(crowd.live(service, users, days, progress))
@@ -95,7 +86,7 @@ async def _refuse_real_people(settings: RecommenderSettings, now: datetime) -> N
 class _Crowd:
     """Everybody, and the time that it is for them."""
 
-    chance: random.Random
+    seed: int
     clock: datetime
     later: list[tuple[datetime, dict[str, Any]]] = field(default_factory=list)
     tips: int = 0
@@ -105,17 +96,13 @@ class _Crowd:
         """Ask and react, hour by hour, until it is the end again."""
         end = self.clock
         start = end - timedelta(days=days)
-        visits = sorted(
-            (start + timedelta(days=day, seconds=self.chance.uniform(0, 86_400)), f"simulated-{user}")
-            for day in range(days)
-            for user in range(users)
-            if self.chance.random() < _VISITS_A_DAY
-        )
-        by_hour = {hour: [*who] for hour, who in groupby(visits, key=lambda visit: (visit[0] - start) // _HOUR)}
         async with httpx.AsyncClient(base_url=service, timeout=60) as http:
-            for hour in progress(range(days * 24)):
+            for hour in progress(range(days * _A_DAY)):
+                if hour % _A_DAY == 0:
+                    today = visits(users, hour // _A_DAY, self.seed)
                 self.clock = min(end, start + (hour + 1) * _HOUR)
-                await self._all(self._visit(http, user, at) for at, user in by_hour.get(hour, ()))
+                now = [visit for visit in today if visit.time // _HOUR == hour % _A_DAY]
+                await self._all(self._visit(http, visit) for visit in now)
                 due = [body for at, body in self.later if at <= self.clock]
                 self.later = [(at, body) for at, body in self.later if at > self.clock]
                 await self._all(self._react(http, body) for body in due)
@@ -130,28 +117,15 @@ class _Crowd:
 
         await asyncio.gather(*(one(coroutine) for coroutine in coroutines))
 
-    async def _visit(self, http: httpx.AsyncClient, user: str, at: datetime) -> None:
-        chance = random.Random(f"{user} {at}")  # noqa: S311 - whatever order the answers come in, the person is the same
-        signals = {
-            "mood": chance.choice(["great", "good", "okay", "low", "awful"]),
-            "energy": chance.randint(1, 10),
-            "sleep_hours": round(chance.gauss(7, 1), 1),
-            "activity": chance.choice(["working", "relaxing", "commuting", "in_bed"]),
-            "locale": chance.choice(["en-GB", "en-US", "de-DE", "es-ES"]),
-        }
-        answer = await http.post("/tips", json={"user_id": user, "signals": signals})
+    async def _visit(self, http: httpx.AsyncClient, visit: Visit) -> None:
+        answer = await http.post("/tips", json={"user_id": visit.user_id, "signals": visit.signals})
         tip = answer.raise_for_status().json()
         self.tips += 1
-        if chance.random() < TASTES.get(tip["prompt_version"], USUAL_TASTE):
-            reaction = chance.choice(["helpful", "done"])
-        elif chance.random() < _SAY_THAT_IT_DID_NOT_HELP:
-            reaction = chance.choice(["not_helpful", "dismissed"])
-        else:
-            return
-        late = timedelta(days=chance.uniform(1, 3)) if chance.random() < _COME_BACK_LATE else timedelta()
-        when = self.clock + late + timedelta(minutes=chance.expovariate(1 / 20))
-        body = {"tip_id": tip["tip_id"], "reaction": reaction, "at": when.isoformat()}
-        self.later += [(when, body)] * (2 if chance.random() < _SENT_TWICE else 1)
+        reaction = visit.reaction(tip["prompt_version"])
+        if reaction:
+            when = self.clock + reaction.after
+            body = {"tip_id": tip["tip_id"], "reaction": reaction.kind, "at": when.isoformat()}
+            self.later += [(when, body)] * reaction.times
 
     async def _react(self, http: httpx.AsyncClient, body: dict[str, Any]) -> None:
         answer = await http.post("/reactions", json=body)

@@ -9,7 +9,7 @@ import pytest
 
 from ml.recommender.rewards import FEWEST
 from ml.serving.prompts import PROMPTS
-from ml.simulation.service import TASTES
+from ml.simulation.people import TASTES
 from tests.process import TIPS, run, service
 from tests.upstream import Upstream
 
@@ -37,6 +37,34 @@ def test_every_version_s_interval_holds_the_taste_for_it(database: Path, upstrea
     assert not report["sample_ratio"]["alarm"]
     assert report["simulated"] == sum(one["tips"] for one in report["variants"])
     assert "people who do not exist" in page
+
+
+def test_a_segment_shows_who_likes_what(database: Path, upstream: Upstream) -> None:
+    url = f"sqlite+aiosqlite:///{database}"
+    with service(DATABASE_URL=url, TIP_MODEL="openai/good", TIP_MODEL_API_BASE=f"{upstream.url}/v1") as both:
+
+        def best(segment: str) -> str:
+            report = both.http.get("/rewards", params={"segment": segment}).json()
+            best = max(report["variants"], key=lambda one: one["reward"]["estimate"])
+            return str(best["prompt_version"])
+
+        assert (best("mood:low"), best("mood:great")) == ("v2-mentor", "v3-few-shot")
+
+
+def test_a_version_policy_learns_while_days_go_by(tmp_path: Path) -> None:
+    settings = {"TIP_PROMPT_VERSION": "v1,v2-mentor,v3-few-shot", "TIP_PROMPT_POLICY": "thompson"}
+    database = f"{tmp_path}/tips.db"
+    ended = run(
+        *(TIPS, "simulate", "--users", "50", "--days", "3"), **settings, DATABASE_URL=f"sqlite+aiosqlite:///{database}"
+    )
+    assert ended.returncode == 0, ended.stderr
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("select policy, probability from tip_scores order by created_at").fetchall()
+    assert {policy for policy, _ in rows} == {"thompson"}
+    # Until the first day's reactions count, every version is as likely.
+    probabilities = [round(probability, 6) for _, probability in rows]
+    assert set(probabilities[:10]) == {0.333333}
+    assert len(set(probabilities[10:])) > 3
 
 
 def test_reactions_come_days_late_and_twice_and_count_once(database: Path) -> None:

@@ -1,0 +1,108 @@
+"""`tips simulate --regret`: what policies lose until they know who likes what, and how that looks."""
+
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from ml.simulation.regret import Outcome, Played, play
+from tests.process import TIPS, run
+
+
+@pytest.fixture(scope="module")
+def played() -> Played:
+    return play(users=500, days=12, seed=1, progress=lambda days: days)
+
+
+def of(played: Played, policy: str) -> Outcome:
+    return next(one for one in played.policies if one.policy == policy)
+
+
+def test_the_oracle_has_no_regret_and_everybody_else_more_each_day(played: Played) -> None:
+    assert played.oracle.reward == pytest.approx(2 / 3, abs=0.02)
+    assert not played.oracle.regret.any()
+    assert [one.policy for one in played.policies] == ["uniform", "sticky", "thompson", "ranking"]
+    for one in played.policies:
+        assert one.regret.shape == (13,)
+        assert one.regret[0] == 0
+        assert (np.diff(one.regret) > 0).all()
+        assert one.regret[-1] == pytest.approx(played.tips * (played.oracle.reward - one.reward))
+
+
+def test_without_learning_as_much_is_lost_on_the_last_day_as_on_the_first(played: Played) -> None:
+    assert of(played, "uniform").reward == pytest.approx(0.357, abs=0.02)
+    for policy in ("uniform", "sticky"):
+        lost = np.diff(of(played, policy).regret)
+        assert lost[-3:].mean() == pytest.approx(lost[:3].mean(), rel=0.15)
+
+
+def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_least(played: Played) -> None:
+    uniform, thompson, ranking = (of(played, policy).regret for policy in ("uniform", "thompson", "ranking"))
+    assert thompson[-1] < 0.9 * uniform[-1]
+    assert ranking[-1] < 0.55 * uniform[-1]
+    assert np.diff(ranking)[-3:].mean() < 0.35 * np.diff(uniform)[-3:].mean()
+    # Nothing is known before the first night.
+    assert thompson[1] == pytest.approx(uniform[1], rel=1e-9)
+    assert ranking[1] == uniform[1]
+
+
+def test_the_same_seed_gives_the_same_outcomes_and_another_others() -> None:
+    def once(seed: int) -> list[list[float]]:
+        return [one.regret.tolist() for one in play(users=60, days=3, seed=seed, progress=lambda days: days).policies]
+
+    assert once(1) == once(1) != once(2)
+
+
+def test_days_on_which_nobody_comes_do_no_harm() -> None:
+    played = play(users=1, days=4, seed=1, progress=lambda days: days)
+    assert played.tips < 4
+
+
+def test_the_command_prints_a_table_and_draws_a_figure_that_opens(tmp_path: Path) -> None:
+    def simulate(name: str) -> str:
+        file = tmp_path / name
+        ended = run(TIPS, "simulate", "--users", "60", "--days", "3", "--regret", str(file), COLUMNS="120")
+        assert (ended.returncode, file.exists()) == (0, True), ended.stderr
+        return ended.stdout
+
+    table = simulate("regret.svg")
+    for policy, share in (("oracle", "100.0%"), ("uniform", r"5\d\.\d%"), ("thompson", ""), ("ranking", "")):
+        assert re.search(rf"{policy} .*{share}", table)
+    svg = (tmp_path / "regret.svg").read_text()
+    ET.fromstring(svg)
+    assert all(re.search(rf">{policy} \d+<", svg) for policy in ("uniform", "sticky", "thompson", "ranking"))
+    simulate("again.svg")
+    assert (tmp_path / "again.svg").read_text() == svg
+    simulate("regret.png")
+    assert imread(tmp_path / "regret.png").shape[2] == 4
+
+
+@pytest.mark.parametrize("file", ["regret.pdf", "regret", "nowhere/regret.svg"])
+def test_a_file_that_cannot_become_a_figure_is_refused_before_anything_is_played(tmp_path: Path, file: str) -> None:
+    ended = run(TIPS, "simulate", "--regret", str(tmp_path / file), COLUMNS="200")
+    assert ended.returncode == 2
+    assert "should be a file in a folder that is there" in ended.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("library", "sentence"),
+    [
+        ("vowpalwabbit", "The policy that ranks needs the `ranking` extra.\n"),
+        ("matplotlib", "matplotlib is missing: this needs the `recommender` extra"),
+    ],
+)
+def test_without_a_library_that_it_needs_one_sentence_says_what_to_install(
+    tmp_path: Path, library: str, sentence: str
+) -> None:
+    hidden = f"import sys; sys.modules[{library!r}] = None; from ml.cli import main; main()"
+    ended = run(
+        sys.executable, "-c", hidden, "simulate", "--users", "2", "--days", "1", "--regret", f"{tmp_path}/r.svg"
+    )
+    assert ended.returncode == 1
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
