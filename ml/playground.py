@@ -29,9 +29,6 @@ PATHS = ("/", "/playground")
 
 GENERATING_PATHS = frozenset({"/playground/tips"})
 
-POLICY = "playground"
-"""What rows of the page's tips say: whoever looks at it sees every version, so none was drawn."""
-
 REACTIONS = {"helpful": "Helps", "not_helpful": "Does not help"}
 
 
@@ -87,7 +84,7 @@ async def write(
 
     async def stored(tip: Tip) -> Mapping[str, Any]:
         ms = round((time.perf_counter() - started) * 1000)
-        choice = rotation.Choice(body.prompt_version, POLICY, {body.prompt_version: 1.0})
+        choice = rotation.Choice(body.prompt_version, rotation.PLAYGROUND, {body.prompt_version: 1.0})
         written = Written(**asdict(tip.origin), tip=tip.text, usage=Usage(**asdict(tip.usage)))
         row = await recommender.record(body.user_id, signals, choice, written, ms)
         return {"tip": row.tip, "tip_id": str(row.tip_id)}

@@ -73,7 +73,10 @@ class DayReward:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A version with one digest. `counted` tips are reacted to, or old enough to have no reward without a reaction."""
+    """A version with one digest. `counted` tips are reacted to, or old enough to have no reward without a reaction.
+
+    `ranked` tips were shown because a policy that learned ranked them above others.
+    """
 
     prompt_version: str
     prompt_digest: str
@@ -81,6 +84,7 @@ class Variant:
     tips: int
     reacted: int
     counted: int
+    ranked: int
     reactions: Mapping[str, int]
     reward: Interval
     probability_best: float
@@ -107,7 +111,7 @@ class SampleRatio:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All variants, the baseline first; `fallback` and `shadow` tips are in none of them."""
+    """All variants, the baseline first; `fallback` and `shadow` tips are in none of them, `ranked` ones are."""
 
     window: Window
     baseline: str | None
@@ -116,6 +120,7 @@ class Report:
     fallback: int
     shadow: int
     simulated: int
+    ranked: int
 
 
 class Rewards:
@@ -164,6 +169,7 @@ def report(
         fallback=sum(one.tips for one in counts if one.reaction == SHOWN and one.fallback and not one.shadow),
         shadow=sum(one.tips for one in counts if one.reaction == SHOWN and one.shadow),
         simulated=sum(one.simulated for one in counts),
+        ranked=sum(variant.ranked for variant in variants),
     )
 
 
@@ -181,7 +187,11 @@ class _Tally:
     def add(self, count: DayCounts) -> None:
         if count.reaction == SHOWN:
             self.shown += RewardCounts(
-                count.tips, input_tokens=count.input_tokens, output_tokens=count.output_tokens, ms=count.ms
+                count.tips,
+                input_tokens=count.input_tokens,
+                output_tokens=count.output_tokens,
+                ms=count.ms,
+                ranked=count.ranked,
             )
             self.days[count.day] += Sample(count.tips if count.mature else 0)
         else:
@@ -203,6 +213,7 @@ class _Tally:
             tips=tips,
             reacted=self.reactions.total(),
             counted=sample.n,
+            ranked=self.shown.ranked,
             reactions={
                 kind: self.reactions[kind] for kind in [*REACTIONS, *sorted(self.reactions.keys() - REACTIONS.keys())]
             },
@@ -248,6 +259,12 @@ def _baseline(tallies: Sequence[_Tally], asked: str | None, preferred: Sequence[
 def _compare(base: _Tally, other: _Tally, alpha: float) -> Comparison:
     a, b = base.sample, other.sample
     interval = difference(a, b, alpha=alpha)
+    # Each of these was shown because it seemed better than another: their means say how good the best of several is.
+    if ranked := base.shown.ranked + other.shown.ranked:
+        words = (
+            f"not yet known: {ranked:,} tips were chosen by a ranking policy; `tips evaluate` compares versions then"
+        )
+        return Comparison(interval, "not yet known", None, words)
     fewest, most = sorted((a.n, b.n))
     known = fewest >= FEWEST and most <= MOST_UNEQUAL * fewest and (interval.low > 0 or interval.high < 0)
     if known:

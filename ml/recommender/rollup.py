@@ -16,6 +16,12 @@ EVERYONE = ""
 SHOWN = ""
 """In the place of a reaction: all tips, whether they are reacted to or not."""
 
+UNAVAILABLE = "unavailable"
+"""In the place of a policy that ranks candidates: none answered, so the first candidate was shown."""
+
+_NOT_RANKED = frozenset({None, "uniform", UNAVAILABLE})
+"""Policies under which it does not depend on a candidate whether it is shown."""
+
 _DRAWN_ONCE = "sticky"
 """The policy that draws a version for a person, not for a tip: its tips come in heaps, however fairly it draws."""
 
@@ -51,6 +57,7 @@ class Facts:
     simulated: bool
     segments: Sequence[str]
     policy: str
+    score_policy: str | None
     prompt_version_asked: str | None
     options: Mapping[str, float]
     input_tokens: int
@@ -78,7 +85,11 @@ class RewardKey:
 
 @dataclass(frozen=True, slots=True)
 class RewardCounts:
-    """Sums over tips; tokens, milliseconds and simulated ones only over `SHOWN`, rewards only over reactions."""
+    """Sums over tips; rewards only over reactions, all that comes after them only over `SHOWN`.
+
+    `simulated`: how many were written for people who do not exist. `ranked`: how many a policy that learned has ranked;
+    whether one of these is shown depends on what it says, so they are no fair sample of their version's tips.
+    """
 
     tips: int = 0
     reward: float = 0.0
@@ -87,6 +98,7 @@ class RewardCounts:
     output_tokens: int = 0
     ms: int = 0
     simulated: int = 0
+    ranked: int = 0
 
     def __add__(self, other: "RewardCounts") -> "RewardCounts":
         return RewardCounts(
@@ -97,6 +109,7 @@ class RewardCounts:
             self.output_tokens + other.output_tokens,
             self.ms + other.ms,
             self.simulated + other.simulated,
+            self.ranked + other.ranked,
         )
 
 
@@ -135,11 +148,13 @@ class Changes:
             output_tokens=times * tip.output_tokens,
             ms=times * tip.ms,
             simulated=times * tip.simulated,
+            ranked=times * (tip.score_policy not in _NOT_RANKED),
         )
         for key in _keys(tip, SHOWN):
             self.rewards[key] += counts
-        # A choice with one option, and a tip that stays out of the rates, say nothing about how versions were drawn.
-        if len(tip.options) > 1 and tip.policy != _DRAWN_ONCE and not (tip.fallback or tip.shadow):
+        # A choice with one option, and a tip of another model, say nothing about how versions were drawn. A candidate
+        # that was not shown does: without it, the versions that are shown more often would seem to be drawn more often.
+        if len(tip.options) > 1 and tip.policy != _DRAWN_ONCE and not tip.fallback:
             for segment in (EVERYONE, *tip.segments):
                 for version, probability in tip.options.items():
                     key_ = AssignmentKey(segment, hour_of(tip.created_at), version)
@@ -172,6 +187,7 @@ class DayCounts:
     output_tokens: int
     ms: int
     simulated: int
+    ranked: int
 
 
 def _keys(tip: Facts, reaction: str) -> Iterable[RewardKey]:

@@ -14,6 +14,9 @@ POLICY_VERSION = "2"
 SALT = "prompt-version"
 """In every hash here. Which version people have under `sticky` hangs on it: with another one, nearly all would move."""
 
+PLAYGROUND = "playground"
+"""In the place of a policy: somebody sees a tip of every version, so none was drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

@@ -79,6 +79,16 @@ tip_scores = Table(
     Column("reaction", String(40)),
     Column("reward", Float),
     Column("reacted_at", UtcTime),
+    # The candidates among which this tip was shown or, as a shadow, was not: all rows of one decision have the same
+    # `decision_id`, which is the tip_id of the first, and all of their ids, in order; NULL where there was one only.
+    Column("decision_id", Uuid),
+    Column("score", Float),
+    Column("score_probability", Float),
+    Column("score_policy", String(64)),
+    Column("score_policy_version", String(64)),
+    Column("candidates", JSON(none_as_null=True)),
+    # What serving knew of the person beforehand.
+    Column("aggregates", JSON(none_as_null=True)),
 )
 
 reactions = Table(
@@ -109,6 +119,7 @@ reward_hours = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("ms", BigInteger, nullable=False),
     Column("simulated", BigInteger, nullable=False),
+    Column("ranked", BigInteger, nullable=False, server_default="0"),
 )
 
 assignment_hours = Table(

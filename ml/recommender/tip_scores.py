@@ -7,7 +7,7 @@ that they count, so they are never stale; `purge` and `forget` take people's dat
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,8 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.background import beside
+from ml.experiments.decisions import Decision
 from ml.experiments.statistics import Sample
-from ml.recommender import schema
+from ml.recommender import decision_log, schema
 from ml.recommender.database import Database
 from ml.recommender.group_commit import GroupCommit
 from ml.recommender.reactions import Outcome, Reaction, Standing, place
@@ -33,7 +34,11 @@ _NOTHING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class TipScore:
-    """One tip that was written for somebody, why it was this version, and what it cost; `ms` is how long it took."""
+    """One tip that was written for somebody, why it was this version, and what it cost; `ms` is how long it took.
+
+    `shadow`: it was not shown, since another candidate was. From `decision_id` on: the candidates of its decision, and
+    what they were ranked by; `candidates` are their ids, None where there was one only.
+    """
 
     tip_id: UUID
     user_id: str
@@ -56,6 +61,20 @@ class TipScore:
     ms: int
     shadow: bool = False
     simulated: bool = False
+    decision_id: UUID | None = None
+    score: float | None = None
+    score_probability: float | None = None
+    score_policy: str | None = None
+    score_policy_version: str | None = None
+    candidates: Sequence[str] | None = None
+    aggregates: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tips:
+    """Tips to store together, or not at all."""
+
+    rows: Sequence[TipScore]
 
 
 class NoSuchTips(Exception):
@@ -104,11 +123,14 @@ class TipScores:
         self._add_reactions = upsert(schema.reactions).on_conflict_do_nothing()
         self._add_rewards = _adding_up(upsert(schema.reward_hours))
         self._add_assignments = _adding_up(upsert(schema.assignment_hours))
-        self.writer: GroupCommit[TipScore | Sequence[Reaction]] = GroupCommit(self._commit)
+        self.writer: GroupCommit[_Tips | Sequence[Reaction]] = GroupCommit(self._commit)
 
-    async def add(self, tip: TipScore) -> None:
-        """Store a tip; returns when it is durable. Raises StorageUnavailable or Busy; then there is no row."""
-        await self.writer.do(tip)
+    async def add(self, *tips: TipScore) -> None:
+        """Store all tips of one decision; returns when they are durable.
+
+        Raises StorageUnavailable or Busy; then there is no row.
+        """
+        await self.writer.do(_Tips(tips))
 
     async def react(self, reactions: Sequence[Reaction]) -> list[Counted]:
         """Store reactions, all or none; returns, in their order, when they are durable.
@@ -158,6 +180,19 @@ class TipScores:
         async with self.database.reading() as connection:
             return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
 
+    def decisions(self, before: datetime, since: datetime | None = None) -> AsyncIterator[Decision]:
+        """Yield the decisions that can be learned from, from `since` to `before`, in the order of time.
+
+        Those of the playground are left out, and tips of another model than the first one. Raises StorageUnavailable.
+        """
+        return decision_log.decisions(self.database, before, since)
+
+    def user_aggregates(
+        self, now: datetime, reaction_window: timedelta
+    ) -> AsyncIterator[tuple[str, Mapping[str, float]]]:
+        """Yield what is known beforehand of each person with tips in the last 30 days; see `decision_log`."""
+        return decision_log.user_aggregates(self.database, now, reaction_window)
+
     async def purge(self, before: datetime) -> int:
         """Remove the tips of all full hours before `before`, with their reactions and counts; return how many tips."""
         tips, hour = schema.tip_scores, hour_of(before)
@@ -196,14 +231,15 @@ class TipScores:
         await self.database.wipe()
         return len(rows)
 
-    async def _commit(self, operations: Sequence[TipScore | Sequence[Reaction]]) -> Sequence[Any]:
+    async def _commit(self, operations: Sequence[_Tips | Sequence[Reaction]]) -> Sequence[Any]:
         async with self.database.writing() as connection:
             changes = Changes()
-            await self._add(connection, [one for one in operations if isinstance(one, TipScore)], changes)
-            given = [one for one in operations if not isinstance(one, TipScore)]
+            tips = [tip for one in operations if isinstance(one, _Tips) for tip in one.rows]
+            await self._add(connection, tips, changes)
+            given = [one for one in operations if not isinstance(one, _Tips)]
             answers = iter(await self._react(connection, given, changes) if given else ())
             await self._count(connection, changes)
-        return [None if isinstance(one, TipScore) else next(answers) for one in operations]
+        return [None if isinstance(one, _Tips) else next(answers) for one in operations]
 
     async def _add(self, connection: AsyncConnection, tips: Sequence[TipScore], changes: Changes) -> None:
         if tips:
@@ -268,7 +304,7 @@ class TipScores:
 
 
 _VARIANT = ("prompt_version", "prompt_digest", "fallback", "shadow")
-_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated")
+_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "ranked")
 _SUMS = (*_WHOLE, "reward", "reward_squared")
 _STANDING = ("reaction", "reward", "reacted_at")
 _FACTS = [schema.tip_scores.c[name] for name in ("tip_id", *Facts.__slots__, *_STANDING)]

@@ -138,6 +138,13 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
             "reaction": reaction,
             "reward": REACTIONS[reaction] if reaction else None,
             "reacted_at": created_at + timedelta(seconds=rng.randint(1, 3600)) if reaction else None,
+            "decision_id": tip_id(number),
+            "score": None,
+            "score_probability": None,
+            "score_policy": None,
+            "score_policy_version": None,
+            "candidates": None,
+            "aggregates": None,
         }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
@@ -59,6 +60,52 @@ def test_migrating_again_keeps_what_is_stored(database: Database) -> None:
 
     asyncio.run(run())
     assert database.count("tip_scores") == 1
+
+
+def test_a_database_of_an_earlier_version_keeps_what_it_holds_there_and_back(empty_database: Database) -> None:
+    tip = (
+        "'00000000000000000000000000000001', 'u-1', '2026-01-31 21:40:00', 'uniform', '1', '{\"v1\": 1.0}', 1, 'v1',"
+        f" 'g-1', 'v1', '{'a' * 64}', 'm', false, '{{}}', '[]', 'Stand up.', 1, 1, 1, false, false, NULL, NULL, NULL"
+    )
+    to(empty_database, "0001")
+    empty_database.rows(f"INSERT INTO tip_scores VALUES ({tip})")
+    empty_database.rows(
+        f"INSERT INTO reward_hours VALUES ('', 1, 'v1', '{'a' * 64}', false, false, '', 1, 0, 0, 1, 1, 1, 0)"
+    )
+    to(empty_database, "head")
+    (row,) = empty_database.rows("SELECT * FROM tip_scores")
+    assert {name for name, value in row.items() if value is None} == {
+        *("reaction", "reward", "reacted_at", "decision_id", "candidates", "aggregates"),
+        *("score", "score_probability", "score_policy", "score_policy_version"),
+    }
+    assert empty_database.rows("SELECT tips, ranked FROM reward_hours") == [{"tips": 1, "ranked": 0}]
+    # A recommender of that version, which does not know of the new columns, can go on.
+    empty_database.rows(
+        "INSERT INTO reward_hours (segment, hour, prompt_version, prompt_digest, fallback, shadow, reaction, tips,"
+        " reward, reward_squared, input_tokens, output_tokens, ms, simulated)"
+        " VALUES ('', 2, 'v1', 'a', false, false, '', 1, 0, 0, 1, 1, 1, 0)"
+    )
+    to(empty_database, "0001")
+    assert empty_database.rows("SELECT user_id, tip FROM tip_scores") == [{"user_id": "u-1", "tip": "Stand up."}]
+    assert empty_database.count("reward_hours") == 2
+
+
+def to(database: Database, revision: str) -> None:
+    """Bring a database to a version of the schema."""
+
+    def change(connection: Connection) -> None:
+        config = schema._config()
+        config.attributes["connection"] = connection
+        back = revision != "head" and connection.dialect.has_table(connection, "tip_scores")
+        (command.downgrade if back else command.upgrade)(config, revision)
+
+    async def run() -> None:
+        store = Store(database.url)
+        async with store.writing() as connection:
+            await connection.run_sync(change)
+        await store.close()
+
+    asyncio.run(run())
 
 
 def test_sqlite_is_migrated_by_itself(tmp_path: Path) -> None:

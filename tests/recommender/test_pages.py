@@ -235,7 +235,7 @@ def test_versions_that_were_not_shown_as_drawn_raise_an_alarm(browser: Browser, 
     page = opened(browser, f"{strange}/admin/rewards")
     alarm = page.get_by_role("alert").inner_text()
     assert alarm.startswith("Do not trust this comparison.")
-    assert "shown 80 times, expected 44" in alarm
+    assert "stored 80 times, expected 44" in alarm
     page.goto(f"{full}/admin/rewards")
     assert page.get_by_role("alert").count() == 0
     page.context.close()

@@ -15,13 +15,19 @@ from tests.recommender.fake_serving import FakeServing
 
 
 def day(
-    version: str, tips: int, helpful: int, *, digest: str = "a" * 64, number: int = 20_000, mature: bool = True
+    version: str,
+    tips: int,
+    helpful: int,
+    *,
+    digest: str = "a" * 64,
+    number: int = 20_000,
+    mature: bool = True,
+    ranked: int = 0,
 ) -> Iterator[DayCounts]:
     """One day of one version: so many tips, and so many of them found helpful."""
     for reaction, n, reward in ((SHOWN, tips, 0), ("helpful", helpful, helpful)):
-        yield DayCounts(
-            number, version, digest, False, False, reaction, mature, n, reward, reward, 50 * n, 10 * n, 900 * n, 0
-        )
+        sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0, 0 if reaction else ranked)
+        yield DayCounts(number, version, digest, False, False, reaction, mature, *sums)
 
 
 def of(*counts: Iterator[DayCounts], **options: object) -> Report:
@@ -88,6 +94,22 @@ def test_a_verdict_needs_enough_tips_not_too_unequal_and_a_clear_difference(
     else:
         assert comparison.words.startswith(f"v2 {verdict} than v1: ")
         assert comparison.more_tips is None
+
+
+@pytest.mark.parametrize("ranked", [(1, 0), (0, 1_999), (2_000, 2_000)])
+def test_there_is_no_verdict_on_tips_that_a_policy_has_ranked(ranked: tuple[int, int]) -> None:
+    found = of(*(day(f"v{place + 1}", 2_000, 400 + 200 * place, ranked=n) for place, n in enumerate(ranked)))
+    assert (found.ranked, tuple(one.ranked for one in found.variants)) == (sum(ranked), ranked)
+    comparison = found.variants[1].comparison
+    assert comparison
+    assert (comparison.verdict, comparison.more_tips) == ("not yet known", None)
+    assert comparison.words == (
+        f"not yet known: {sum(ranked):,} tips were chosen by a ranking policy; `tips evaluate` compares versions then"
+    )
+    assert comparison.difference.low > 0
+    # A third that nothing was ranked of has no verdict beside these, but one beside another such.
+    beside = of(*(day(f"v{n}", 2_000, 200 * n, ranked=5 * (n == 2)) for n in (1, 2, 3)))
+    assert verdicts(beside) == {"v2": "not yet known", "v3": "helps more"}
 
 
 def test_two_that_are_equal_are_told_to_be() -> None:

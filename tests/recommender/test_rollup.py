@@ -41,6 +41,7 @@ tips = st.builds(
     segments=st.sampled_from([(), ("mood:low",), ("mood:low", "locale:de")]),
     options=st.sampled_from([{"v1": 1.0}, {"v1": 0.25, "v2-mentor": 0.75}]),
     policy=st.sampled_from(["uniform", "sticky", "thompson"]),
+    score_policy=st.sampled_from([None, None, "uniform", "unavailable", "linear"]),
     simulated=st.booleans(),
 )
 
@@ -75,7 +76,7 @@ Numbers = dict[str, Any]
 
 
 def expected(history: History, segment: str) -> tuple[dict[tuple[str, str], Numbers], tuple[int, int, int]]:
-    """The model: what a report on a segment has for each version and digest, and how many tips it leaves out."""
+    """The model: what a report on a segment has for each version and digest; which tips it leaves out, or tells of."""
     counts: dict[object, tuple[datetime, str]] = {}
     for one in (reaction for batch in history.batches for reaction in batch):
         before = counts.get(one.tip_id)
@@ -100,6 +101,7 @@ def expected(history: History, segment: str) -> tuple[dict[tuple[str, str], Numb
         counted = sum(tip.tip_id in counts or tip.created_at < old for tip in group)
         reward = sum(REACTIONS[kind] * n for kind, n in kinds.items())
         report[key] = {"tips": len(group), "reacted": kinds.total(), "counted": counted, "kinds": kinds}
+        report[key]["ranked"] = sum(tip.score_policy == "linear" for tip in group)
         report[key]["mean"] = reward / counted if counted else 0.0
     left_out = sum(tip.fallback and not tip.shadow for tip in kept), sum(tip.shadow for tip in kept)
     return report, (*left_out, sum(tip.simulated for tip in kept))
@@ -124,6 +126,7 @@ async def check_reports(history: History, store: TipScores) -> None:
                 "tips": one.tips,
                 "reacted": one.reacted,
                 "counted": one.counted,
+                "ranked": one.ranked,
                 "kinds": Counter({kind: n for kind, n in one.reactions.items() if n}),
                 "mean": pytest.approx(one.reward.estimate),
             }
@@ -141,6 +144,7 @@ def check_counts(database: Database) -> None:
             created_at=_time(row["created_at"]),
             segments=tuple(json.loads(row["segments"])),
             policy=row["policy"],
+            score_policy=row["score_policy"],
             prompt_version_asked=row["prompt_version_asked"],
             options=json.loads(row["options"]),
             fallback=bool(row["fallback"]),
@@ -173,6 +177,27 @@ def _sorted(rows: Any) -> list[dict[str, Any]]:
         return {name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in sorted(row)}
 
     return sorted((rounded(row) for row in rows), key=lambda row: [str(value) for value in row.values()])
+
+
+def test_candidates_that_were_not_shown_were_drawn_all_the_same(database: Database) -> None:
+    async def run() -> bool:
+        async with open_tip_scores(database.url, SetClock()) as store:
+            # Drawn evenly; what ranks them shows nothing but the second version.
+            for number in range(300):
+                drawn = ("v1", "v2-mentor") if number % 2 else ("v2-mentor", "v1")
+                await store.add(
+                    *(
+                        a_tip(prompt_version=version, prompt_version_asked=version, shadow=version == "v1")
+                        for version in drawn
+                    )
+                )
+            report = await Rewards(store, reaction_window=WINDOW, versions=()).report(Window(), NOW)
+            assert [(one.label, one.tips) for one in report.variants] == [("v2-mentor", 300)]
+            assert report.sample_ratio.taken == {"v1": 300, "v2-mentor": 300}
+            return report.sample_ratio.alarm
+
+    assert not asyncio.run(run())
+    check_counts(database)
 
 
 TABLES = ("reactions", "tip_scores", "reward_hours", "assignment_hours")
