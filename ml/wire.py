@@ -16,19 +16,19 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields_only(cls, data: Any) -> Any:
-        unknown = [str(name) for name in data if name not in cls.model_fields] if isinstance(data, dict) else []
-        if unknown:
-            known = list(cls.model_fields)
+        known = cls.model_fields
+        if isinstance(data, dict) and not data.keys() <= known.keys():
+            unknown = [str(name) for name in data if name not in known]
             raise PydanticCustomError(
                 "unknown_fields",
                 "is not known; the known ones are {names}",
-                {"names": ", ".join(known), "allowed": known, "unknown": unknown},
+                {"names": ", ".join(known), "allowed": [*known], "unknown": unknown},
             )
         return data
 
     def known(self) -> dict[str, Any]:
-        """Return the fields that were given."""
-        return self.model_dump(exclude_none=True)
+        """Return the fields that were given, as they are (`model_dump` copies all that is in them)."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]

@@ -187,12 +187,13 @@ class Learner:
 
 
 def _features(names: Sequence[str], numbers: Sequence[float]) -> str:
-    """The features that are there (NaN is unequal to itself) and that say something."""
-    return " ".join(
-        f"{name}:{number:.6g}"
+    """The features that are there (NaN is unequal to itself) and that say something; without a number, it is 1."""
+    said = [
+        name if number == 1 else f"{name}:{number:.6g}"
         for name, number in zip(names, numbers, strict=True)
-        if number == number and number  # noqa: PLR0124
-    )
+        if number and number == number  # noqa: PLR0124
+    ]
+    return " ".join(said)
 
 
 def _predict(model: "Workspace", lines: Sequence[str]) -> Floats:

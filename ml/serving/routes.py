@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ml.errors import TipsError, problems
@@ -119,9 +119,10 @@ def _event(name: str, data: Mapping[str, Any]) -> bytes:
     "/score",
     summary="Choose one of several tips",
     dependencies=[JsonOnly],
+    response_model=ScoreResponse,
     responses=problems(400, 401, 413, 415, 422, 503),
 )
-async def score(body: ScoreRequest, scorer: ScorerDep) -> ScoreResponse:
+async def score(body: ScoreRequest, scorer: ScorerDep) -> Response:
     """Rank the candidates for the person whom the signals describe, and draw the one to show."""
     decision = await scorer.score(
         [candidate.id for candidate in body.candidates],
@@ -130,7 +131,8 @@ async def score(body: ScoreRequest, scorer: ScorerDep) -> ScoreResponse:
         event_id=body.event_id,
         user_id=body.user_id,
     )
-    return ScoreResponse.of(decision)
+    # Written here: the framework would check each part of it once more.
+    return Response(ScoreResponse.of(decision).model_dump_json(), media_type="application/json")
 
 
 async def _operator(request: Request, settings: SettingsDep) -> None:

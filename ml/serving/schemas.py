@@ -146,16 +146,17 @@ class ScoreResponse(BaseModel):
 
     @classmethod
     def of(cls, decision: Decision) -> Self:
-        scores, probabilities = decision.ranking.scores.tolist(), decision.ranking.probabilities.tolist()
-        return cls(
-            event_id=decision.event_id,
-            policy=PolicyInfo(name=decision.policy.name, version=decision.policy.version),
-            chosen=decision.chosen,
-            scores=[
-                CandidateScore(id=candidate, score=score, probability=probability)
-                for candidate, score, probability in zip(decision.ids, scores, probabilities, strict=True)
-            ],
-            aggregates=dict(decision.aggregates),
+        ranked = zip(
+            decision.ids, decision.ranking.scores.tolist(), decision.ranking.probabilities.tolist(), strict=True
+        )
+        return cls.model_validate(
+            {
+                "event_id": decision.event_id,
+                "policy": {"name": decision.policy.name, "version": decision.policy.version},
+                "chosen": decision.chosen,
+                "scores": [{"id": one, "score": score, "probability": p} for one, score, p in ranked],
+                "aggregates": decision.aggregates,
+            }
         )
 
 
