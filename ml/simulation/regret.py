@@ -19,8 +19,10 @@ from ml.features.vectors import CONTEXT, candidates, row
 from ml.simulation.people import TASTES, Progress, Visit, visits
 
 Floats = npt.NDArray[np.float64]
+
 _EQUAL = dict.fromkeys(TASTES, 1.0)
 _DAY = 86_400.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
