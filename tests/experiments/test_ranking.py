@@ -79,7 +79,7 @@ def test_any_text_in_any_field_yields_as_many_actions_as_candidates_and_only_dec
 ) -> None:
     inner = LEARNED._policy
     recorder = Recorder(inner._model)
-    watched = RankingPolicy(inner.card, recorder, inner.version)  # type: ignore[arg-type]
+    watched = RankingPolicy(inner.card, recorder, inner.version)
     person = {**signals, "goal": goal, "mood": goal, "local_time": signals.get("local_time")}
     ranking = Learned(watched).rank(person, [row(version, tip) for version, tip in tips])
     assert ranking.scores.shape == ranking.probabilities.shape == (len(tips),)

@@ -261,8 +261,9 @@ def test_reloading_needs_a_key_or_where_there_is_none_this_machine(start: Start)
 @pytest.mark.parametrize("name", ["score_policy", "score_policy_shadow"])
 def test_a_policy_that_cannot_be_used_stops_the_assembly_with_one_sentence(file: Path, name: str) -> None:
     file.write_bytes(policy()[:500])
+    settings: dict[str, Any] = {**NO_MODEL, name: str(file)}
     with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: the policy is damaged, or is no policy\.$"):
-        create_app(ServingSettings(**{**NO_MODEL, name: str(file)}))
+        create_app(ServingSettings(**settings))
 
 
 def test_an_operator_s_mistake_stops_the_program_with_one_plain_sentence(file: Path, tmp_path: Path) -> None:
