@@ -179,6 +179,7 @@ class RecommenderSettings(ServiceSettings):
     tip_prompt_version: Annotated[tuple[tuple[str, float], ...], NoDecode, BeforeValidator(_versions)] = ()
     """The prompt versions to choose among, each with its weight; none: serving's default decides."""
     tip_prompt_policy: Annotated[PromptPolicy, AfterValidator(_policy)] = "uniform"
+    tip_candidates: int = Field(default=1, ge=1, le=10)
     serving_url: Address | None = None
     serving_api_key: SecretStr | None = None
     database_url: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("sqlite+aiosqlite:///tips.db")

@@ -121,6 +121,9 @@ def test_wrong_versions_are_told_of_before_the_policy_that_needs_them(monkeypatc
                 *("postgresql+asyncpg://", "postgresql+asyncpg://db:99999/tips", "postgresql+asyncpg://[::1/tips"),
             )
         ),
+        ("TIP_CANDIDATES", "0"),
+        ("TIP_CANDIDATES", "11"),
+        ("TIP_CANDIDATES", "1.5"),
         ("REACTION_WINDOW_HOURS", "0"),
         ("REACTION_WINDOW_HOURS", "a day"),
         ("GENERATE_TIMEOUT_SECONDS", "0"),

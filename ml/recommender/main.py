@@ -82,7 +82,15 @@ async def running(
     ):
         serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
         yield {
-            "recommender": Recommender(rotation, serving, tip_scores, telemetry, clock=clock, simulated=simulated),
+            "recommender": Recommender(
+                rotation,
+                serving,
+                tip_scores,
+                telemetry,
+                clock=clock,
+                candidates=settings.tip_candidates,
+                simulated=simulated,
+            ),
             "tip_scores": tip_scores,
             "rewards": Rewards(tip_scores, reaction_window=reaction_window, versions=rotation.versions),
             "clock": clock,

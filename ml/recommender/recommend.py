@@ -1,18 +1,38 @@
-"""A tip for somebody: choose a version, have serving write it, store it, and only then answer."""
+"""A tip for somebody: have candidates written, show one of them, store them all, and only then answer."""
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import structlog
 from uuid_utils.compat import uuid7
 
+from ml.errors import TipsError
 from ml.features.definitions import segments
+from ml.recommender.rollup import UNAVAILABLE
 from ml.recommender.rotation import Choice, Rotation
-from ml.recommender.serving_client import ServingClient, Written
+from ml.recommender.serving_client import Scores, ServingClient, Written
 from ml.recommender.tip_scores import Clock, TipScore, TipScores
 from ml.telemetry import Telemetry, note
+
+log = structlog.get_logger()
+
+SCORE_SECONDS = 1.0
+"""How long candidates may take to be ranked, at most; and a tenth of all the time there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A tip that was written, in `ms` milliseconds, of the version that was chosen for it."""
+
+    tip_id: UUID
+    choice: Choice
+    written: Written
+    ms: int
 
 
 class Recommender:
@@ -26,63 +46,142 @@ class Recommender:
         telemetry: Telemetry,
         *,
         clock: Clock,
+        candidates: int,
         simulated: bool,
     ) -> None:
-        """`simulated`: the people do not exist, and their rows say so."""
+        """`candidates`: how many tips to show one of. `simulated`: the people do not exist, and their rows say so."""
         self._rotation = rotation
         self._serving = serving
         self._tip_scores = tip_scores
         self._telemetry = telemetry
         self._clock = clock
+        self._candidates = candidates
         self._simulated = simulated
 
     async def tip(self, user_id: str, signals: dict[str, Any], *, within: float | None = None) -> TipScore:
-        """Return a tip whose row is durable. Raises what serving's client and the store raise; then there is no row."""
-        tip_id = _time_ordered_id(self._clock())
+        """Return a tip whose row is durable, and those of its rivals.
+
+        Raises what serving's client and the store raise; then there is no row. Of several candidates, those that cannot
+        be written are left out, and the first one is shown if they cannot be ranked.
+        """
+        now = self._clock()
+        ids = [_time_ordered_id(now) for _ in range(self._candidates)]
+        if self._candidates == 1:
+            return await self._show(self._rows(user_id, signals, [await self._write(ids[0], user_id, signals, within)]))
+        started, seconds = time.perf_counter(), self._serving.seconds(within)
+        written = await self._write_all(ids, user_id, signals, seconds - min(SCORE_SECONDS, seconds / 10))
+        left = seconds - (time.perf_counter() - started)
+        scores = await self._rank(written, user_id, signals, min(SCORE_SECONDS, left))
+        return await self._show(_ranked(self._rows(user_id, signals, written), scores))
+
+    async def record(
+        self, user_id: str, signals: Mapping[str, Any], choice: Choice, written: Written, ms: int
+    ) -> TipScore:
+        """Store a tip that was written in `ms` milliseconds; returns when its row is durable."""
+        tip = _Candidate(_time_ordered_id(self._clock()), choice, written, ms)
+        return await self._show(self._rows(user_id, signals, [tip]))
+
+    async def _write(self, tip_id: UUID, user_id: str, signals: dict[str, Any], within: float | None) -> _Candidate:
         choice = self._rotation.choose(user_id, str(tip_id))
         started = time.perf_counter()
         written = await self._serving.generate(signals, choice.asked, within=within)
-        ms = round((time.perf_counter() - started) * 1000)
-        return await self.record(user_id, signals, choice, written, ms, tip_id=tip_id)
+        return _Candidate(tip_id, choice, written, round((time.perf_counter() - started) * 1000))
 
-    async def record(
-        self,
-        user_id: str,
-        signals: Mapping[str, Any],
-        choice: Choice,
-        written: Written,
-        ms: int,
-        *,
-        tip_id: UUID | None = None,
-    ) -> TipScore:
-        """Store a tip that was written in `ms` milliseconds; returns when its row is durable."""
+    async def _write_all(
+        self, ids: Sequence[UUID], user_id: str, signals: dict[str, Any], within: float
+    ) -> list[_Candidate]:
+        """Have them written together; return those that were. Raises why the first was not, if none was."""
+
+        async def write(tip_id: UUID) -> _Candidate | TipsError:
+            try:
+                return await self._write(tip_id, user_id, signals, within)
+            except TipsError as error:
+                log.warning("candidate_not_written", outcome=error.slug)
+                return error
+
+        outcomes = await asyncio.gather(*(write(tip_id) for tip_id in ids))
+        written = [one for one in outcomes if isinstance(one, _Candidate)]
+        errors = [one for one in outcomes if isinstance(one, TipsError)]
+        if not written:
+            raise errors[0]
+        return written
+
+    async def _rank(
+        self, candidates: Sequence[_Candidate], user_id: str, signals: Mapping[str, Any], within: float
+    ) -> Scores | None:
+        """Have them ranked; None when they are not."""
+        tips = [
+            {"id": str(one.tip_id), "prompt_version": one.written.prompt_version, "tip": one.written.tip}
+            for one in candidates
+        ]
+        try:
+            return await self._serving.score(tips[0]["id"], user_id, signals, tips, within=within)
+        except TipsError as error:
+            log.warning("candidates_not_ranked", outcome=error.slug, reason="the first one is shown")
+            return None
+
+    def _rows(self, user_id: str, signals: Mapping[str, Any], candidates: Sequence[_Candidate]) -> list[TipScore]:
         now = self._clock()
-        row = TipScore(
-            tip_id=tip_id or _time_ordered_id(now),
-            user_id=user_id,
-            created_at=now,
-            policy=choice.policy,
-            policy_version=choice.policy_version,
-            options=choice.options or {written.prompt_version: 1.0},
-            probability=choice.probability,
-            prompt_version_asked=choice.asked,
-            generation_id=written.generation_id,
-            prompt_version=written.prompt_version,
-            prompt_digest=written.prompt_digest,
-            model=written.model,
-            fallback=written.fallback,
-            signals=signals,
-            segments=segments(signals),
-            tip=written.tip,
-            input_tokens=written.usage.input_tokens,
-            output_tokens=written.usage.output_tokens,
-            ms=ms,
-            simulated=self._simulated,
+        return [
+            TipScore(
+                tip_id=one.tip_id,
+                user_id=user_id,
+                created_at=now,
+                policy=one.choice.policy,
+                policy_version=one.choice.policy_version,
+                options=one.choice.options or {one.written.prompt_version: 1.0},
+                probability=one.choice.probability,
+                prompt_version_asked=one.choice.asked,
+                generation_id=one.written.generation_id,
+                prompt_version=one.written.prompt_version,
+                prompt_digest=one.written.prompt_digest,
+                model=one.written.model,
+                fallback=one.written.fallback,
+                signals=signals,
+                segments=segments(signals),
+                tip=one.written.tip,
+                input_tokens=one.written.usage.input_tokens,
+                output_tokens=one.written.usage.output_tokens,
+                ms=one.ms,
+                simulated=self._simulated,
+                decision_id=candidates[0].tip_id,
+            )
+            for one in candidates
+        ]
+
+    async def _show(self, rows: Sequence[TipScore]) -> TipScore:
+        """Store the rows of one decision; return the one that is shown when all are durable."""
+        await self._tip_scores.add(*rows)
+        (shown,) = [row for row in rows if not row.shadow]
+        self._telemetry.shown.labels(shown.prompt_version, shown.policy).inc()
+        ranked = {"score_policy": shown.score_policy} if shown.score_policy else {}
+        note(tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **ranked)
+        return shown
+
+
+def _ranked(rows: Sequence[TipScore], scores: Scores | None) -> list[TipScore]:
+    """Return the rows with what ranked them; without it, with the first one as the one that is shown."""
+    ids = [str(row.tip_id) for row in rows]
+    if scores is None:
+        first = replace(rows[0], score_policy=UNAVAILABLE, score_probability=1.0, candidates=ids)
+        others = [
+            replace(row, score_policy=UNAVAILABLE, score_probability=0.0, candidates=ids, shadow=True)
+            for row in rows[1:]
+        ]
+        return [first, *others]
+    return [
+        replace(
+            row,
+            shadow=one.id != scores.chosen,
+            score=one.score,
+            score_probability=one.probability,
+            score_policy=scores.policy.name,
+            score_policy_version=scores.policy.version,
+            candidates=ids,
+            aggregates=scores.aggregates,
         )
-        await self._tip_scores.add(row)
-        self._telemetry.shown.labels(row.prompt_version, row.policy).inc()
-        note(tip_id=str(row.tip_id), prompt_version=row.prompt_version, policy=row.policy)
-        return row
+        for row, one in zip(rows, scores.scores, strict=True)
+    ]
 
 
 def _time_ordered_id(now: datetime) -> UUID:

@@ -1,12 +1,14 @@
 """The way to serving: one deadline, the trace and the request id handed on, every failure as one of our errors."""
 
 import asyncio
+import math
 import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from ml.errors import (
     DeadlineExceeded,
@@ -23,6 +25,9 @@ from ml.telemetry import outgoing_headers
 
 GRACE_SECONDS = 0.25
 """Serving knows the deadline and answers by then; only if it does not, we stop waiting ourselves."""
+
+_ROUNDING = 1e-6
+"""How far probabilities may be from a sum of 1."""
 
 _OURS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
 """Answers to what this client does wrong, not its caller."""
@@ -53,6 +58,49 @@ class Written(BaseModel):
     usage: Usage
 
 
+Name = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""That can be stored."""
+
+
+class Policy(BaseModel):
+    """What ranked candidates."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: Name
+    version: Name
+
+
+class Score(BaseModel):
+    """What it says of one of them: the reward to expect, and with what probability it is shown."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    id: str
+    score: Annotated[float, Field(ge=0, le=1)]
+    probability: Annotated[float, Field(gt=0, le=1)]
+
+
+class Scores(BaseModel):
+    """Candidates as serving ranks them; anything from which nothing could be learned is no ranking."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    event_id: str
+    policy: Policy
+    chosen: str
+    scores: list[Score]
+    aggregates: Annotated[dict[Name, float], Field(max_length=100)]
+
+    @model_validator(mode="after")
+    def _is_a_distribution(self) -> Self:
+        if abs(math.fsum(one.probability for one in self.scores) - 1) > _ROUNDING:
+            raise ValueError("the probabilities do not sum to 1")
+        if self.chosen not in [one.id for one in self.scores]:
+            raise ValueError("the one that is chosen is no candidate")
+        return self
+
+
 class _Prompts(BaseModel):
     class _Prompt(BaseModel):
         version: str
@@ -68,30 +116,61 @@ class ServingClient:
         self._http = http
         self._timeout = timeout
 
+    def seconds(self, within: float | None) -> float:
+        """Return how long a tip may take for somebody who waits `within` seconds, or does not say."""
+        return min(self._timeout, within or self._timeout)
+
     async def generate(self, signals: dict[str, Any], version: str | None, *, within: float | None = None) -> Written:
         """Have a tip written in less than `within` seconds.
 
         Raises what serving answered; UpstreamUnreachable, DeadlineExceeded or UpstreamFailed when it did not, or not
         as it should; UpstreamRefused when it does not know the version, or us.
         """
-        seconds = min(self._timeout, within or self._timeout)
         body = {"signals": signals} | ({"prompt_version": version} if version else {})
-        headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(seconds * 1000)))}
-        try:
-            async with asyncio.timeout(seconds + GRACE_SECONDS):
-                answer = await self._http.post("/generate", json=body, headers=headers, timeout=None)
-        except (TimeoutError, httpx.TimeoutException):
-            raise DeadlineExceeded("Serving did not answer in time.") from None
-        except httpx.TransportError:
-            raise UpstreamUnreachable("Serving cannot be reached.") from None
-        except httpx.HTTPError:
-            raise UpstreamFailed("Serving answered something that cannot be read.") from None
+        answer = await self._post("/generate", body, self.seconds(within), grace=GRACE_SECONDS)
         if answer.status_code != HTTPStatus.OK:
             raise _refusal(answer, version)
         try:
             return Written.model_validate_json(answer.content)
         except ValidationError:
             raise UpstreamFailed("Serving answered something that is not a tip.") from None
+
+    async def score(
+        self,
+        event_id: str,
+        user_id: str,
+        signals: Mapping[str, Any],
+        candidates: Sequence[Mapping[str, str]],
+        *,
+        within: float,
+    ) -> Scores:
+        """Have candidates ranked in less than `within` seconds, each of them given by its `id` and what is known of it.
+
+        Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for all that is not a ranking of just these.
+        """
+        body = {"event_id": event_id, "user_id": user_id, "signals": signals, "candidates": candidates}
+        answer = await self._post("/score", body, within)
+        if answer.status_code != HTTPStatus.OK:
+            raise UpstreamFailed("Serving did not rank the candidates.")
+        try:
+            scores = Scores.model_validate_json(answer.content)
+        except ValidationError:
+            raise UpstreamFailed("Serving answered something that is not a ranking.") from None
+        if scores.event_id != event_id or [one.id for one in scores.scores] != [one["id"] for one in candidates]:
+            raise UpstreamFailed("Serving answered a ranking of something else.")
+        return scores
+
+    async def _post(self, path: str, body: Mapping[str, Any], seconds: float, *, grace: float = 0) -> httpx.Response:
+        headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(seconds * 1000)))}
+        try:
+            async with asyncio.timeout(seconds + grace):
+                return await self._http.post(path, json=body, headers=headers, timeout=None)
+        except (TimeoutError, httpx.TimeoutException):
+            raise DeadlineExceeded("Serving did not answer in time.") from None
+        except httpx.TransportError:
+            raise UpstreamUnreachable("Serving cannot be reached.") from None
+        except httpx.HTTPError:
+            raise UpstreamFailed("Serving answered something that cannot be read.") from None
 
 
 def check_versions(versions: tuple[str, ...], known: tuple[str, ...]) -> None:
