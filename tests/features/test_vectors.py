@@ -80,7 +80,9 @@ def test_a_person_has_the_same_numbers_alone_in_chunks_in_a_million_and_through_
     assert bits(np.concatenate([CONTEXT.of_rows([one]) for one in people])) == bits(batch)
     chunks = [CONTEXT.of_rows(people[start : start + 617]) for start in range(0, len(people), 617)]
     assert bits(np.concatenate(chunks)) == bits(batch)
-    readable = [{**one, "goal": one.get("goal", "").replace("\ud83d", "")} for one in people]  # no half characters there
+    readable = [
+        {**one, "goal": one.get("goal", "").replace("\ud83d", "")} for one in people
+    ]  # no half characters there
     assert bits(through_duckdb(readable, CONTEXT, at_once=2_048)) == bits(CONTEXT.of_rows(readable))
 
 
