@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 import uvicorn
@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from ml.errors import TipsError, from_validation
 from ml.experiments.ranking import UnusablePolicy
@@ -34,7 +34,10 @@ from ml.settings import ConfigurationError, RecommenderSettings, ServiceSettings
 from ml.telemetry import Telemetry, configure_logging
 
 if TYPE_CHECKING:
+    from ml.experiments.decisions import Decision
     from ml.recommender.tip_scores import TipScores
+
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 prompts_app = typer.Typer(invoke_without_command=True)
@@ -54,6 +57,19 @@ class Only(StrEnum):
 
     SERVING = "serving"
     RECOMMENDER = "recommender"
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"([0-9]{1,5})([dh])", text)
+    if not found:
+        raise typer.BadParameter("should be a number of days or hours, such as 90d or 36h")
+    return timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
+
+
+def _picture(file: Path | None) -> Path | None:
+    if file and (file.suffix not in {".svg", ".png"} or not file.parent.is_dir()):
+        raise typer.BadParameter("should be a file in a folder that is there, in .svg or .png")
+    return file
 
 
 @app.command()
@@ -175,19 +191,65 @@ def migrate() -> None:
 
 
 @app.command()
-def purge(older_than: Annotated[str, typer.Option(help="An age in days or hours, such as 90d or 36h.")]) -> None:
+def purge(
+    older_than: Annotated[
+        timedelta, typer.Option(parser=_age, metavar="AGE", help="In days or hours, such as 90d or 36h.")
+    ],
+) -> None:
     """Remove the tips older than that, with the reactions to them and what was counted of both."""
-    found = re.fullmatch(r"([0-9]{1,5})([dh])", older_than)
-    if not found:
-        raise typer.BadParameter("should be a number of days or hours, such as 90d or 36h", param_hint="--older-than")
-    age = timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
-    print(f"removed: {asyncio.run(_in_store(lambda store: store.purge(datetime.now(UTC) - age)))} tips")
+    print(f"removed: {asyncio.run(_in_store(lambda store: store.purge(datetime.now(UTC) - older_than)))} tips")
 
 
 @app.command()
 def forget(user: Annotated[str, typer.Argument(help="The user_id that the caller gave.")]) -> None:
     """Remove everything that is stored of one person."""
     print(f"removed: {asyncio.run(_in_store(lambda store: store.forget(user)))} tips")
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="uniform, thompson, one prompt version or several as in TIP_PROMPT_VERSION, or a policy that was "
+            "learned: a file or models:/NAME@ALIAS."
+        ),
+    ],
+    since: Annotated[
+        timedelta | None,
+        typer.Option(parser=_age, metavar="AGE", help="Only by tips of the last days or hours, such as 30d."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=_picture, help="Draw the estimates into this file (.svg or .png).")
+    ] = None,
+) -> None:
+    """Tell from the tips and reactions so far what another policy would have earned."""
+    with _recommender_extra():
+        from ml.pipelines import evaluation, plots, targets
+    window = timedelta(hours=RecommenderSettings.from_environment().reaction_window_hours)
+    target = targets.read(policy, window=window, tracking_uri=ServingSettings.from_environment().mlflow_tracking_uri)
+    try:
+        report = evaluation.evaluate(asyncio.run(_in_store(lambda store: _decisions(store, window, since))), target)
+    except evaluation.NothingToEvaluate as nothing:
+        sys.exit(str(nothing))
+    names, *rows = report.table
+    table = Table(*(Column(name, justify="right" if index else "left") for index, name in enumerate(names)))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    print(*report.notes, report.verdict, sep="\n")
+    if plot:
+        try:
+            with _recommender_extra():
+                plots.draw(report, plot)
+        except OSError:
+            raise ConfigurationError(f"{plot} cannot be written.") from None
+
+
+async def _decisions(store: "TipScores", window: timedelta, age: timedelta | None) -> "list[Decision]":
+    """Return the decisions that are old enough for their reactions to be in."""
+    now = datetime.now(UTC)
+    return [decision async for decision in store.decisions(now - window, None if age is None else now - age)]
 
 
 @app.command()
@@ -198,8 +260,9 @@ def simulate(
     regret: Annotated[
         Path | None,
         typer.Option(
+            callback=_picture,
             help="Instead, let each policy choose for these people, and draw into this file (.svg or .png) what it "
-            "loses until it has learned who likes what; nothing else is stored."
+            "loses until it has learned who likes what; nothing else is stored.",
         ),
     ] = None,
 ) -> None:
@@ -226,13 +289,9 @@ def _compare_policies(
     users: int, days: int, seed: int, file: Path, progress: Callable[[Iterable[int]], Iterable[int]]
 ) -> None:
     with _recommender_extra():
-        from ml.simulation.plots import FORMATS, draw
+        from ml.simulation.plots import draw
         from ml.simulation.regret import play
 
-        if file.suffix not in FORMATS or not file.parent.is_dir():
-            raise typer.BadParameter(
-                f"should be a file in a folder that is there, in {' or '.join(FORMATS)}", param_hint="--regret"
-            )
         try:
             played = play(users=users, days=days, seed=seed, progress=progress)
             draw(played, file)
@@ -257,7 +316,7 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
-async def _in_store(work: Callable[["TipScores"], Awaitable[int]]) -> int:
+async def _in_store(work: Callable[["TipScores"], Awaitable[T]]) -> T:
     with _recommender_extra():
         from ml.recommender.tip_scores import open_tip_scores
     url = RecommenderSettings.from_environment().database_url.get_secret_value()

@@ -17,6 +17,20 @@ from ml.pipelines.targets import Target, Versions
 BEST = "sndr"
 """The estimate to believe: it is right whatever the model of the reward, and its weights need not average 1."""
 
+ROWS = (
+    "estimate",
+    "mean reward",
+    "   at least",
+    "   at most",
+    "gain in points",
+    "   at least",
+    "   at most",
+    "effective sample size",
+    "mean weight",
+    "largest weight",
+    "trusted",
+)
+
 FOLDS = 5
 LEAST_IN_GROUP = 100
 """Decisions of each version, on average, from which on a group of people has a model of its own: with less, what such
@@ -43,6 +57,14 @@ class Report:
     left_out: tuple[str, ...]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the figures, in sentences."""
+        return (
+            f"{self.decisions:,} decisions, {self.people:,} people. Believe {BEST} first, and snips beside it.",
+            *self.left_out,
+        )
+
+    @property
     def best(self) -> Estimate:
         """The estimate to believe."""
         return self.estimates[BEST]
@@ -54,9 +76,19 @@ class Report:
         if best.refusal:
             reason = best.refusal[:1].lower() + best.refusal[1:]
             return f"{log} What {self.policy} would have earned cannot be told from it: {reason}"
-        gain = f"{points(best.gain.estimate)} points ({points(best.gain.low)} to {points(best.gain.high)})"
         end = "which can be trusted" if best.tells_apart else "which may be chance"
+        gain = f"{_points(best.gain.estimate)} points ({_points(best.gain.low)} to {_points(best.gain.high)})"
         return f"{log} {self.policy} would have earned {_rate(best)}: {gain}, {end}."
+
+    @property
+    def table(self) -> tuple[tuple[str, ...], ...]:
+        """All figures in words, the first row being the names of the columns: what the log earned, then each estimate.
+
+        What is trusted is that the policy earns another reward than the log.
+        """
+        columns = [_column("the log", self.earned, compared=False)]
+        columns += [_column(name, one, compared=True) for name, one in self.estimates.items()]
+        return tuple(zip(ROWS, *columns, strict=True))
 
 
 def evaluate(decisions: Sequence[Decision], target: Target) -> Report:
@@ -99,11 +131,6 @@ def evaluate(decisions: Sequence[Decision], target: Target) -> Report:
     return Report(target.name, len(judged), people, ips(own), estimates, tuple(left_out))
 
 
-def points(difference: float) -> str:
-    """Put a difference of rewards into percentage points, with its sign."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"
-
-
 def percent(reward: float) -> str:
     """Put a reward into percent."""
     return f"{100 * reward:.1f}%"
@@ -111,6 +138,25 @@ def percent(reward: float) -> str:
 
 def _rate(estimate: Estimate) -> str:
     return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
+
+
+def _points(difference: float) -> str:
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
+def _column(name: str, estimate: Estimate, *, compared: bool) -> tuple[str, ...]:
+    """What `ROWS` say of an estimate; what the log earned is compared with nothing."""
+    gain = estimate.gain
+    trusted = "refused" if estimate.refusal else "yes" if estimate.tells_apart else "no"
+    return (
+        name,
+        *(percent(reward) for reward in (estimate.value, estimate.low, estimate.high)),
+        *(_points(points) if compared else "" for points in (gain.estimate, gain.low, gain.high)),
+        f"{estimate.effective_sample_size:,.0f}",
+        f"{estimate.mean_weight:.2f}",
+        f"{estimate.largest_weight:.1f}",
+        trusted if compared else "",
+    )
 
 
 def _refuse_unknown(target: Versions, decisions: Sequence[Decision]) -> None:

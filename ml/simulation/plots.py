@@ -8,8 +8,6 @@ from ml.simulation.regret import Played
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = (".svg", ".png")
-
 _INK, _QUIET, _LINE, _PAPER = "#1c1f24", "#5a616b", "#e0ddd6", "#ffffff"
 _LINES = (("#6a717c", "-"), ("#8a6a00", "--"), ("#0069b0", "-"), ("#00805c", "-"))
 _FONT = 12
@@ -37,7 +35,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(played: Played, file: Path) -> None:
-    """Draw the regret of each policy over time into a file of one of the `FORMATS`; the same for the same outcomes.
+    """Draw the regret of each policy over time into an .svg or .png file; the same for the same outcomes.
 
     Raises OSError for a file that cannot be written.
     """

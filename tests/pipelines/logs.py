@@ -41,7 +41,7 @@ def log_of(
     shares: Mapping[str, float] | None = None,
     people: int = 300,
     start: float = 0.0,
-    seed: int = 7,
+    seed: int = 1,
 ) -> list[Decision]:
     """Return `n` decisions between versions, one each ten minutes; `shares`: the probability of each version."""
     rng = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def log_of(
     return decisions
 
 
-def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 7) -> list[Decision]:
+def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> list[Decision]:
     """Return `n` decisions between 1 to `k` tips, each of any version, drawn with any probabilities.
 
     Tips about sleep help people whose mood is low, others the rest.

@@ -56,7 +56,7 @@ def test_the_best_of_three_versions_is_found_to_earn_what_it_does_and_more_than_
         assert estimate.largest_weight == pytest.approx(3)
     assert report.verdict.startswith(f"The log earned {100 * report.earned.value:.1f}% (")
     assert f" v3 would have earned {100 * report.best.value:.1f}% (" in report.verdict
-    assert f": +{100 * report.best.gain.estimate:.1f} points (+" in report.verdict
+    assert f"): +{100 * report.best.gain.estimate:.1f} points (+" in report.verdict
     assert report.verdict.endswith("), which can be trusted.")
 
 
@@ -65,7 +65,7 @@ def test_a_worse_version_is_found_to_lose() -> None:
     assert finds(report, MEANS["v1"])
     assert report.best.tells_apart
     assert report.best.gain.high < 0
-    assert f": {100 * report.best.gain.estimate:.1f} points (-" in report.verdict
+    assert f"): {100 * report.best.gain.estimate:.1f} points (-" in report.verdict
 
 
 def test_what_the_log_did_anyway_is_not_told_apart_from_it() -> None:

@@ -1,0 +1,54 @@
+"""The figure of an evaluation: the same for the same report, whatever there is little or much of."""
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from matplotlib.image import imread
+
+from ml.pipelines.evaluation import Report, evaluate
+from ml.pipelines.plots import draw
+from ml.pipelines.targets import Uniform, Versions
+from tests.pipelines.logs import decision, log_of
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return evaluate(log_of(1_000), Versions("v3", {"v3": 1.0}))
+
+
+def texts(file: Path) -> list[str]:
+    return [one.text or "" for one in ET.parse(file).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_it_is_deterministic_and_its_words_stay_text(report: Report, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.svg", tmp_path / "other.svg"
+    for file in (one, other):
+        draw(report, file)
+    assert one.read_bytes() == other.read_bytes()
+    said = texts(one)
+    assert {"What v3 would have earned", "the log", *report.estimates} <= {*said}
+    assert report.verdict in " ".join(said)
+    assert any(line.endswith("believe sndr first") for line in said)
+
+
+def test_what_is_worthless_is_grey_and_says_why(tmp_path: Path) -> None:
+    report = evaluate([decision(reward=1.0)], Uniform())
+    draw(report, tmp_path / "plot.svg")
+    assert report.verdict in " ".join(texts(tmp_path / "plot.svg"))
+    shades = (tmp_path / "plot.svg").read_text()
+    assert "#b9b6af" in shades
+    assert "#0069b0" not in shades
+    assert any(line.endswith("grey: worthless") for line in texts(tmp_path / "plot.svg"))
+
+
+@pytest.mark.parametrize("name", ["$v$ <b>", "v1=1," * 40, "a very long name " * 10])
+def test_names_stay_text_however_long(report: Report, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "plot.svg"
+    draw(replace(report, policy=name), file)
+    (title,) = (line for line in texts(file) if line.startswith("What "))
+    assert len(title) < 60
+    assert title.startswith(f"What {name[:20]}"[:25].rstrip())
+    draw(replace(report, policy=name), file.with_suffix(".png"))
+    assert imread(file.with_suffix(".png")).shape[2] == 4
