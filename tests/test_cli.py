@@ -296,7 +296,10 @@ def test_the_log_of_a_tip_and_a_reaction_says_which_and_nobody_s_words(upstream:
     assert TIP not in str(log)
 
 
-@pytest.mark.parametrize("arguments", [["serve"], ["serve", "--only", "recommender"], ["forget", "u"], ["simulate"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["serve"], ["serve", "--only", "recommender"], ["forget", "u"], ["simulate"], ["evaluate", "--policy", "v1"]],
+)
 def test_without_the_recommender_s_libraries_one_sentence_says_what_to_install(arguments: list[str]) -> None:
     ended = run(*without("sqlalchemy"), *arguments)
     assert ended.returncode == 1
