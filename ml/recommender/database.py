@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, event, literal, select
+from sqlalchemy import Connection, Table, event, literal, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -46,6 +47,10 @@ class Database:
         with _storage_errors():
             async with self.engine.execution_options(writes=True).begin() as connection:
                 yield connection
+
+    def upsert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """Return an insert that can say what to do about rows that are there already."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     async def ping(self) -> None:
         """Raise StorageUnavailable unless the database answers."""

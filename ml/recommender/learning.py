@@ -30,7 +30,7 @@ async def learning(
     async def learn() -> None:
         # Of younger tips only those with a reaction would count, and a version that is new, or shown more and more, has
         # more of them: it would seem better than it is.
-        earned = await tip_scores.earned(hour_of(clock() - reaction_window))
+        earned = await tip_scores.counts.earned(hour_of(clock() - reaction_window))
         # Beside the requests: for twenty versions it takes 40 ms.
         await asyncio.to_thread(rotation.learn, earned)
 

@@ -128,7 +128,7 @@ class Rewards:
 
     def __init__(self, tip_scores: TipScores, *, reaction_window: timedelta, versions: Sequence[str]) -> None:
         """Take how long a tip waits for a reaction, and the versions in the operator's order, the baseline first."""
-        self._tip_scores = tip_scores
+        self._counts = tip_scores.counts
         self.reaction_window = reaction_window
         self._versions = versions
 
@@ -138,8 +138,8 @@ class Rewards:
         Raises UnprocessableRequest for a baseline that has no tips in the window, StorageUnavailable.
         """
         mature_before = hour_of(now - self.reaction_window)
-        counts = await self._tip_scores.day_counts(window.segment, window.hours, mature_before)
-        assigned = await self._tip_scores.assignments(window.segment, window.hours)
+        counts = await self._counts.days(window.segment, window.hours, mature_before)
+        assigned = await self._counts.assignments(window.segment, window.hours)
         return report(window, counts, assigned, baseline=baseline, preferred=self._versions)
 
 

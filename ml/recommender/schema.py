@@ -133,6 +133,11 @@ assignment_hours = Table(
 )
 
 
+def as_row(value: Any) -> dict[str, Any]:
+    """Return a value's fields by name, as they are (`asdict` copies all that is in them, which takes long)."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
 def migrate(connection: Connection) -> None:
     """Bring the database up to the newest schema, in the caller's transaction; it may be there already."""
     config = _config()

@@ -1,7 +1,7 @@
 """The store of tips and reactions, on SQLite or PostgreSQL: what is answered with success is on disk.
 
-Writes go through one writer with group commit. The counts of `rollup.py` change in the same transaction as the rows
-that they count, so they are never stale; `purge` and `forget` take people's data off both.
+Writes go through one writer with group commit. The counts change in the same transaction as the rows that they count;
+`purge` and `forget` take people's data off both.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -11,25 +11,22 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, Table, bindparam, case, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import RowMapping, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.background import beside
 from ml.experiments.decisions import Decision
-from ml.experiments.statistics import Sample
 from ml.recommender import decision_log, schema
+from ml.recommender.counts import Counts
 from ml.recommender.database import Database
 from ml.recommender.group_commit import GroupCommit
 from ml.recommender.reactions import Outcome, Reaction, Standing, place
-from ml.recommender.rollup import EVERYONE, SHOWN, Changes, DayCounts, Facts, Row, hour_of, start_of
+from ml.recommender.rollup import Changes, Facts, Row, hour_of, start_of
 
 Clock = Callable[[], datetime]
 """Tells the time, in UTC."""
 
 _AT_ONCE = 5_000
-_NOTHING = 1e-6
-"""A sum of propensities is below this when it is zero but for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +114,10 @@ class TipScores:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self.database = database
+        self.counts = Counts(database)
         self._clock = clock
         # Made once: SQLAlchemy then knows them again, and need not look at all their parts each time.
-        upsert = (sqlite if database.is_sqlite else postgresql).insert
-        self._add_reactions = upsert(schema.reactions).on_conflict_do_nothing()
-        self._add_rewards = _adding_up(upsert(schema.reward_hours))
-        self._add_assignments = _adding_up(upsert(schema.assignment_hours))
+        self._add_reactions = database.upsert(schema.reactions).on_conflict_do_nothing()
         self.writer: GroupCommit[_Tips | Sequence[Reaction]] = GroupCommit(self._commit)
 
     async def add(self, *tips: TipScore) -> None:
@@ -146,39 +141,6 @@ class TipScores:
         async with self.database.reading() as connection:
             found = await connection.execute(select(table.c.tip_id).where(~table.c.simulated).limit(1))
             return found.first() is not None
-
-    async def day_counts(self, segment: str, hours: range, mature_before: int) -> list[DayCounts]:
-        """Return the counts of these hours, day by day; tips of hours below `mature_before` are old enough."""
-        table = schema.reward_hours
-        day = (table.c.hour // 24).label("day")
-        mature = (table.c.hour < mature_before).label("mature")
-        keys = (day, *(table.c[name] for name in _VARIANT), table.c.reaction, mature)
-        sums = [func.sum(table.c[name]).label(name) for name in _SUMS]
-        query = select(*keys, *sums).where(*_within(table, segment, hours)).group_by(*keys)
-        async with self.database.reading() as connection:
-            rows = (await connection.execute(query)).mappings()
-            return [
-                DayCounts(**{**row, **{name: int(row[name]) for name in _WHOLE}, "mature": bool(row["mature"])})
-                for row in rows
-            ]
-
-    async def earned(self, before: int) -> dict[str, Sample]:
-        """Return the rewards of each version over all hours below `before`, no reaction being one of 0."""
-        table = schema.reward_hours
-        tips = func.sum(case((table.c.reaction == SHOWN, table.c.tips), else_=0))
-        query = select(table.c.prompt_version, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
-        query = query.where(table.c.segment == EVERYONE, table.c.hour < before, ~table.c.fallback, ~table.c.shadow)
-        async with self.database.reading() as connection:
-            rows = await connection.execute(query.group_by(table.c.prompt_version))
-            return {version: Sample(int(n), total, squares) for version, n, total, squares in rows}
-
-    async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
-        """Return, for each version, how often it was taken and how often it should have been."""
-        table = schema.assignment_hours
-        query = select(table.c.prompt_version, func.sum(table.c.taken), func.sum(table.c.expected))
-        query = query.where(*_within(table, segment, hours)).group_by(table.c.prompt_version)
-        async with self.database.reading() as connection:
-            return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
 
     def decisions(self, before: datetime, since: datetime | None = None) -> AsyncIterator[Decision]:
         """Yield the decisions that can be learned from, from `since` to `before`, in the order of time.
@@ -204,8 +166,7 @@ class TipScores:
             async with self.database.writing() as connection:
                 found = (await connection.execute(old)).scalars().all()
                 if not found:
-                    for table in (schema.reward_hours, schema.assignment_hours):
-                        await connection.execute(delete(table).where(table.c.hour < hour))
+                    await self.counts.remove(connection, hour)
                     break
                 await _delete(connection, found)
                 purged += len(found)
@@ -225,9 +186,8 @@ class TipScores:
                 if standing := _standing(row):
                     changes.reaction(facts, standing, -1)
             await _delete(connection, [row["tip_id"] for row in rows])
-            await self._count(connection, changes)
-            for table, counted in ((schema.reward_hours, "tips"), (schema.assignment_hours, "expected")):
-                await connection.execute(delete(table).where(func.abs(table.c[counted]) < _NOTHING))
+            await self.counts.add(connection, changes)
+            await self.counts.remove_empty(connection)
         await self.database.wipe()
         return len(rows)
 
@@ -238,12 +198,12 @@ class TipScores:
             await self._add(connection, tips, changes)
             given = [one for one in operations if not isinstance(one, _Tips)]
             answers = iter(await self._react(connection, given, changes) if given else ())
-            await self._count(connection, changes)
+            await self.counts.add(connection, changes)
         return [None if isinstance(one, _Tips) else next(answers) for one in operations]
 
     async def _add(self, connection: AsyncConnection, tips: Sequence[TipScore], changes: Changes) -> None:
         if tips:
-            rows = [_row(tip) for tip in tips]
+            rows = [schema.as_row(tip) for tip in tips]
             await connection.execute(insert(schema.tip_scores), rows)
             for row in rows:
                 changes.tip(Facts.of(row))
@@ -293,19 +253,7 @@ class TipScores:
             )
         return answers
 
-    async def _count(self, connection: AsyncConnection, changes: Changes) -> None:
-        """Add the changes to the counts."""
-        rewards = _count_rows(changes.rewards)
-        assignments = _count_rows(changes.assignments)
-        if rewards:
-            await connection.execute(self._add_rewards, rewards)
-        if assignments:
-            await connection.execute(self._add_assignments, assignments)
 
-
-_VARIANT = ("prompt_version", "prompt_digest", "fallback", "shadow")
-_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "ranked")
-_SUMS = (*_WHOLE, "reward", "reward_squared")
 _STANDING = ("reaction", "reward", "reacted_at")
 _FACTS = [schema.tip_scores.c[name] for name in ("tip_id", *Facts.__slots__, *_STANDING)]
 
@@ -323,33 +271,12 @@ _LET_COUNT = (
 )
 
 
-def _adding_up(upsert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
-    """Add to the counts that are there already."""
-    sums = {c.name: c + upsert.excluded[c.name] for c in upsert.table.columns if not c.primary_key}
-    return upsert.on_conflict_do_update(index_elements=list(upsert.table.primary_key), set_=sums)
-
-
-def _row(value: Any) -> dict[str, Any]:
-    """Return a value's fields by name, as they are (`asdict` copies all that is in them, which takes long)."""
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
-def _count_rows(counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Return counts as rows in the order of their keys, so that two writers never wait each for the other."""
-    rows = [{**_row(key), **_row(count)} for key, count in counts.items()]
-    return sorted(rows, key=lambda row: tuple(row.values()))
-
-
 def _standing(row: Row) -> Standing | None:
     return Standing(row["reacted_at"], row["reaction"], row["reward"]) if row["reaction"] else None
 
 
 def _history(tip_id: UUID, placed: Standing, now: datetime) -> dict[str, Any]:
     return {"tip_id": tip_id, "at": placed.at, "reaction": placed.kind, "reward": placed.reward, "received_at": now}
-
-
-def _within(table: Table, segment: str, hours: range) -> tuple[Any, Any]:
-    return table.c.segment == segment, table.c.hour.between(hours.start, hours.stop - 1)
 
 
 async def _delete(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:

@@ -106,7 +106,7 @@ def test_what_versions_have_earned_is_what_people_who_were_shown_them_said(datab
                 await store.add(tip)
                 if fields:
                     await store.react([Reaction(tip.tip_id, "saved")])
-            return await store.earned(hour_of(NOW - DAY))
+            return await store.counts.earned(hour_of(NOW - DAY))
 
     assert asyncio.run(run()) == {"v1": Sample(2, 0.5, 0.25), BETTER: Sample(1, 0.5, 0.25)}
 
