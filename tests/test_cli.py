@@ -317,7 +317,7 @@ def test_serving_and_writing_a_tip_go_without_the_recommender_s_libraries(upstre
 def without(*libraries: str) -> tuple[str, ...]:
     """The command, in a Python where these libraries cannot be imported."""
     hidden = f"import sys; sys.modules.update(dict.fromkeys({libraries}))"
-    return (sys.executable, "-c", f"{hidden}; from ml.cli import main; main()")
+    return (sys.executable, "-c", f"{hidden}; from ml.cli.main import main; main()")
 
 
 def test_people_s_data_is_removed_by_age_and_by_person(upstream: Upstream, tmp_path: Path) -> None:

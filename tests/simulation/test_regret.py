@@ -99,7 +99,7 @@ def test_a_file_that_cannot_become_a_figure_is_refused_before_anything_is_played
 def test_without_a_library_that_it_needs_one_sentence_says_what_to_install(
     tmp_path: Path, library: str, sentence: str
 ) -> None:
-    hidden = f"import sys; sys.modules[{library!r}] = None; from ml.cli import main; main()"
+    hidden = f"import sys; sys.modules[{library!r}] = None; from ml.cli.main import main; main()"
     ended = run(
         sys.executable, "-c", hidden, "simulate", "--users", "2", "--days", "1", "--regret", f"{tmp_path}/r.svg"
     )
