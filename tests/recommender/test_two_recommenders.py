@@ -1,12 +1,15 @@
 """Two recommenders on one database: no deadlock, and one truth."""
 
 import asyncio
+import json
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from ml.recommender.reactions import REACTIONS, Reaction
 from ml.recommender.tip_scores import open_tip_scores
+from tests.conftest import eventually
 from tests.recommender.conftest import StartRecommender
 from tests.recommender.databases import Database
 from tests.recommender.example_tips import NOW, SetClock, a_tip
@@ -38,6 +41,36 @@ def test_reactions_to_the_same_tips_from_both_count_once(
     stored = {str(row["tip_id"]).replace("-", ""): row["reaction"] for row in rows}
     assert stored == {tip_id.replace("-", ""): kind for tip_id, (_, kind) in latest.items()}
     check_counts(database)
+
+
+def test_both_learn_from_all_rewards_and_store_whole_decisions(
+    start_recommender: StartRecommender, database: Database, clock: SetClock
+) -> None:
+    settings = {"tip_prompt_version": "v1,v2-mentor", "tip_prompt_policy": "thompson", "tip_candidates": 3}
+    both = [start_recommender(**settings), start_recommender(**settings)]
+
+    def ask(number: int) -> tuple[str, str]:
+        http = both[number % 2]
+        tip = http.post("/tips", json={"user_id": f"u-{number % 9}"}).raise_for_status().json()
+        helps = "helpful" if tip["prompt_version"] == "v2-mentor" else "dismissed"
+        http.post("/reactions", json={"tip_id": tip["tip_id"], "reaction": helps}).raise_for_status()
+        return tip["tip_id"], tip["prompt_version"]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(ask, range(120))]
+    rows = database.rows("SELECT decision_id, shadow, options FROM tip_scores")
+    assert (len(rows), sum(not row["shadow"] for row in rows)) == (360, len({*answers}))
+    assert {*Counter(str(row["decision_id"]) for row in rows).values()} == {3}
+    check_counts(database)
+    clock.go(hours=26)
+
+    def both_moved() -> bool:
+        for number in (0, 1):
+            ask(number)
+        newest = database.rows("SELECT options FROM tip_scores ORDER BY created_at DESC LIMIT 6")
+        return all(json.loads(row["options"])["v2-mentor"] > 0.9 for row in newest)
+
+    assert eventually(both_moved)
 
 
 def test_people_are_forgotten_and_tips_purged_while_others_react(database: Database) -> None:
