@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow.pyfunc import PythonModel
 
 from ml.experiments.ranking import RankingPolicy
@@ -19,14 +20,23 @@ from tests.bench.figures import versions
 
 
 class Ranker(PythonModel):  # type: ignore[misc]
-    """Ranks `candidates`, shape (n, columns), for `context`, shape (columns,); 0 stands for what is missing."""
+    """Ranks the rows of a data frame, or `candidates`, shape (n, columns), for `context`, shape (columns,)."""
 
     def load_context(self, context: Any) -> None:
         self.policy = RankingPolicy.load(Path(context.artifacts["policy"]).read_bytes())
+        card = self.policy.card
+        self.columns_of_context = len(card.context)
+        self.place = {column: place for place, column in enumerate((*card.context, *card.candidate))}
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Take no type hints: MLflow would make a schema of them, and check each request by it."""
-        ranking = self.policy.rank(model_input["context"], model_input["candidates"])
+        if isinstance(model_input, dict):
+            ranking = self.policy.rank(model_input["context"], model_input["candidates"])
+        else:
+            numbers = np.zeros((len(model_input), len(self.place)))
+            numbers[:, [self.place[column] for column in model_input.columns]] = model_input.to_numpy()
+            of_context, of_candidates = np.hsplit(numbers, [self.columns_of_context])
+            ranking = self.policy.rank(of_context[0], of_candidates)
         return {"scores": ranking.scores, "probabilities": ranking.probabilities}
 
 
