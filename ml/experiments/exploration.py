@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from ml.experiments.arrays import Floats
 
 FLOOR = 0.02
 """By default, how much of all chance is kept for exploring: without some, a log says nothing of what was left out."""

@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ml.experiments.arrays import Floats
 from ml.experiments.exploration import SquareCB
 
 if TYPE_CHECKING:
     from vowpalwabbit import Workspace
-
-Floats = npt.NDArray[np.float64]
 
 _OPTIONS = "--cb_adf --cb_type mtr --interactions ca --hash all --bit_precision 18 --quiet"
 _COLUMN = re.compile(r"(?=.*[^0-9\s:|])[^\s:|]{1,100}")
 """A name that is one feature to Vowpal Wabbit: no namespace, weight or line of its own, and not only digits."""
 
 _CARD, _MODEL = "card.json", "model.vw"
+_SMALLEST, _GREATEST = 1e-6, 1e6
+"""Features outside are nothing, or refused: single precision would lose them, and some it would read as no number."""
 _LARGEST = 64 * 1024 * 1024
 """Bytes that a part of a policy may have."""
 
@@ -104,12 +104,12 @@ class Encoder:
         """Return the lines of an example: one for the context, then one for each candidate.
 
         `context`: shape (number of context columns,). `candidates`: shape (n, number of candidate columns). NaN is
-        missing; raises ValueError for infinity and for another shape.
+        missing, and below a millionth it is nothing; raises ValueError above a million and for another shape.
         """
         if context.shape != (len(self.context),) or candidates.shape[1:] != (len(self.candidate),):
             raise ValueError(f"columns are missing: {context.shape} and {candidates.shape}")
-        if np.isinf(context).any() or np.isinf(candidates).any():
-            raise ValueError("features must be finite")
+        if (abs(context) > _GREATEST).any() or (abs(candidates) > _GREATEST).any():
+            raise ValueError(f"features must be at most {_GREATEST:,.0f}")
         return [
             "shared |c " + _features(self.context, context.tolist()),
             *("|a " + _features(self.candidate, row) for row in candidates.tolist()),
@@ -159,7 +159,7 @@ class Learner:
         if not 0 <= reward <= 1:
             raise ValueError("a reward must be in [0, 1]")
         shared, shown = self._encoder.encode(context, candidate[None, :])
-        self._model.learn([shared, f"0:{-reward:.6g}:1 {shown}"])
+        self._model.learn([shared, f"0:{-reward:.6f}:1 {shown}"])
 
     def scores(self, context: Floats, candidates: Floats) -> Floats:
         """Return the expected reward of each candidate by what was learned so far, shape (n,), in [0, 1]."""
@@ -187,11 +187,11 @@ class Learner:
 
 
 def _features(names: Sequence[str], numbers: Sequence[float]) -> str:
-    """The features that are there (NaN is unequal to itself) and that say something; without a number, it is 1."""
+    """The features that are there (NaN compares as false) and that say something; without a number, it is 1."""
     said = [
         name if number == 1 else f"{name}:{number:.6g}"
         for name, number in zip(names, numbers, strict=True)
-        if number and number == number  # noqa: PLR0124
+        if abs(number) >= _SMALLEST
     ]
     return " ".join(said)
 

@@ -5,39 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.experiments.evaluation import Estimate
+from ml.figures import ON_PAPER, save, style
 from ml.pipelines.evaluation import BEST, Report, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _QUIET, _LINE, _PAPER = "#1c1f24", "#5a616b", "#e0ddd6", "#ffffff"
 _BEST, _OTHERS, _WORTHLESS = "#0069b0", "#7fb0d4", "#b9b6af"
 _FONT, _WIDTH, _ROW = 12, 576, 32
 """In points."""
 _LONGEST_LINE, _LONGEST_NAME = 80, 36
 _LEAST_SPAN = 0.1
 """That the axis spans at least: a difference of next to nothing should not look like one."""
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tips",
-    "font.size": _FONT,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "axes.edgecolor": _LINE,
-    "axes.facecolor": _PAPER,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 1,
-    "xtick.color": _LINE,
-    "xtick.labelcolor": _QUIET,
-    "ytick.color": _LINE,
-    "ytick.labelcolor": _INK,
-    "ytick.major.size": 0,
-}
 
 
 def draw(report: Report, file: Path) -> None:
@@ -52,13 +31,13 @@ def draw(report: Report, file: Path) -> None:
     words = textwrap.wrap(report.verdict, _LONGEST_LINE)
     above, below = 34 + 17 * len(words), 48
     height = above + _ROW * len(rows) + below
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=144, facecolor=_PAPER)
+    with mpl.rc_context(style(ON_PAPER, _FONT)):
+        figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=144)
         axes = figure.add_axes((76 / _WIDTH, below / height, 1 - 146 / _WIDTH, _ROW * len(rows) / height))
         for index, (name, estimate) in enumerate(rows.items()):
             _interval(axes, -index, estimate, _colour(name, estimate))
-        axes.axvline(report.earned.value, color=_QUIET, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
-        axes.set_yticks([-index for index in range(len(rows))], [*rows])
+        axes.axvline(report.earned.value, color=ON_PAPER.quiet, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        axes.set_yticks([-index for index in range(len(rows))], [*rows], color=ON_PAPER.ink)
         axes.set_ylim(0.5 - len(rows), 0.5)
         _percent_below(axes)
         name = report.policy if len(report.policy) <= _LONGEST_NAME else f"{report.policy[: _LONGEST_NAME - 1]}…"
@@ -66,20 +45,20 @@ def draw(report: Report, file: Path) -> None:
         figure.text(14 / _WIDTH, 1 - 32 / height, "\n".join(words), va="top", linespacing=1.25)
         advice = "grey: worthless" if report.best.refusal else f"believe {BEST} first"
         counted = f"{report.decisions:,} decisions, {report.people:,} people; intervals of 95%; {advice}"
-        figure.text(14 / _WIDTH, 10 / height, counted, color=_QUIET, size=10)
-        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+        figure.text(14 / _WIDTH, 10 / height, counted, color=ON_PAPER.quiet, size=10)
+        save(figure, file)
 
 
 def _interval(axes: "Axes", y: float, estimate: Estimate, colour: str) -> None:
     axes.hlines(y, estimate.low, estimate.high, colour, linewidth=3)
-    axes.plot(estimate.value, y, "o", color=colour, markersize=9, markeredgecolor=_PAPER)
+    axes.plot(estimate.value, y, "o", color=colour, markersize=9, markeredgecolor=ON_PAPER.ground)
     beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(percent(estimate.value), (1, y), xycoords=("axes fraction", "data"), color=_INK, **beside)
+    axes.annotate(percent(estimate.value), (1, y), xycoords=("axes fraction", "data"), color=ON_PAPER.ink, **beside)
 
 
 def _colour(name: str, estimate: Estimate) -> str:
     if name == "the log":
-        return _QUIET
+        return ON_PAPER.quiet
     if estimate.refusal:
         return _WORTHLESS
     return _BEST if name == BEST else _OTHERS

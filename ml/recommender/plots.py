@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
+from ml.figures import Palette, style
 from ml.recommender.rewards import Variant
 
 if TYPE_CHECKING:
@@ -36,27 +37,6 @@ _LEAST_SPAN = 10
 _STEADY = 30
 """Counted tips from which on a mean is drawn."""
 
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tips",
-    "font.size": _FONT,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "axes.edgecolor": _LINE,
-    "axes.facecolor": "none",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 1,
-    "xtick.color": _LINE,
-    "xtick.labelcolor": _QUIET,
-    "ytick.color": _LINE,
-    "ytick.labelcolor": _QUIET,
-    "ytick.major.size": 0,
-}
-
 _drawing = threading.Lock()
 """Matplotlib is not thread-safe."""
 
@@ -78,7 +58,7 @@ def draw(variants: Sequence[Variant]) -> Plots:
     """Draw the figures of at least one variant. Takes 30 ms, and the first time 0.3 s: not for the event loop."""
     import matplotlib as mpl  # heavy, and nothing but this page needs it
 
-    with _drawing, mpl.rc_context(_STYLE):
+    with _drawing, mpl.rc_context(style(Palette(_INK, _QUIET, _LINE, "none"), _FONT)):
         return Plots(_svg(_intervals(variants), "intervals"), _svg(_over_time(variants), "over-time"))
 
 

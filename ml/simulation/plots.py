@@ -1,37 +1,16 @@
 """The figure of what policies lose, readable on its own: on a light ground, with each name at the end of its line."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ml.figures import ON_PAPER, save, style
 from ml.simulation.regret import Played
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _QUIET, _LINE, _PAPER = "#1c1f24", "#5a616b", "#e0ddd6", "#ffffff"
 _LINES = (("#6a717c", "-"), ("#8a6a00", "--"), ("#0069b0", "-"), ("#00805c", "-"))
 _FONT = 12
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tips",
-    "font.size": _FONT,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.facecolor": _PAPER,
-    "axes.labelcolor": _QUIET,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 1,
-    "xtick.color": _LINE,
-    "xtick.labelcolor": _QUIET,
-    "ytick.color": _LINE,
-    "ytick.labelcolor": _QUIET,
-    "ytick.major.size": 0,
-}
 
 
 def draw(played: Played, file: Path) -> None:
@@ -42,8 +21,8 @@ def draw(played: Played, file: Path) -> None:
     import matplotlib as mpl  # heavy, and nothing but this figure needs it
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8, 4.4), dpi=144, facecolor=_PAPER)
+    with mpl.rc_context(style(ON_PAPER, _FONT)):
+        figure = Figure(figsize=(8, 4.4), dpi=144)
         axes = figure.add_axes((0.085, 0.125, 0.715, 0.68))
         for outcome, (colour, stroke) in zip(played.policies, _LINES, strict=True):
             axes.plot(outcome.regret, stroke, color=colour, linewidth=2.25)
@@ -57,8 +36,8 @@ def draw(played: Played, file: Path) -> None:
         _names_beside(axes, played)
         figure.text(0.02, 0.93, "Regret: tips that would have helped if everybody's taste had been known", size=14)
         words = f"Added up over {played.tips:,} simulated tips for each policy; it learns of reactions a day late"
-        figure.text(0.02, 0.87, words, color=_QUIET)
-        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+        figure.text(0.02, 0.87, words, color=ON_PAPER.quiet)
+        save(figure, file)
 
 
 def _names_beside(axes: "Axes", played: Played) -> None:
