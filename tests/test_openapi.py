@@ -84,6 +84,8 @@ def test_the_service_keeps_to_its_document(case: schemathesis.Case[Any], url: st
     response = case.call(base_url=url)
     if case.path == "/health/ready" and response.status_code == 503:
         return  # LiteLLM is still being imported
+    if response.status_code == 413:
+        return  # nor how long a whole body may be
     if response.status_code == 422 and all(UNSAID.fullmatch(error["pointer"]) for error in response.json()["errors"]):
         return
     case.validate_response(response)
