@@ -13,7 +13,7 @@ from ml.recommender.rollup import EVERYONE, SHOWN, Changes, DayCounts
 from ml.recommender.schema import as_row, assignment_hours, reward_hours
 
 _VARIANT = ("prompt_version", "prompt_digest", "fallback", "shadow")
-_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "ranked")
+_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "dependent")
 _SUMS = (*_WHOLE, "reward", "reward_squared")
 _NOTHING = 1e-6
 """A sum of propensities is below this when it is zero but for rounding."""

@@ -42,7 +42,7 @@ _CATEGORIES = tuple(
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet would compute rather than show, at the beginning of a text."""
 
-_BEFORE_REACTIONS = ("prompt_version", "prompt_digest", "label", "tips", "reacted", "counted", "ranked")
+_BEFORE_REACTIONS = ("prompt_version", "prompt_digest", "label", "tips", "reacted", "counted", "dependent")
 _AFTER_REACTIONS = (
     *("reward.estimate", "reward.low", "reward.high", "probability_best"),
     *("comparison.difference.estimate", "comparison.difference.low", "comparison.difference.high"),

@@ -75,7 +75,7 @@ class DayReward:
 class Variant:
     """A version with one digest. `counted` tips are reacted to, or old enough to have no reward without a reaction.
 
-    `ranked` tips were shown because a policy that learned ranked them above others.
+    `dependent` tips were ranked above others by a policy that learned, or are of a version that sticks to its people.
     """
 
     prompt_version: str
@@ -84,7 +84,7 @@ class Variant:
     tips: int
     reacted: int
     counted: int
-    ranked: int
+    dependent: int
     reactions: Mapping[str, int]
     reward: Interval
     probability_best: float
@@ -111,7 +111,7 @@ class SampleRatio:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All variants, the baseline first; `fallback` and `shadow` tips are in none of them, `ranked` ones are."""
+    """All variants, the baseline first; `fallback` and `shadow` tips are in none of them, `dependent` ones are."""
 
     window: Window
     baseline: str | None
@@ -120,7 +120,7 @@ class Report:
     fallback: int
     shadow: int
     simulated: int
-    ranked: int
+    dependent: int
 
 
 class Rewards:
@@ -169,7 +169,7 @@ def report(
         fallback=sum(one.tips for one in counts if one.reaction == SHOWN and one.fallback and not one.shadow),
         shadow=sum(one.tips for one in counts if one.reaction == SHOWN and one.shadow),
         simulated=sum(one.simulated for one in counts),
-        ranked=sum(variant.ranked for variant in variants),
+        dependent=sum(variant.dependent for variant in variants),
     )
 
 
@@ -191,7 +191,7 @@ class _Tally:
                 input_tokens=count.input_tokens,
                 output_tokens=count.output_tokens,
                 ms=count.ms,
-                ranked=count.ranked,
+                dependent=count.dependent,
             )
             self.days[count.day] += Sample(count.tips if count.mature else 0)
         else:
@@ -213,7 +213,7 @@ class _Tally:
             tips=tips,
             reacted=self.reactions.total(),
             counted=sample.n,
-            ranked=self.shown.ranked,
+            dependent=self.shown.dependent,
             reactions={
                 kind: self.reactions[kind] for kind in [*REACTIONS, *sorted(self.reactions.keys() - REACTIONS.keys())]
             },
@@ -259,10 +259,12 @@ def _baseline(tallies: Sequence[_Tally], asked: str | None, preferred: Sequence[
 def _compare(base: _Tally, other: _Tally, alpha: float) -> Comparison:
     a, b = base.sample, other.sample
     interval = difference(a, b, alpha=alpha)
-    # Each of these was shown because it seemed better than another: their means say how good the best of several is.
-    if ranked := base.shown.ranked + other.shown.ranked:
+    # Ranked tips were shown because they seemed better than others: their means say how good the best of several is.
+    # Those of one person are alike: where they have one version, intervals that count tips are too narrow.
+    if dependent := base.shown.dependent + other.shown.dependent:
         words = (
-            f"not yet known: {ranked:,} tips were chosen by a ranking policy; `tips evaluate` compares versions then"
+            f"not yet known: {dependent:,} tips were chosen by a ranking policy, or by `sticky`; "
+            "`tips evaluate` compares versions then"
         )
         return Comparison(interval, "not yet known", None, words)
     fewest, most = sorted((a.n, b.n))

@@ -87,8 +87,9 @@ class RewardKey:
 class RewardCounts:
     """Sums over tips; rewards only over reactions, all that comes after them only over `SHOWN`.
 
-    `simulated`: how many were written for people who do not exist. `ranked`: how many a policy that learned has ranked;
-    whether one of these is shown depends on what it says, so they are no fair sample of their version's tips.
+    `simulated`: how many were written for people who do not exist. `dependent`: how many are no sample of their
+    version's tips from which an interval follows, because a policy that learned ranked them above others, or because
+    their version was drawn for a person and not for a tip.
     """
 
     tips: int = 0
@@ -98,7 +99,7 @@ class RewardCounts:
     output_tokens: int = 0
     ms: int = 0
     simulated: int = 0
-    ranked: int = 0
+    dependent: int = 0
 
     def __add__(self, other: "RewardCounts") -> "RewardCounts":
         return RewardCounts(
@@ -109,7 +110,7 @@ class RewardCounts:
             self.output_tokens + other.output_tokens,
             self.ms + other.ms,
             self.simulated + other.simulated,
-            self.ranked + other.ranked,
+            self.dependent + other.dependent,
         )
 
 
@@ -148,7 +149,7 @@ class Changes:
             output_tokens=times * tip.output_tokens,
             ms=times * tip.ms,
             simulated=times * tip.simulated,
-            ranked=times * (tip.score_policy not in _NOT_RANKED),
+            dependent=times * (tip.score_policy not in _NOT_RANKED or tip.policy == _DRAWN_ONCE),
         )
         for key in _keys(tip, SHOWN):
             self.rewards[key] += counts
@@ -187,7 +188,7 @@ class DayCounts:
     output_tokens: int
     ms: int
     simulated: int
-    ranked: int
+    dependent: int
 
 
 def _keys(tip: Facts, reaction: str) -> Iterable[RewardKey]:

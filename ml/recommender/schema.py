@@ -119,7 +119,7 @@ reward_hours = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("ms", BigInteger, nullable=False),
     Column("simulated", BigInteger, nullable=False),
-    Column("ranked", BigInteger, nullable=False, server_default="0"),
+    Column("dependent", BigInteger, nullable=False, server_default="0"),
 )
 
 assignment_hours = Table(

@@ -163,7 +163,7 @@ class VariantResponse(BaseModel):
     tips: int
     reacted: int
     counted: int = Field(description="Tips with a reaction, or old enough to count without: the reward's denominator.")
-    ranked: int = Field(description="Tips that a policy which learned has ranked above others.")
+    dependent: int = Field(description="Tips that a policy which learned ranked above others, or `sticky` drew.")
     reactions: dict[str, int]
     reward: IntervalResponse
     probability_best: float
@@ -184,7 +184,7 @@ class SampleRatioResponse(BaseModel):
 
 
 class RewardsResponse(BaseModel):
-    """What people's reactions say about each variant; `fallback` and `shadow` tips are in none, `ranked` ones are."""
+    """What people's reactions say about each variant; `fallback` and `shadow` tips are in none of them."""
 
     baseline: str | None
     variants: list[VariantResponse]
@@ -192,7 +192,7 @@ class RewardsResponse(BaseModel):
     fallback: int
     shadow: int
     simulated: int
-    ranked: int
+    dependent: int
 
     @classmethod
     def of(cls, report: Report) -> Self:

@@ -369,23 +369,25 @@ def test_the_reward_page_tells_of_ranked_tips_and_gives_no_verdict(
     http = start_recommender(tip_prompt_version=TWO, tip_candidates=2)
     tips = [ask(http) for _ in range(40)]
     report = http.get("/rewards").json()
-    assert report["ranked"] == sum(one["ranked"] for one in report["variants"]) == 40
+    assert report["dependent"] == sum(one["dependent"] for one in report["variants"]) == 40
     assert (report["shadow"], report["sample_ratio"]["alarm"]) == (40, False)
     assert sum(report["sample_ratio"]["taken"].values()) == 80
     assert {one["prompt_version"]: one["tips"] for one in report["variants"]} == {
         version: sum(tip["prompt_version"] == version for tip in tips) for version in TWO.split(",")
     }
     (compared,) = [one["comparison"] for one in report["variants"] if one["comparison"]]
-    assert compared["words"].startswith("not yet known: 40 tips were chosen by a ranking policy; `tips evaluate`")
+    assert compared["words"].startswith(
+        "not yet known: 40 tips were chosen by a ranking policy, or by `sticky`; `tips evaluate`"
+    )
     words = " ".join(http.get("/admin/rewards").text.split())
-    assert "40 of the 40 tips below were shown because a policy ranked them above others" in words
+    assert "40 of the 40 tips below were ranked above others by a policy" in words
 
     async def uniform(request: Request) -> Response:
         return JSONResponse(ranking(await request.json(), policy={"name": "uniform", "version": "1"}))
 
     fake_serving.rank = uniform
     ask(http)
-    assert http.get("/rewards").json()["ranked"] == 40
+    assert http.get("/rewards").json()["dependent"] == 40
 
 
 # With serving itself
@@ -414,7 +416,7 @@ def test_serving_ranks_and_its_choice_is_made_again_from_the_rows(
         keys = {"Authorization": "Bearer k-1"}
         http = stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), headers=keys, timeout=60))
         tips = [ask(http, f"u-{number}") for number in range(20)]
-        assert http.get("/rewards").json()["ranked"] == (20 if learned else 0)
+        assert http.get("/rewards").json()["dependent"] == (20 if learned else 0)
     rows = stored(database)
     assert len(rows) == 60
     assert {row["score_policy"] for row in rows} == {"tips" if learned else "uniform"}

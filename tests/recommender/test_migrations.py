@@ -78,7 +78,7 @@ def test_a_database_of_an_earlier_version_keeps_what_it_holds_there_and_back(emp
         *("reaction", "reward", "reacted_at", "decision_id", "candidates", "aggregates"),
         *("score", "score_probability", "score_policy", "score_policy_version"),
     }
-    assert empty_database.rows("SELECT tips, ranked FROM reward_hours") == [{"tips": 1, "ranked": 0}]
+    assert empty_database.rows("SELECT tips, dependent FROM reward_hours") == [{"tips": 1, "dependent": 0}]
     # A recommender of that version, which does not know of the new columns, can go on.
     empty_database.rows(
         "INSERT INTO reward_hours (segment, hour, prompt_version, prompt_digest, fallback, shadow, reaction, tips,"

@@ -22,11 +22,11 @@ def day(
     digest: str = "a" * 64,
     number: int = 20_000,
     mature: bool = True,
-    ranked: int = 0,
+    dependent: int = 0,
 ) -> Iterator[DayCounts]:
     """One day of one version: so many tips, and so many of them found helpful."""
     for reaction, n, reward in ((SHOWN, tips, 0), ("helpful", helpful, helpful)):
-        sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0, 0 if reaction else ranked)
+        sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0, 0 if reaction else dependent)
         yield DayCounts(number, version, digest, False, False, reaction, mature, *sums)
 
 
@@ -96,19 +96,20 @@ def test_a_verdict_needs_enough_tips_not_too_unequal_and_a_clear_difference(
         assert comparison.more_tips is None
 
 
-@pytest.mark.parametrize("ranked", [(1, 0), (0, 1_999), (2_000, 2_000)])
-def test_there_is_no_verdict_on_tips_that_a_policy_has_ranked(ranked: tuple[int, int]) -> None:
-    found = of(*(day(f"v{place + 1}", 2_000, 400 + 200 * place, ranked=n) for place, n in enumerate(ranked)))
-    assert (found.ranked, tuple(one.ranked for one in found.variants)) == (sum(ranked), ranked)
+@pytest.mark.parametrize("dependent", [(1, 0), (0, 1_999), (2_000, 2_000)])
+def test_there_is_no_verdict_on_tips_that_a_policy_has_ranked_or_that_stick(dependent: tuple[int, int]) -> None:
+    found = of(*(day(f"v{place + 1}", 2_000, 400 + 200 * place, dependent=n) for place, n in enumerate(dependent)))
+    assert (found.dependent, tuple(one.dependent for one in found.variants)) == (sum(dependent), dependent)
     comparison = found.variants[1].comparison
     assert comparison
     assert (comparison.verdict, comparison.more_tips) == ("not yet known", None)
     assert comparison.words == (
-        f"not yet known: {sum(ranked):,} tips were chosen by a ranking policy; `tips evaluate` compares versions then"
+        f"not yet known: {sum(dependent):,} tips were chosen by a ranking policy, or by `sticky`; "
+        "`tips evaluate` compares versions then"
     )
     assert comparison.difference.low > 0
-    # A third that nothing was ranked of has no verdict beside these, but one beside another such.
-    beside = of(*(day(f"v{n}", 2_000, 200 * n, ranked=5 * (n == 2)) for n in (1, 2, 3)))
+    # A third that has none of these has no verdict beside these, but one beside another such.
+    beside = of(*(day(f"v{n}", 2_000, 200 * n, dependent=5 * (n == 2)) for n in (1, 2, 3)))
     assert verdicts(beside) == {"v2": "not yet known", "v3": "helps more"}
 
 

@@ -101,7 +101,7 @@ def expected(history: History, segment: str) -> tuple[dict[tuple[str, str], Numb
         counted = sum(tip.tip_id in counts or tip.created_at < old for tip in group)
         reward = sum(REACTIONS[kind] * n for kind, n in kinds.items())
         report[key] = {"tips": len(group), "reacted": kinds.total(), "counted": counted, "kinds": kinds}
-        report[key]["ranked"] = sum(tip.score_policy == "linear" for tip in group)
+        report[key]["dependent"] = sum(tip.score_policy == "linear" or tip.policy == "sticky" for tip in group)
         report[key]["mean"] = reward / counted if counted else 0.0
     left_out = sum(tip.fallback and not tip.shadow for tip in kept), sum(tip.shadow for tip in kept)
     return report, (*left_out, sum(tip.simulated for tip in kept))
@@ -126,7 +126,7 @@ async def check_reports(history: History, store: TipScores) -> None:
                 "tips": one.tips,
                 "reacted": one.reacted,
                 "counted": one.counted,
-                "ranked": one.ranked,
+                "dependent": one.dependent,
                 "kinds": Counter({kind: n for kind, n in one.reactions.items() if n}),
                 "mean": pytest.approx(one.reward.estimate),
             }

@@ -26,13 +26,13 @@ def upgrade() -> None:
     for column in _columns():
         op.add_column("tip_scores", column)
     # A recommender of the version before goes on writing while others are renewed: it does not know of this one.
-    op.add_column("reward_hours", sa.Column("ranked", sa.BigInteger, nullable=False, server_default="0"))
+    op.add_column("reward_hours", sa.Column("dependent", sa.BigInteger, nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
     """Take back."""
     with op.batch_alter_table("reward_hours") as table:
-        table.drop_column("ranked")
+        table.drop_column("dependent")
     with op.batch_alter_table("tip_scores") as table:
         for column in _columns():
             table.drop_column(column.name)
