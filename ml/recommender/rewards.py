@@ -263,8 +263,8 @@ def _compare(base: _Tally, other: _Tally, alpha: float) -> Comparison:
     # Those of one person are alike: where they have one version, intervals that count tips are too narrow.
     if dependent := base.shown.dependent + other.shown.dependent:
         words = (
-            f"not yet known: {dependent:,} tips were chosen by a ranking policy, or by `sticky`; "
-            "`tips evaluate` compares versions then"
+            f"not yet known: {dependent:,} tips were chosen by a ranking policy, or are sticky; "
+            "only tips evaluate compares versions then"
         )
         return Comparison(interval, "not yet known", None, words)
     fewest, most = sorted((a.n, b.n))

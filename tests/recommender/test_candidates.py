@@ -376,9 +376,7 @@ def test_the_reward_page_tells_of_ranked_tips_and_gives_no_verdict(
         version: sum(tip["prompt_version"] == version for tip in tips) for version in TWO.split(",")
     }
     (compared,) = [one["comparison"] for one in report["variants"] if one["comparison"]]
-    assert compared["words"].startswith(
-        "not yet known: 40 tips were chosen by a ranking policy, or by `sticky`; `tips evaluate`"
-    )
+    assert compared["words"].startswith("not yet known: 40 tips were chosen by a ranking policy, or are sticky; ")
     words = " ".join(http.get("/admin/rewards").text.split())
     assert "40 of the 40 tips below were ranked above others by a policy" in words
 

@@ -104,8 +104,8 @@ def test_there_is_no_verdict_on_tips_that_a_policy_has_ranked_or_that_stick(depe
     assert comparison
     assert (comparison.verdict, comparison.more_tips) == ("not yet known", None)
     assert comparison.words == (
-        f"not yet known: {sum(dependent):,} tips were chosen by a ranking policy, or by `sticky`; "
-        "`tips evaluate` compares versions then"
+        f"not yet known: {sum(dependent):,} tips were chosen by a ranking policy, or are sticky; "
+        "only tips evaluate compares versions then"
     )
     assert comparison.difference.low > 0
     # A third that has none of these has no verdict beside these, but one beside another such.
