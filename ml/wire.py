@@ -16,7 +16,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields_only(cls, data: Any) -> Any:
-        known = cls.model_fields
+        known = cls.__pydantic_fields__  # what `model_fields` looks up, which takes longer than all of the rest
         if isinstance(data, dict) and not data.keys() <= known.keys():
             unknown = [str(name) for name in data if name not in known]
             raise PydanticCustomError(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ml.experiments.arrays import Floats
 from ml.experiments.exploration import SquareCB
@@ -106,23 +106,58 @@ class Encoder:
         `context`: shape (number of context columns,). `candidates`: shape (n, number of candidate columns). NaN is
         missing, and below a millionth it is nothing; raises ValueError above a million and for another shape.
         """
-        if context.shape != (len(self.context),) or candidates.shape[1:] != (len(self.candidate),):
-            raise ValueError(f"columns are missing: {context.shape} and {candidates.shape}")
-        if (abs(context) > _GREATEST).any() or (abs(candidates) > _GREATEST).any():
-            raise ValueError(f"features must be at most {_GREATEST:,.0f}")
+        check(context, candidates, len(self.context), len(self.candidate))
         return [
             "shared |c " + _features(self.context, context.tolist()),
             *("|a " + _features(self.candidate, row) for row in candidates.tolist()),
         ]
 
 
+def check(context: Floats, candidates: Floats, of_context: int, of_candidate: int) -> None:
+    """Raise ValueError unless there are as many columns of each, with numbers that single precision can hold."""
+    if context.shape != (of_context,) or candidates.shape[1:] != (of_candidate,):
+        raise ValueError(f"columns are missing: {context.shape} and {candidates.shape}")
+    if (abs(context) > _GREATEST).any() or (abs(candidates) > _GREATEST).any():
+        raise ValueError(f"features must be at most {_GREATEST:,.0f}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A model as what it is: linear in the context, in the candidate, and in each of the one times each of the other.
+
+    `context`: shape (number of context columns,). `candidate`: shape (number of candidate columns,). `both`: shape
+    (number of context columns, number of candidate columns).
+    """
+
+    constant: float
+    context: Floats
+    candidate: Floats
+    both: Floats
+
+    @classmethod
+    def of(cls, model: "Workspace", encoder: "Encoder") -> Self:
+        """Take it from what the model predicts for each column alone, and for each two together."""
+        k, m = len(encoder.context), len(encoder.candidate)
+        alone = np.vstack((np.zeros(m), np.eye(m)))
+        constant, *of_candidate = _predict(model, encoder.encode(np.zeros(k), alone))
+        candidate = np.array(of_candidate) - constant
+        of_both = np.array([_predict(model, encoder.encode(one, alone)) for one in np.eye(k)]).reshape(k, m + 1)
+        context = of_both[:, 0] - constant
+        return cls(float(constant), context, candidate, of_both[:, 1:] - context[:, None] - candidate - constant)
+
+    def predict(self, context: Floats, candidates: Floats) -> Floats:
+        """Return the predicted reward of each candidate, shape (n,): what the model would, and much sooner."""
+        context, candidates = np.nan_to_num(context), np.nan_to_num(candidates)
+        rewards: Floats = self.constant + context @ self.context + candidates @ (self.candidate + context @ self.both)
+        return rewards
+
+
 class RankingPolicy:
     """A learned policy; it never learns any more, and ranking is safe from several threads."""
 
-    def __init__(self, card: Card, model: "Workspace", version: str) -> None:
+    def __init__(self, card: Card, model: Linear, version: str) -> None:
         self.card = card
         self.version = version
-        self._encoder = Encoder(card.context, card.candidate)
         self._exploration = card.exploration
         self._model = model
 
@@ -133,14 +168,19 @@ class RankingPolicy:
             with zipfile.ZipFile(io.BytesIO(blob)) as archive:
                 if any(part.file_size > _LARGEST for part in archive.infolist()):
                     raise UnusablePolicy("is larger than a policy can be")
-                card, model = archive.read(_CARD), archive.read(_MODEL)
-            return cls(Card.model_validate_json(card), _loaded(model), hashlib.sha256(blob).hexdigest()[:12])
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValidationError):
+                card, model = Card.model_validate_json(archive.read(_CARD)), archive.read(_MODEL)
+            linear = Linear.of(_loaded(model), Encoder(card.context, card.candidate))
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValueError):
             raise UnusablePolicy("is damaged, or is no policy") from None
+        return cls(card, linear, hashlib.sha256(blob).hexdigest()[:12])
 
     def rank(self, context: Floats, candidates: Floats) -> Ranking:
-        """Rank n >= 1 candidates: `context` of shape (number of context columns,), `candidates` with n rows."""
-        scores = _predict(self._model, self._encoder.encode(context, candidates))
+        """Rank n >= 1 candidates: `context` of shape (number of context columns,), `candidates` with n rows.
+
+        Raises what `Encoder.encode` raises.
+        """
+        check(context, candidates, len(self.card.context), len(self.card.candidate))
+        scores = np.clip(self._model.predict(context, candidates), 0.0, 1.0)
         return Ranking(scores, self._exploration.distribution(scores))
 
 
@@ -163,7 +203,7 @@ class Learner:
 
     def scores(self, context: Floats, candidates: Floats) -> Floats:
         """Return the expected reward of each candidate by what was learned so far, shape (n,), in [0, 1]."""
-        return _predict(self._model, self._encoder.encode(context, candidates))
+        return np.clip(_predict(self._model, self._encoder.encode(context, candidates)), 0.0, 1.0)
 
     def policy(self, name: str, *, versions: Sequence[str], learned_from: int, trained_until: float) -> bytes:
         """Return what was learned so far as a policy, to be kept in a file or a registry."""
@@ -197,11 +237,13 @@ def _features(names: Sequence[str], numbers: Sequence[float]) -> str:
 
 
 def _predict(model: "Workspace", lines: Sequence[str]) -> Floats:
-    """Costs are negative rewards; a regression may leave their range."""
+    """Return the predicted reward of each candidate, the negative cost; a regression may leave [0, 1]."""
     costs = np.asarray(model.predict([*lines]), np.float64)
     if costs.shape != (len(lines) - 1,):
         raise ValueError("the model does not see each candidate as one")
-    return np.clip(-costs, 0.0, 1.0)
+    if not np.isfinite(costs).all():
+        raise ValueError("the model predicts no number")
+    return -costs
 
 
 def _loaded(model: bytes) -> "Workspace":

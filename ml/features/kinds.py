@@ -6,10 +6,12 @@ defines exactly (no logarithm, no sine). Missing is None or NaN on the way in an
 after what it holds, its scale included: a policy that knows a column's name knows what its numbers mean.
 """
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -140,7 +142,7 @@ class Choice:
 
     def numbers(self, values: Values) -> Floats:
         place = {option: index for index, option in enumerate(self.options)}
-        return _one_hot(values, place.get, len(place))
+        return _one_hot([place.get(value, _NOWHERE) for value in values], len(place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,7 @@ class Text:
 
     def numbers(self, values: Values) -> Floats:
         """Say which topics each text names; nothing else of people's own words becomes a number."""
-        numbers = np.zeros((len(values), len(TOPICS)))
-        for row, text in zip(numbers, values, strict=True):
-            if isinstance(text, str):
-                row[[*topics_of(text)]] = 1
-            else:
-                row[:] = np.nan
-        return numbers
+        return np.array([_topics(text) for text in values])
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +198,8 @@ class Clock:
 
     def numbers(self, values: Values) -> Floats:
         """Say which quarter of the day it is."""
-        return _one_hot(values, lambda time: int(time[:2]) // 6, len(_PARTS_OF_DAY))
+        quarters = [int(time[:2]) // 6 if isinstance(time, str) else _NOWHERE for time in values]
+        return _one_hot(quarters, len(_PARTS_OF_DAY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +233,7 @@ class Version:
 
     def numbers(self, values: Values) -> Floats:
         place = {version: index for index, version in enumerate(self.known)}
-        return _one_hot(values, place.get, len(place))
+        return _one_hot([place.get(value, _NOWHERE) for value in values], len(place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +244,12 @@ class Tip(Text):
         return (f"length({name})/{self.longest}", *Text.columns(self, name))
 
     def numbers(self, values: Values) -> Floats:
-        lengths = [len(text) / self.longest if isinstance(text, str) else np.nan for text in values]
-        return np.column_stack((np.array(lengths, float), Text.numbers(self, values)))
+        lengths = [len(text) / self.longest if isinstance(text, str) else math.nan for text in values]
+        return np.array([[length, *_topics(text)] for length, text in zip(lengths, values, strict=True)])
 
 
+_NOWHERE = -1
+"""The place of what is missing, and of what has no place."""
 _PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")
 
 
@@ -258,15 +257,26 @@ def _floats(values: Values) -> Floats:
     return np.asarray(values, np.float64)
 
 
-def _one_hot(values: Values, place: Callable[[Any], int | None], k: int) -> Floats:
-    """A one at the place of each value, shape (n, k); all NaN where the value is missing or has no place."""
-    places = (-1 if value is None or value != value else place(value) for value in values)  # noqa: PLR0124 - NaN
-    codes = np.fromiter((-1 if at is None else at for at in places), np.intp, len(values))
-    known = codes >= 0
-    numbers = np.zeros((len(values), k))
-    numbers[~known] = np.nan
-    numbers[known.nonzero(), codes[known]] = 1
+def _one_hot(places: Sequence[int], k: int) -> Floats:
+    """A one at each place, shape (n, k); all NaN where the place is `_NOWHERE`."""
+    numbers: Floats = _table(k)[[*places]]
     return numbers
+
+
+@cache
+def _table(k: int) -> Floats:
+    """What each place looks like, and in the last row `_NOWHERE`."""
+    return np.vstack((np.eye(k), np.full(k, np.nan)))
+
+
+def _topics(text: Any) -> list[float]:
+    """A one for each topic that a text names; all NaN for no text."""
+    if not isinstance(text, str):
+        return [math.nan] * len(TOPICS)
+    row = [0.0] * len(TOPICS)
+    for place in topics_of(text):
+        row[place] = 1.0
+    return row
 
 
 _DOUBLE_QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2033\u2036\u275d\u275e\u301d-\u301f\uff02]')

@@ -27,4 +27,4 @@ _WORD = re.compile("[a-z]+")
 
 def topics_of(text: str) -> set[int]:
     """Return the topics that a text names, as places in `TOPICS`; none for one in another language."""
-    return {_TOPIC_OF[word] for word in _WORD.findall(text.lower()) if word in _TOPIC_OF}
+    return {_TOPIC_OF[word] for word in _TOPIC_OF.keys() & _WORD.findall(text.lower())}

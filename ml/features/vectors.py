@@ -22,6 +22,10 @@ class Space:
         """The names of the columns."""
         return tuple(column for name, kind in self.kinds.items() for column in kind.columns(name))
 
+    @cached_property
+    def _numbered(self) -> Mapping[str, Kind]:
+        return {name: kind for name, kind in self.kinds.items() if kind.columns(name)}
+
     def of_columns(self, values: Mapping[str, Values]) -> Floats:
         """Make n rows into numbers, shape (n, number of columns); NaN is missing.
 
@@ -32,12 +36,13 @@ class Space:
             raise KeyError(*sorted(unknown))
         n = len(next(iter(values.values())))
         nothing: Values = np.full(n, None, object)
-        numbers = [kind.numbers(values.get(name, nothing)) for name, kind in self.kinds.items() if kind.columns(name)]
-        return np.concatenate(numbers, axis=1)
+        return np.concatenate(
+            [kind.numbers(values.get(name, nothing)) for name, kind in self._numbered.items()], axis=1
+        )
 
     def of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Make rows into numbers, shape (number of rows, number of columns); what a row does not say is missing."""
-        columns = {name: _column([row.get(name) for row in rows]) for name in self.kinds}
+        columns = {name: _column([row.get(name) for row in rows]) for name in self._numbered}
         return self.of_columns(columns)
 
 

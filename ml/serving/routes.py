@@ -28,7 +28,7 @@ from ml.settings import ServingSettings
 
 GENERATING_PATHS = frozenset({"/generate"})
 
-SCORING = Limit(frozenset({"/score"}), most=16)
+SCORING = Limit(frozenset({"/score"}), most=8)
 """At some two milliseconds each, more at once would be a queue that nobody wants to stand in."""
 
 

@@ -2,20 +2,22 @@
 
     python -m tests.bench.mlflow_peer NAME POLICY ARTIFACTS
 
-Run by an environment that has all of MLflow, and Vowpal Wabbit. The model ranks by the same policy and the same code as
-serving does, but is given numbers, so what differs is the server around it. The store is where `MLFLOW_TRACKING_URI`
+Run by an environment that has all of MLflow, and Vowpal Wabbit. The model is the one in the policy, asked as Vowpal
+Wabbit is asked, and is given numbers ready made. The store is where `MLFLOW_TRACKING_URI`
 says. Prints the versions of what it runs on.
 """
 
 import sys
-from pathlib import Path
+import tempfile
+import zipfile
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.pyfunc import PythonModel
+from vowpalwabbit import Workspace
 
-from ml.experiments.ranking import RankingPolicy
+from ml.experiments.ranking import Card, Encoder
 from tests.bench.figures import versions
 
 
@@ -23,21 +25,24 @@ class Ranker(PythonModel):  # type: ignore[misc]
     """Ranks the rows of a data frame, or `candidates`, shape (n, columns), for `context`, shape (columns,)."""
 
     def load_context(self, context: Any) -> None:
-        self.policy = RankingPolicy.load(Path(context.artifacts["policy"]).read_bytes())
-        card = self.policy.card
+        with zipfile.ZipFile(context.artifacts["policy"]) as archive, tempfile.TemporaryDirectory() as directory:
+            card = Card.model_validate_json(archive.read("card.json"))
+            self.model = Workspace(f"--quiet --testonly -i {archive.extract('model.vw', directory)}")
+        self.encoder = Encoder(card.context, card.candidate)
+        self.exploration = card.exploration
         self.columns_of_context = len(card.context)
         self.place = {column: place for place, column in enumerate((*card.context, *card.candidate))}
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Take no type hints: MLflow would make a schema of them, and check each request by it."""
         if isinstance(model_input, dict):
-            ranking = self.policy.rank(model_input["context"], model_input["candidates"])
+            of_context, of_candidates = model_input["context"], model_input["candidates"]
         else:
             numbers = np.zeros((len(model_input), len(self.place)))
             numbers[:, [self.place[column] for column in model_input.columns]] = model_input.to_numpy()
-            of_context, of_candidates = np.hsplit(numbers, [self.columns_of_context])
-            ranking = self.policy.rank(of_context[0], of_candidates)
-        return {"scores": ranking.scores, "probabilities": ranking.probabilities}
+            (of_context, *_), of_candidates = np.hsplit(numbers, [self.columns_of_context])
+        scores = np.clip(-np.array(self.model.predict(self.encoder.encode(of_context, of_candidates))), 0, 1)
+        return {"scores": scores, "probabilities": self.exploration.distribution(scores)}
 
 
 def main(name: str, policy: str, artifacts: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ml.experiments.ranking import Encoder, Learner, RankingPolicy, UnusablePolicy
+from ml.experiments.ranking import Encoder, Learner, RankingPolicy, UnusablePolicy, _loaded
 from ml.features.definitions import SIGNALS
 from ml.features.kinds import Floats
 from ml.features.vectors import CONTEXT, candidates, row
@@ -45,7 +45,9 @@ anything = st.text(st.characters(exclude_categories=[]), max_size=80) | st.sampl
 )
 numbers = st.floats(-1e6, 1e6) | st.floats(0, 1) | st.just(math.nan)
 LEARNED = Learned(RankingPolicy.load(policy()))
-DECLARED = {*CONTEXT.columns, *candidates(("v1", "v2-mentor", "v3-few-shot")).columns}
+OF_TIPS = candidates([*TIPS])
+ENCODER = Encoder(CONTEXT.columns, OF_TIPS.columns)
+MODEL = _loaded(zipfile.ZipFile(io.BytesIO(policy())).read("model.vw"))
 
 
 def names(line: str) -> set[str]:
@@ -58,18 +60,6 @@ def names(line: str) -> set[str]:
     return {feature.partition(":")[0] for feature in features if feature}
 
 
-class Recorder:
-    """Sees every example that the model is given."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.seen: list[list[str]] = []
-
-    def predict(self, lines: list[str]) -> Any:
-        self.seen.append(lines)
-        return self.model.predict(lines)
-
-
 @given(
     some_signals,
     anything,
@@ -78,16 +68,16 @@ class Recorder:
 def test_any_text_in_any_field_yields_as_many_actions_as_candidates_and_only_declared_features(
     signals: dict[str, Any], goal: str, tips: list[tuple[str | None, str | None]]
 ) -> None:
-    inner = LEARNED._policy
-    recorder = Recorder(inner._model)
-    watched = RankingPolicy(inner.card, recorder, inner.version)
     person = {**signals, "goal": goal, "mood": goal, "local_time": signals.get("local_time")}
-    ranking = Learned(watched).rank(person, [row(version, tip) for version, tip in tips])
-    assert ranking.scores.shape == ranking.probabilities.shape == (len(tips),)
-    (lines,) = recorder.seen
+    rows = [row(version, tip) for version, tip in tips]
+    lines = ENCODER.encode(CONTEXT.of_rows([person])[0], OF_TIPS.of_rows(rows))
     assert len(lines) == len(tips) + 1
-    assert set().union(*map(names, lines)) <= DECLARED
+    assert set().union(*map(names, lines)) <= {*CONTEXT.columns, *OF_TIPS.columns}
     assert all("\n" not in line and "\r" not in line for line in lines)
+    by_the_model = [-cost for cost in MODEL.predict(lines)]
+    ranking = LEARNED.rank(person, rows)
+    assert ranking.probabilities.shape == (len(tips),)
+    assert ranking.scores == pytest.approx(np.clip(by_the_model, 0, 1), abs=1e-5)
 
 
 @given(
@@ -147,6 +137,19 @@ def test_columns_that_are_missing_are_refused() -> None:
 def test_a_reward_out_of_range_is_refused(reward: float) -> None:
     with pytest.raises(ValueError, match="reward"):
         Learner(COLUMNS, TIP_COLUMNS).learn(np.zeros(2), np.zeros(3), reward)
+
+
+@pytest.mark.parametrize("rewards", [(0.0,), (1.0,), (0.0, 1.0), (0.25, 0.5)])
+def test_a_policy_predicts_what_the_model_predicts_that_it_was_made_of(rewards: tuple[float, ...]) -> None:
+    chance = np.random.default_rng(3)
+    learner = Learner(COLUMNS, TIP_COLUMNS)
+    for _ in range(500):
+        learner.learn(chance.random(2), chance.random(3), chance.choice(rewards))
+    made = RankingPolicy.load(learner.policy("p", versions=(), learned_from=500, trained_until=0.0))
+    for _ in range(50):
+        context, tips = chance.random(2), chance.random((4, 3))
+        tips[chance.random((4, 3)) < 0.3] = np.nan
+        assert made.rank(context, tips).scores == pytest.approx(learner.scores(context, tips), abs=1e-5)
 
 
 def test_the_same_decisions_in_any_order_of_arrival_give_the_same_policy_byte_by_byte() -> None:
