@@ -193,13 +193,14 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _json_only(content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
-    media_type = content_type.partition(";")[0].strip().lower()
+async def json_only(request: Request) -> None:
+    """Raise UnsupportedMediaType unless the request says that its body is JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not _JSON.fullmatch(media_type):
         raise UnsupportedMediaType("The request body must be JSON, sent with `Content-Type: application/json`.")
 
 
-JsonOnly = Depends(_json_only)
+JsonOnly = Depends(json_only)
 """A dependency of routes with a body: another media type is a 415."""
 
 

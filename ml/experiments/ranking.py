@@ -147,7 +147,7 @@ class Linear:
 
     def predict(self, context: Floats, candidates: Floats) -> Floats:
         """Return the predicted reward of each candidate, shape (n,): what the model would, and much sooner."""
-        context, candidates = np.nan_to_num(context), np.nan_to_num(candidates)
+        context, candidates = np.where(np.isnan(context), 0, context), np.where(np.isnan(candidates), 0, candidates)
         rewards: Floats = self.constant + context @ self.context + candidates @ (self.candidate + context @ self.both)
         return rewards
 

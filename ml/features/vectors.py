@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,11 @@ class Space:
         return tuple(column for name, kind in self.kinds.items() for column in kind.columns(name))
 
     @cached_property
-    def _numbered(self) -> Mapping[str, Kind]:
-        return {name: kind for name, kind in self.kinds.items() if kind.columns(name)}
+    def _places(self) -> Mapping[str, slice]:
+        """Where the columns of each feature are that has any."""
+        widths = {name: len(kind.columns(name)) for name, kind in self.kinds.items()}
+        ends = dict(zip(widths, accumulate(widths.values()), strict=True))
+        return {name: slice(ends[name] - width, ends[name]) for name, width in widths.items() if width}
 
     def of_columns(self, values: Mapping[str, Values]) -> Floats:
         """Make n rows into numbers, shape (n, number of columns); NaN is missing.
@@ -34,16 +38,16 @@ class Space:
         """
         if unknown := values.keys() - self.kinds.keys():
             raise KeyError(*sorted(unknown))
-        n = len(next(iter(values.values())))
-        nothing: Values = np.full(n, None, object)
-        return np.concatenate(
-            [kind.numbers(values.get(name, nothing)) for name, kind in self._numbered.items()], axis=1
-        )
+        numbers = np.full((len(next(iter(values.values()))), len(self.columns)), np.nan)
+        for name, place in self._places.items():
+            if name in values:
+                numbers[:, place] = self.kinds[name].numbers(values[name])
+        return numbers
 
     def of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Make rows into numbers, shape (number of rows, number of columns); what a row does not say is missing."""
-        columns = {name: _column([row.get(name) for row in rows]) for name in self._numbered}
-        return self.of_columns(columns)
+        there = set().union(*rows) & self._places.keys() or {next(iter(self._places))}
+        return self.of_columns({name: _column([row.get(name) for row in rows]) for name in there})
 
 
 CONTEXT = Space(
