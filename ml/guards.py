@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -34,9 +35,6 @@ log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-PATIENCE = 0.05
-"""Seconds after which it is looked whether a caller still waits."""
 
 CLIENT_CLOSED_REQUEST = 499
 """The status that logs and metrics show when the caller went away before an answer was begun (nginx's)."""
@@ -139,7 +137,6 @@ class InFlightLimit:
             return
         self.in_flight += 1
         try:
-            await asyncio.sleep(0)  # whoever came at the same time is counted before this one is worked on
             await self.app(scope, receive, send)
         finally:
             self.in_flight -= 1
@@ -179,43 +176,16 @@ class WholeBody:
             await asyncio.Future()  # the caller going away is our business: the handler is cancelled
             raise AssertionError("never set")
 
-        with _UntilGone(receive):
-            await self.app(scope, receive_body, send)
-
-
-class _UntilGone:
-    """Ends its block when the caller goes away, which is no error.
-
-    It begins to look after `PATIENCE` seconds: most answers are there by then, and go without a task beside them.
-    """
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._gone = False
-        self._answering = asyncio.current_task()
-        self._looking: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._begin)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._timer.cancel()
-        if self._looking:
-            self._looking.cancel()
-        if not (self._gone and self._answering and kind is asyncio.CancelledError):
-            return False
-        self._answering.uncancel()
-        return True
-
-    def _begin(self) -> None:
-        self._looking = asyncio.create_task(self._look())
-
-    async def _look(self) -> None:
-        await _disconnected(self._receive)
-        self._gone = True
-        if self._answering:
-            self._answering.cancel()
+        handler = asyncio.ensure_future(self.app(scope, receive_body, send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({handler, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not handler.done():
+                handler.cancel()
+        with suppress(asyncio.CancelledError):
+            await handler
 
 
 async def _disconnected(receive: Receive) -> None:
