@@ -163,7 +163,7 @@ class Text:
 
     def numbers(self, values: Values) -> Floats:
         """Say which topics each text names; nothing else of people's own words becomes a number."""
-        return np.array([_topics(text) for text in values])
+        return np.array([_topics(text) for text in values]).reshape(len(values), len(TOPICS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,8 @@ class Tip(Text):
 
     def numbers(self, values: Values) -> Floats:
         lengths = [len(text) / self.longest if isinstance(text, str) else math.nan for text in values]
-        return np.array([[length, *_topics(text)] for length, text in zip(lengths, values, strict=True)])
+        rows = [[length, *_topics(text)] for length, text in zip(lengths, values, strict=True)]
+        return np.array(rows).reshape(len(values), 1 + len(TOPICS))
 
 
 _NOWHERE = -1

@@ -144,6 +144,13 @@ def test_a_version_that_was_never_seen_is_missing() -> None:
     assert not np.isnan(numbers[2:]).any()
 
 
+@pytest.mark.parametrize("space", [CONTEXT, TIPS], ids=["people", "tips"])
+def test_no_rows_are_no_rows_of_as_many_numbers(space: Space) -> None:
+    assert space.of_rows([]).shape == (0, len(space.columns))
+    for name, kind in space.kinds.items():
+        assert kind.numbers(np.array([], object)).shape == (0, len(kind.columns(name)))
+
+
 def test_a_name_that_is_no_feature_is_an_error() -> None:
     with pytest.raises(KeyError, match="shoe_size"):
         CONTEXT.of_columns({"shoe_size": np.array([43])})
