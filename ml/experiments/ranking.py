@@ -106,14 +106,14 @@ class Encoder:
         `context`: shape (number of context columns,). `candidates`: shape (n, number of candidate columns). NaN is
         missing, and below a millionth it is nothing; raises ValueError above a million and for another shape.
         """
-        check(context, candidates, len(self.context), len(self.candidate))
+        _check(context, candidates, len(self.context), len(self.candidate))
         return [
             "shared |c " + _features(self.context, context.tolist()),
             *("|a " + _features(self.candidate, row) for row in candidates.tolist()),
         ]
 
 
-def check(context: Floats, candidates: Floats, of_context: int, of_candidate: int) -> None:
+def _check(context: Floats, candidates: Floats, of_context: int, of_candidate: int) -> None:
     """Raise ValueError unless there are as many columns of each, with numbers that single precision can hold."""
     if context.shape != (of_context,) or candidates.shape[1:] != (of_candidate,):
         raise ValueError(f"columns are missing: {context.shape} and {candidates.shape}")
@@ -179,7 +179,7 @@ class RankingPolicy:
 
         Raises what `Encoder.encode` raises.
         """
-        check(context, candidates, len(self.card.context), len(self.card.candidate))
+        _check(context, candidates, len(self.card.context), len(self.card.candidate))
         scores = np.clip(self._model.predict(context, candidates), 0.0, 1.0)
         return Ranking(scores, self._exploration.distribution(scores))
 

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from ml.experiments.arrays import Floats
 from ml.experiments.assignment import sticky, uniform_from, weighted
 from ml.experiments.policies import Thompson
 from ml.experiments.ranking import Learner, RankingPolicy
 from ml.experiments.statistics import Sample
 from ml.features.vectors import CONTEXT, candidates, row
 from ml.simulation.people import TASTES, Progress, Visit, visits
-
-Floats = npt.NDArray[np.float64]
 
 _EQUAL = dict.fromkeys(TASTES, 1.0)
 _DAY = 86_400.0
