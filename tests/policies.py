@@ -3,7 +3,7 @@
 import random
 from functools import cache
 
-from ml.experiments.decisions import Candidate, Decision
+from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.pipelines.training import train
 
 TIPS = {
@@ -15,19 +15,19 @@ LIKED = {"low": "v2-mentor", "good": "v1"}
 """What people in these moods like."""
 
 
-def decisions(n: int, seed: int = 1) -> list[Decision]:
+def decisions(n: int, seed: int = 1) -> list[LoggedDecision]:
     """What people were shown, each version as often, and how they liked it."""
     chance = random.Random(seed)
     made = []
     for number in range(n):
         mood = chance.choice([*LIKED])
-        candidates = tuple(Candidate(version, 1 / len(TIPS), tip) for version, tip in TIPS.items())
+        candidates = tuple(LoggedCandidate(version, 1 / len(TIPS), tip) for version, tip in TIPS.items())
         taken = chance.randrange(len(TIPS))
         likes = 0.8 if candidates[taken].prompt_version == LIKED[mood] else 0.2
         signals = {"mood": mood, "stress": chance.randint(1, 10)}
         reward = float(chance.random() < likes)
         made.append(
-            Decision(f"d{number}", f"u{number % 50}", float(number), signals, {}, candidates, taken, reward, True)
+            LoggedDecision(f"d{number}", f"u{number % 50}", float(number), signals, {}, candidates, taken, reward, True)
         )
     return made
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.serving.tip import checked
+from ml.serving.tip import validate_tip
 from tests.conftest import Serve
 from tests.process import environment
 
@@ -38,7 +38,7 @@ def test_the_first_command_writes_a_real_tip_once_everything_is_installed() -> N
     assert serve.split() == ["tips", "serve"]
     ended = shell(generate)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert checked(ended.stdout)
+    assert validate_tip(ended.stdout)
 
 
 def test_what_the_first_command_installs_is_what_the_project_needs() -> None:
@@ -63,7 +63,7 @@ def test_the_request_it_shows_is_answered(serve: Serve) -> None:
     ended = shell(CURL.replace("localhost:8000", url) + " --silent")
     answer = json.loads(ended.stdout)
     assert answer["prompt_version"] == "v2-mentor"
-    assert checked(answer["tip"])
+    assert validate_tip(answer["tip"])
 
 
 @pytest.mark.parametrize("snippet", PYTHON)

@@ -13,17 +13,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from ml.cli.store import age, in_store, recommender_extra
+from ml.cli.stores import age, in_store, recommender_extra
 from ml.experiments.ranking import RankingPolicy, UnusablePolicy
-from ml.features import store as online_store
-from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
-from ml.telemetry import configure_logging
+from ml.features import online_store
+from ml.platform.settings import ConfigurationError
+from ml.platform.telemetry import configure_logging
+from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ml.experiments.decisions import Decision
-    from ml.recommender.tip_scores import TipScores
+    from ml.experiments.decisions import LoggedDecision
+    from ml.store.tips import TipStore
 
 app = typer.Typer()
 
@@ -187,10 +189,10 @@ def simulate(
         _compare_policies(users, days, seed, regret, progress)
         return
     with recommender_extra():
-        from ml.recommender.database import prepare
         from ml.simulation.service import simulate as run
+        from ml.store.database import prepare_database
     settings = RecommenderSettings.from_environment()
-    prepare(settings.database_url.get_secret_value())
+    prepare_database(settings.database_url.get_secret_value())
     configure_logging(logging.CRITICAL, sys.stderr)
     done = run(settings, users=users, days=days, end=datetime.now(UTC), seed=seed, progress=progress)
     print(f"simulated: {done.tips} tips, {done.reactions} reactions; `tips serve` shows them on /admin/rewards")
@@ -201,10 +203,10 @@ def _compare_policies(
 ) -> None:
     with recommender_extra():
         from ml.simulation.plots import draw
-        from ml.simulation.regret import play
+        from ml.simulation.regret import compare_policies
 
         try:
-            played = play(users=users, days=days, seed=seed, progress=progress)
+            played = compare_policies(users=users, days=days, seed=seed, progress=progress)
             draw(played, file)
         except UnusablePolicy as error:
             raise ConfigurationError(f"The policy that ranks {error}.") from None

@@ -4,9 +4,11 @@ import sys
 
 import typer
 
-from ml.cli import learning, people, prompts, services, tips
-from ml.errors import TipsError
-from ml.settings import ConfigurationError
+from ml.cli import generate as tips
+from ml.cli import learning, people, prompts
+from ml.cli import serve as services
+from ml.platform.errors import TipsError
+from ml.platform.settings import ConfigurationError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for part in (services, tips, people, learning):

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
-from ml.cli.store import age, in_store, recommender_extra
-from ml.features import store as online_store
-from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
+from ml.cli.stores import age, in_store, recommender_extra
+from ml.features import online_store
+from ml.platform.settings import ConfigurationError
+from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import ServingSettings
 
 app = typer.Typer()
 
@@ -16,7 +18,7 @@ app = typer.Typer()
 def migrate() -> None:
     """Bring the database of DATABASE_URL up to the newest schema."""
     with recommender_extra():
-        from ml.recommender.database import migrate as upgrade
+        from ml.store.database import migrate_database as upgrade
     upgrade(RecommenderSettings.from_environment().database_url.get_secret_value())
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ml.serving import prompts as registry
-from ml.settings import ServingSettings
+from ml.serving.settings import ServingSettings
 
 app = typer.Typer(invoke_without_command=True)
 

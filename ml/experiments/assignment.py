@@ -16,7 +16,7 @@ class Assignment:
     distribution: Mapping[str, float]
 
 
-def uniform_from(*parts: str) -> float:
+def hash_to_unit_interval(*parts: str) -> float:
     """A number in [0, 1), uniform over the parts: chance that can be looked up again, from what a row holds anyway.
 
     The same for ever, in any process, on any machine: 53 bits of SHA-256. Each part goes in with its length, so that
@@ -29,7 +29,7 @@ def uniform_from(*parts: str) -> float:
     return (int.from_bytes(hashed.digest()[:8]) >> 11) * 2**-53
 
 
-def weighted(weights: Mapping[str, float], u: float) -> Assignment:
+def draw_weighted(weights: Mapping[str, float], u: float) -> Assignment:
     """Draw an option with probability proportional to its weight.
 
     `weights`: none below zero, at least one above; one of zero is never taken. `u`: uniform in [0, 1), the only source
@@ -43,7 +43,7 @@ def weighted(weights: Mapping[str, float], u: float) -> Assignment:
     return Assignment(taken, distribution[taken], distribution)
 
 
-def sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Assignment:
+def draw_sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Assignment:
     """Give a person the same option each time, and each option a share of all people as large as its weight's share.
 
     When weights change, or options come or go, no more people move than must, and all of them in the direction of the
@@ -56,7 +56,7 @@ def sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Assignme
     """
 
     def time(option: str) -> float:
-        return -math.log(1 - uniform_from(salt, user_id, option)) / weights[option]
+        return -math.log(1 - hash_to_unit_interval(salt, user_id, option)) / weights[option]
 
     taken, distribution = min(weights, key=time), _shares(weights)
     return Assignment(taken, distribution[taken], distribution)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class LoggedCandidate:
     """One option of a decision.
 
     `probability`: in (0, 1], with which the live policy took it. `tip`: its text; None where it was never written,
@@ -19,7 +19,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class LoggedDecision:
     """One choice for one person.
 
     `id`: what the choice was drawn with. `at`: when, in Unix seconds. `signals`, `aggregates`: what was known of the
@@ -32,7 +32,7 @@ class Decision:
     at: float
     signals: Mapping[str, Any]
     aggregates: Mapping[str, float]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[LoggedCandidate, ...]
     taken: int
     reward: float
     ranked: bool

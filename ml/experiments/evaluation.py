@@ -28,15 +28,15 @@ from ml.experiments.statistics import Interval
 
 # An effective sample size below this is refused: normal approximations of fewer are not to be trusted. At this size no
 # single decision can hold more than a tenth of all the weight, since its share is at most 1 / sqrt(size).
-LEAST_EFFECTIVE = 100.0
+MIN_EFFECTIVE_SAMPLE_SIZE = 100.0
 # Likewise of people, whose decisions depend on each other.
-LEAST_PEOPLE = 20.0
+MIN_CLUSTERS = 20.0
 # The mean weight is refused if it is off 1 by more than this, and by more standard errors than chance explains. Weights
 # are skewed, hence four.
 MEAN_WEIGHT_TOLERANCE = 0.1
 MEAN_WEIGHT_ERRORS = 4.0
 # A smaller propensity could only be a mistake, and the square of its weight overflows.
-LEAST_PROPENSITY = 1e-100
+MIN_PROPENSITY = 1e-100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ class Log:
         if n == 0:
             raise ValueError("a log without decisions says nothing")
         check("rewards", self.rewards, (n,), 0, 1)
-        check("propensities", self.propensities, (n,), LEAST_PROPENSITY, 1)
+        check("propensities", self.propensities, (n,), MIN_PROPENSITY, 1)
         check("targets", self.targets, (n,), 0, 1)
         check("unreachable", np.array(self.unreachable), (), 0, 1)
         if self.people is not None:
@@ -266,10 +266,10 @@ def _refusal(log: Log) -> str | None:
 
 def _too_few(log: Log) -> str | None:
     decisions, people = log.effective_sample_size, log.effective_people
-    if decisions < LEAST_EFFECTIVE:
+    if decisions < MIN_EFFECTIVE_SAMPLE_SIZE:
         counted = f"{math.floor(decisions)} decisions of the target"
         return f"The log tells no more than {counted} would, and {LEAST_EFFECTIVE:.0f} are the least."
-    if log.people is not None and people < LEAST_PEOPLE:
+    if log.people is not None and people < MIN_CLUSTERS:
         counted = f"the target would for {math.floor(people)} people"
         return f"The log tells no more than {counted}, and {LEAST_PEOPLE:.0f} are the least."
     return None

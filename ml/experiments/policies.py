@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ml.experiments.assignment import Assignment, weighted
+from ml.experiments.assignment import Assignment, draw_weighted
 from ml.experiments.exploration import FLOOR
 from ml.experiments.statistics import Sample, probability_best
 
 
 @dataclass(frozen=True, slots=True)
-class Thompson:
+class ThompsonSampling:
     """Thompson sampling over few arms: each is taken with the probability that it is the best one, given its rewards.
 
     The posteriors are Beta, from a uniform prior, and the probabilities exact (`probability_best`), so they can be
@@ -37,4 +37,4 @@ class Thompson:
 
     def choose(self, arms: Mapping[str, Sample], u: float) -> Assignment:
         """Draw an arm; `u`, uniform in [0, 1), is the only source of chance. Raises what `distribution` does."""
-        return weighted(self.distribution(arms), u)
+        return draw_weighted(self.distribution(arms), u)

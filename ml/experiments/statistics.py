@@ -11,7 +11,7 @@ from scipy import special
 # The number of observations at which a confidence sequence is narrowest, for its level. A constant, chosen beforehand.
 TUNED_AT = 5_000
 # A wait for more observations than these is no answer.
-MOST_NEEDED = 1_000_000
+MAX_OBSERVATIONS = 1_000_000
 # The p-value below which traffic was not split as logged: small, because it is looked at every day.
 SAMPLE_RATIO_ALARM = 0.001
 
@@ -106,8 +106,8 @@ def observations_needed(a: Sample, b: Sample, *, alpha: float = 0.05, tuned_at: 
         return interval.low > 0 or interval.high < 0
 
     # Bisection is sound: both the width for a given variance and the variance itself only fall as a sample grows.
-    needed = bisect_left(range(MOST_NEEDED + 1), True, key=settled)
-    return needed if needed <= MOST_NEEDED else None
+    needed = bisect_left(range(MAX_OBSERVATIONS + 1), True, key=settled)
+    return needed if needed <= MAX_OBSERVATIONS else None
 
 
 def _grown(sample: Sample, growth: float) -> Sample:

@@ -27,7 +27,7 @@ class PromptContext:
         return " ".join(self.sentences)
 
 
-def assemble(signals: Mapping[str, Any]) -> PromptContext:
+def assemble_context(signals: Mapping[str, Any]) -> PromptContext:
     """Put validated `signals` into words; a signal that is missing, None or blank is left out.
 
     Raises KeyError for a name that is not in `SIGNALS`.

@@ -16,14 +16,26 @@ from typing import Any
 
 from babel import Locale
 
-from ml.features.kinds import Choice, Clock, Kind, Language, Number, Scale, Text, Texts, Tip, Version, Whole
+from ml.features.feature_types import (
+    Category,
+    FeatureType,
+    Integer,
+    Language,
+    Number,
+    PromptVersion,
+    Rating,
+    Text,
+    Texts,
+    TimeOfDay,
+    TipText,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
     """One thing we may know about a person: its kind, and the sentence its words go into."""
 
-    kind: Kind
+    kind: FeatureType
     sentence: str
 
 
@@ -31,20 +43,20 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
     {
         "goal": Signal(Text(200), "My goal, in my own words: {}."),
         "mood": Signal(
-            Choice({"great": "great", "good": "good", "okay": "okay", "low": "low", "awful": "awful"}),
+            Category({"great": "great", "good": "good", "okay": "okay", "low": "low", "awful": "awful"}),
             "My mood is {}.",
         ),
-        "energy": Signal(Scale(10), "My energy is {}."),
-        "stress": Signal(Scale(10), "My stress is {}."),
+        "energy": Signal(Rating(10), "My energy is {}."),
+        "stress": Signal(Rating(10), "My stress is {}."),
         "sleep_hours": Signal(Number(0, 24, "hour"), "I slept {} last night."),
-        "steps_today": Signal(Whole(0, 200_000, "step"), "I have walked {} today."),
-        "minutes_since_break": Signal(Whole(0, 1_440, "minute"), "My last break was {} ago."),
-        "open_tasks": Signal(Whole(0, 1_000, "open task"), "I have {}."),
-        "meetings_left_today": Signal(Whole(0, 50, "meeting"), "I have {} left today."),
-        "streak_days": Signal(Whole(0, 36_500, "day"), "I have kept up my habit for {} in a row."),
-        "days_since_last_visit": Signal(Whole(0, 36_500, "day"), "I was last here {} ago."),
+        "steps_today": Signal(Integer(0, 200_000, "step"), "I have walked {} today."),
+        "minutes_since_break": Signal(Integer(0, 1_440, "minute"), "My last break was {} ago."),
+        "open_tasks": Signal(Integer(0, 1_000, "open task"), "I have {}."),
+        "meetings_left_today": Signal(Integer(0, 50, "meeting"), "I have {} left today."),
+        "streak_days": Signal(Integer(0, 36_500, "day"), "I have kept up my habit for {} in a row."),
+        "days_since_last_visit": Signal(Integer(0, 36_500, "day"), "I was last here {} ago."),
         "activity": Signal(
-            Choice(
+            Category(
                 {
                     "working": "working",
                     "sitting": "sitting down",
@@ -58,9 +70,9 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
             ),
             "Right now I am {}.",
         ),
-        "local_time": Signal(Clock(), "It is {} now."),
+        "local_time": Signal(TimeOfDay(), "It is {} now."),
         "weekday": Signal(
-            Choice(
+            Category(
                 {
                     day.lower(): day
                     for day in ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -78,19 +90,19 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
 class Aggregate:
     """Something counted of a person's past, in a batch; `good_for` is the age from which on it counts as unknown."""
 
-    kind: Kind
+    kind: FeatureType
     good_for: timedelta
 
 
 AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
     {
         "reward_rate_30d": Aggregate(Number(0, 1, "reward"), timedelta(days=7)),
-        "tips_7d": Aggregate(Whole(0, 1_000, "tip"), timedelta(days=2)),
+        "tips_7d": Aggregate(Integer(0, 1_000, "tip"), timedelta(days=2)),
     }
 )
 """The mean reward of a person's tips in 30 days, and the number of them in seven."""
 
-CANDIDATE: Mapping[str, Kind] = MappingProxyType({"prompt_version": Version(), "tip": Tip(280)})
+CANDIDATE: Mapping[str, FeatureType] = MappingProxyType({"prompt_version": PromptVersion(), "tip": TipText(280)})
 """What may be said of a tip that could be shown."""
 
 
@@ -102,7 +114,7 @@ def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     for name, signal in SIGNALS.items():
         value = signals.get(name)
-        if value is not None and isinstance(signal.kind, Choice):
+        if value is not None and isinstance(signal.kind, Category):
             found.append(f"{name}:{value}")
         elif value is not None and isinstance(signal.kind, Language):
             found.append(f"{name}:{Locale.parse(value, sep='-').language}")

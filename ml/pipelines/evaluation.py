@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ml.experiments.arrays import Floats, Integers
-from ml.experiments.assignment import uniform_from
-from ml.experiments.decisions import Decision
+from ml.experiments.assignment import hash_to_unit_interval
+from ml.experiments.decisions import LoggedDecision
 from ml.experiments.evaluation import Estimate, Log, dm, dr, ips, sndr, snips
 from ml.experiments.reward_model import RewardModel, cross_fitted_means
 from ml.features.definitions import segments
@@ -42,7 +42,7 @@ class NothingToEvaluate(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class EvaluationReport:
     """What the log says of a policy.
 
     `earned`: what the live policy earned with the same decisions. `estimates`: what this one would have, by estimator,
@@ -91,7 +91,7 @@ class Report:
         return tuple(zip(ROWS, *columns, strict=True))
 
 
-def evaluate(decisions: Sequence[Decision], target: Target) -> Report:
+def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationReport:
     """Estimate what `target` would have earned from decisions that are old enough for their reactions to be in.
 
     It is judged by those at which the live policy could have taken whatever it takes. Raises NothingToEvaluate.
@@ -128,7 +128,7 @@ def evaluate(decisions: Sequence[Decision], target: Target) -> Report:
         "ips": ips(log),
         "dm": dm(log, model),
     }
-    return Report(target.name, len(judged), people, ips(own), estimates, tuple(left_out))
+    return EvaluationReport(target.name, len(judged), people, ips(own), estimates, tuple(left_out))
 
 
 def percent(reward: float) -> str:
@@ -159,7 +159,7 @@ def _column(name: str, estimate: Estimate, *, compared: bool) -> tuple[str, ...]
     )
 
 
-def _refuse_unknown(target: Versions, decisions: Sequence[Decision]) -> None:
+def _refuse_unknown(target: Versions, decisions: Sequence[LoggedDecision]) -> None:
     known = {candidate.prompt_version for decision in decisions for candidate in decision.candidates}
     if unknown := [version for version in target.weights if version not in known]:
         raise NothingToEvaluate(
@@ -168,7 +168,7 @@ def _refuse_unknown(target: Versions, decisions: Sequence[Decision]) -> None:
         )
 
 
-def _arrays(judged: Sequence[tuple[Decision, Floats]]) -> tuple[Log, Log, RewardModel]:
+def _arrays(judged: Sequence[tuple[LoggedDecision, Floats]]) -> tuple[Log, Log, RewardModel]:
     """The log as the target sees it, the same as it was, and the model of the reward."""
     n, k = len(judged), max(len(distribution) for _, distribution in judged)
     names = sorted({candidate.prompt_version for decision, _ in judged for candidate in decision.candidates})
@@ -184,7 +184,7 @@ def _arrays(judged: Sequence[tuple[Decision, Floats]]) -> tuple[Log, Log, Reward
     taken = np.array([decision.taken for decision in decisions])
     users, people = np.unique([decision.user_id for decision in decisions], return_inverse=True)
     log = Log.from_policies(rewards, taken, live, target, people)
-    folds = np.array([int(FOLDS * uniform_from("fold", str(user))) for user in users])[people]
+    folds = np.array([int(FOLDS * hash_to_unit_interval("fold", str(user))) for user in users])[people]
     of_versions = _means(rewards, versions[np.arange(n), taken], folds, _groups(decisions, len(names)), len(names))
     means = np.take_along_axis(of_versions, versions, axis=1)
     own = Log(rewards, log.propensities, log.propensities, people=people)
@@ -198,7 +198,7 @@ def _means(rewards: Floats, versions: Integers, folds: Integers, groups: Integer
     return cross_fitted_means(rewards, versions, folds, n_options=n_versions, groups=groups)
 
 
-def _groups(decisions: Sequence[Decision], n_versions: int) -> Integers:
+def _groups(decisions: Sequence[LoggedDecision], n_versions: int) -> Integers:
     """The group of each decision's person, who may like other versions than others do: the first of their segments.
 
     Of a large group only; all the others are one.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.experiments.evaluation import Estimate
-from ml.figures import ON_PAPER, save, style
-from ml.pipelines.evaluation import BEST, Report, percent
+from ml.pipelines.evaluation import BEST, EvaluationReport, percent
+from ml.platform.plot_style import PRINT_PALETTE, plot_settings, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ _LEAST_SPAN = 0.1
 """That the axis spans at least: a difference of next to nothing should not look like one."""
 
 
-def draw(report: Report, file: Path) -> None:
+def draw(report: EvaluationReport, file: Path) -> None:
     """Draw every estimate with its interval, beside what the log earned, into an .svg or .png file.
 
     The same report gives the same figure. Raises OSError for a file that cannot be written.
@@ -31,13 +31,13 @@ def draw(report: Report, file: Path) -> None:
     words = textwrap.wrap(report.verdict, _LONGEST_LINE)
     above, below = 34 + 17 * len(words), 48
     height = above + _ROW * len(rows) + below
-    with mpl.rc_context(style(ON_PAPER, _FONT)):
+    with mpl.rc_context(plot_settings(PRINT_PALETTE, _FONT)):
         figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=144)
         axes = figure.add_axes((76 / _WIDTH, below / height, 1 - 146 / _WIDTH, _ROW * len(rows) / height))
         for index, (name, estimate) in enumerate(rows.items()):
             _interval(axes, -index, estimate, _colour(name, estimate))
-        axes.axvline(report.earned.value, color=ON_PAPER.quiet, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
-        axes.set_yticks([-index for index in range(len(rows))], [*rows], color=ON_PAPER.ink)
+        axes.axvline(report.earned.value, color=PRINT_PALETTE.quiet, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        axes.set_yticks([-index for index in range(len(rows))], [*rows], color=PRINT_PALETTE.ink)
         axes.set_ylim(0.5 - len(rows), 0.5)
         _percent_below(axes)
         name = report.policy if len(report.policy) <= _LONGEST_NAME else f"{report.policy[: _LONGEST_NAME - 1]}…"
@@ -45,20 +45,20 @@ def draw(report: Report, file: Path) -> None:
         figure.text(14 / _WIDTH, 1 - 32 / height, "\n".join(words), va="top", linespacing=1.25)
         advice = "grey: worthless" if report.best.refusal else f"believe {BEST} first"
         counted = f"{report.decisions:,} decisions, {report.people:,} people; intervals of 95%; {advice}"
-        figure.text(14 / _WIDTH, 10 / height, counted, color=ON_PAPER.quiet, size=10)
-        save(figure, file)
+        figure.text(14 / _WIDTH, 10 / height, counted, color=PRINT_PALETTE.quiet, size=10)
+        save_figure(figure, file)
 
 
 def _interval(axes: "Axes", y: float, estimate: Estimate, colour: str) -> None:
     axes.hlines(y, estimate.low, estimate.high, colour, linewidth=3)
-    axes.plot(estimate.value, y, "o", color=colour, markersize=9, markeredgecolor=ON_PAPER.ground)
+    axes.plot(estimate.value, y, "o", color=colour, markersize=9, markeredgecolor=PRINT_PALETTE.ground)
     beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(percent(estimate.value), (1, y), xycoords=("axes fraction", "data"), color=ON_PAPER.ink, **beside)
+    axes.annotate(percent(estimate.value), (1, y), xycoords=("axes fraction", "data"), color=PRINT_PALETTE.ink, **beside)
 
 
 def _colour(name: str, estimate: Estimate) -> str:
     if name == "the log":
-        return ON_PAPER.quiet
+        return PRINT_PALETTE.quiet
     if estimate.refusal:
         return _WORTHLESS
     return _BEST if name == BEST else _OTHERS

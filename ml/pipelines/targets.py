@@ -10,12 +10,13 @@ import numpy as np
 
 from ml.experiments import policies
 from ml.experiments.arrays import Floats
-from ml.experiments.decisions import Decision
+from ml.experiments.decisions import LoggedDecision
+from ml.experiments.policies import parse_version_weights
 from ml.experiments.ranking import UnusablePolicy
 from ml.experiments.statistics import Sample
-from ml.features.vectors import row
-from ml.registry.policies import Learned, load
-from ml.settings import ConfigurationError, policy_source, versions_from
+from ml.features.encoder import candidate_row
+from ml.platform.settings import ConfigurationError
+from ml.registry.policies import Learned, load, validate_policy_source
 
 MOST_LOOKS = 200
 """How often Thompson sampling looks at what was earned, over the whole of a log."""
@@ -34,7 +35,7 @@ class Target(Protocol):
     def without(self) -> str:
         """Why it has nothing to do with some decisions, after "because"."""
 
-    def distributions(self, decisions: Sequence[Decision]) -> Iterator[Floats | None]:
+    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         """Return the probability with which it takes each candidate of each decision, which are in order of time.
 
         None for a decision that it is not to be judged by.
@@ -47,7 +48,7 @@ class Uniform:
     name = "uniform"
     without = ""
 
-    def distributions(self, decisions: Sequence[Decision]) -> Iterator[Floats | None]:
+    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         for decision in decisions:
             k = len(decision.candidates)
             yield np.full(k, 1 / k)
@@ -65,7 +66,7 @@ class Versions:
         self.without = f"{' or '.join(weights)} could not be taken there"
         self.weights = dict(weights)
 
-    def distributions(self, decisions: Sequence[Decision]) -> Iterator[Floats | None]:
+    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         for decision in decisions:
             there = self.weights.keys() & {candidate.prompt_version for candidate in decision.candidates}
             enough = 1 if decision.ranked else len(self.weights)
@@ -86,7 +87,7 @@ class Thompson:
         self._window = window
         self._policy = policies.Thompson()
 
-    def distributions(self, decisions: Sequence[Decision]) -> Iterator[Floats | None]:
+    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         earned: dict[str, Sample] = defaultdict(Sample)
         found: dict[tuple[str, ...], Mapping[str, float]] = {}
         known, next_look = 0, -np.inf
@@ -118,12 +119,12 @@ class Ranked:
         self.without = f"{policy.name} has learned from decisions up to {until:%Y-%m-%d %H:%M} UTC"
         self._policy = policy
 
-    def distributions(self, decisions: Sequence[Decision]) -> Iterator[Floats | None]:
+    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         for decision in decisions:
             if decision.at <= self._policy.trained_until:
                 yield None
                 continue
-            tips = [row(one.prompt_version, one.tip if decision.ranked else None) for one in decision.candidates]
+            tips = [candidate_row(one.prompt_version, one.tip if decision.ranked else None) for one in decision.candidates]
             yield self._policy.rank({**decision.signals, **decision.aggregates}, tips).probabilities
 
 
@@ -139,8 +140,8 @@ def read(policy: str, *, window: timedelta, tracking_uri: str) -> Target:
         return Thompson(window.total_seconds())
     try:
         if "/" in policy or Path(policy).is_file():
-            return Ranked(load(policy_source(policy), tracking_uri))
-        return Versions(policy, dict(versions_from(policy)))
+            return Ranked(load(validate_policy_source(policy), tracking_uri))
+        return Versions(policy, dict(parse_version_weights(policy)))
     except UnusablePolicy as error:
         raise ConfigurationError(f"--policy: the policy {error}.") from None
     except ValueError as error:
@@ -149,7 +150,7 @@ def read(policy: str, *, window: timedelta, tracking_uri: str) -> Target:
         ) from None
 
 
-def _spread(decision: Decision, weights: Mapping[str, float]) -> Floats:
+def _spread(decision: LoggedDecision, weights: Mapping[str, float]) -> Floats:
     """The distribution over the candidates in which each version there has its weight, shared by its candidates."""
     versions = [candidate.prompt_version for candidate in decision.candidates]
     each = Counter(versions)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from ml.experiments.decisions import Decision
+from ml.experiments.decisions import LoggedDecision
 from ml.experiments.ranking import Learner
-from ml.features.vectors import CONTEXT, candidates, row
+from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 
 
-def train(decisions: Sequence[Decision], *, name: str = "tips") -> bytes:
+def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
     """Return a policy, to be kept in a file or a registry, that has learned from each tip shown, in order of time.
 
     The same decisions give the same policy, byte by byte. Raises ValueError for none.
@@ -17,10 +17,10 @@ def train(decisions: Sequence[Decision], *, name: str = "tips") -> bytes:
     in_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
     shown = [decision.candidates[decision.taken] for decision in in_time]
     versions = sorted({candidate.prompt_version for candidate in shown})
-    space = candidates(versions)
-    contexts = CONTEXT.of_rows([{**decision.signals, **decision.aggregates} for decision in in_time])
-    tips = space.of_rows([row(candidate.prompt_version, candidate.tip) for candidate in shown])
-    learner = Learner(CONTEXT.columns, space.columns)
+    space = candidate_encoder(versions)
+    contexts = CONTEXT_ENCODER.of_rows([{**decision.signals, **decision.aggregates} for decision in in_time])
+    tips = space.of_rows([candidate_row(candidate.prompt_version, candidate.tip) for candidate in shown])
+    learner = Learner(CONTEXT_ENCODER.columns, space.columns)
     for decision, context, tip in zip(in_time, contexts, tips, strict=True):
         learner.learn(context, tip, decision.reward)
     return learner.policy(name, versions=versions, learned_from=len(in_time), trained_until=in_time[-1].at)

@@ -7,11 +7,12 @@ from datetime import timedelta
 
 import structlog
 
-from ml.background import beside
-from ml.errors import StorageUnavailable
-from ml.recommender.rollup import hour_of
-from ml.recommender.rotation import Rotation
-from ml.recommender.tip_scores import Clock, TipScores
+from ml.platform.background import run_in_background
+from ml.platform.clock import Clock
+from ml.platform.errors import StorageUnavailable
+from ml.recommender.selection import PromptSelector
+from ml.store.rollup import hour_of
+from ml.store.tips import TipStore
 
 log = structlog.get_logger()
 
@@ -19,8 +20,8 @@ REFRESH_SECONDS = 60.0
 
 
 @asynccontextmanager
-async def learning(
-    rotation: Rotation, tip_scores: TipScores, *, reaction_window: timedelta, clock: Clock, every: float
+async def keep_learning(
+    rotation: PromptSelector, tip_scores: TipStore, *, reaction_window: timedelta, clock: Clock, every: float
 ) -> AsyncIterator[None]:
     """Let a rotation that learns do so until the block ends: at once, and then `every` so many seconds.
 
@@ -46,5 +47,5 @@ async def learning(
         yield
         return
     await learn()
-    async with beside(go_on()):
+    async with run_in_background(go_on()):
         yield

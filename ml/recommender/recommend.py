@@ -11,13 +11,14 @@ from uuid import UUID
 import structlog
 from uuid_utils.compat import uuid7
 
-from ml.errors import TipsError
 from ml.features.definitions import segments
-from ml.recommender.rollup import UNAVAILABLE
-from ml.recommender.rotation import Choice, Rotation
-from ml.recommender.serving_client import Scores, ServingClient, Written
-from ml.recommender.tip_scores import Clock, TipScore, TipScores
-from ml.telemetry import Telemetry, note
+from ml.platform.clock import Clock
+from ml.platform.errors import TipsError
+from ml.platform.telemetry import Telemetry, add_to_request_log
+from ml.recommender.selection import PromptSelection, PromptSelector
+from ml.recommender.serving_client import CandidateRanking, GeneratedTip, ServingClient
+from ml.store.rollup import UNAVAILABLE
+from ml.store.tips import TipRecord, TipStore
 
 log = structlog.get_logger()
 
@@ -30,8 +31,8 @@ class _Candidate:
     """A tip that was written, in `ms` milliseconds, of the version that was chosen for it."""
 
     tip_id: UUID
-    choice: Choice
-    written: Written
+    choice: PromptSelection
+    written: GeneratedTip
     ms: int
 
 
@@ -40,9 +41,9 @@ class Recommender:
 
     def __init__(
         self,
-        rotation: Rotation,
+        rotation: PromptSelector,
         serving: ServingClient,
-        tip_scores: TipScores,
+        tip_scores: TipStore,
         telemetry: Telemetry,
         *,
         clock: Clock,
@@ -58,7 +59,7 @@ class Recommender:
         self._candidates = candidates
         self._simulated = simulated
 
-    async def tip(self, user_id: str, signals: dict[str, Any], *, within: float | None = None) -> TipScore:
+    async def tip(self, user_id: str, signals: dict[str, Any], *, within: float | None = None) -> TipRecord:
         """Return a tip whose row is durable, and those of its rivals.
 
         Raises what serving's client and the store raise; then there is no row. Of several candidates, those that cannot
@@ -75,8 +76,8 @@ class Recommender:
         return await self._show(_ranked(self._rows(user_id, signals, written), scores))
 
     async def record(
-        self, user_id: str, signals: Mapping[str, Any], choice: Choice, written: Written, ms: int
-    ) -> TipScore:
+        self, user_id: str, signals: Mapping[str, Any], choice: PromptSelection, written: GeneratedTip, ms: int
+    ) -> TipRecord:
         """Store a tip that was written in `ms` milliseconds; returns when its row is durable."""
         tip = _Candidate(_time_ordered_id(self._clock()), choice, written, ms)
         return await self._show(self._rows(user_id, signals, [tip]))
@@ -108,7 +109,7 @@ class Recommender:
 
     async def _rank(
         self, candidates: Sequence[_Candidate], user_id: str, signals: Mapping[str, Any], within: float
-    ) -> Scores | None:
+    ) -> CandidateRanking | None:
         """Have them ranked; None when they are not."""
         tips = [
             {"id": str(one.tip_id), "prompt_version": one.written.prompt_version, "tip": one.written.tip}
@@ -120,10 +121,10 @@ class Recommender:
             log.warning("candidates_not_ranked", outcome=error.slug, reason="the first one is shown")
             return None
 
-    def _rows(self, user_id: str, signals: Mapping[str, Any], candidates: Sequence[_Candidate]) -> list[TipScore]:
+    def _rows(self, user_id: str, signals: Mapping[str, Any], candidates: Sequence[_Candidate]) -> list[TipRecord]:
         now = self._clock()
         return [
-            TipScore(
+            TipRecord(
                 tip_id=one.tip_id,
                 user_id=user_id,
                 created_at=now,
@@ -149,17 +150,17 @@ class Recommender:
             for one in candidates
         ]
 
-    async def _show(self, rows: Sequence[TipScore]) -> TipScore:
+    async def _show(self, rows: Sequence[TipRecord]) -> TipRecord:
         """Store the rows of one decision; return the one that is shown when all are durable."""
         await self._tip_scores.add(*rows)
         (shown,) = [row for row in rows if not row.shadow]
         self._telemetry.shown.labels(shown.prompt_version, shown.policy).inc()
         ranked = {"score_policy": shown.score_policy} if shown.score_policy else {}
-        note(tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **ranked)
+        add_to_request_log(tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **ranked)
         return shown
 
 
-def _ranked(rows: Sequence[TipScore], scores: Scores | None) -> list[TipScore]:
+def _ranked(rows: Sequence[TipRecord], scores: CandidateRanking | None) -> list[TipRecord]:
     """Return the rows with what ranked them; without it, with the first one as the one that is shown."""
     ids = [str(row.tip_id) for row in rows]
     if scores is None:

@@ -9,41 +9,43 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ml.errors import FieldError, UnknownTip, UnprocessableRequest, problems
-from ml.guards import JsonOnly, SecondsLeft
+from ml.platform.app_factory import ReadinessCheck
+from ml.platform.clock import Clock
+from ml.platform.dependencies import CallerTimeout, RequireJson, from_state
+from ml.platform.errors import FieldError, UnknownTip, UnprocessableRequest
+from ml.platform.problem_json import problem_responses
+from ml.platform.telemetry import Telemetry
 from ml.recommender.recommend import Recommender
-from ml.recommender.rewards import Report, Rewards, Window
 from ml.recommender.schemas import (
     ReactionBatch,
     ReactionBatchResponse,
     ReactionRequest,
     ReactionResponse,
-    RewardsResponse,
     TipRequest,
     TipResponse,
 )
-from ml.recommender.tip_scores import Clock, Counted, NoSuchTips, TipScores
-from ml.service import Readiness, from_state
-from ml.telemetry import Telemetry
+from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
+from ml.rewards.schemas import RewardsResponse
+from ml.store.tips import ReactionResult, TipStore, UnknownTipsError
 
-AHEAD = timedelta(minutes=1)
+MAX_CLOCK_SKEW = timedelta(minutes=1)
 """How far a caller's clock may be ahead of ours."""
 
 
-class State(TypedDict):
+class RecommenderState(TypedDict):
     """What a handler can ask for; born and buried in the lifespan."""
 
     recommender: Recommender
-    tip_scores: TipScores
-    rewards: Rewards
+    tip_scores: TipStore
+    rewards: RewardReporter
     clock: Clock
     telemetry: Telemetry
-    ready: Sequence[Readiness]
+    ready: Sequence[ReadinessCheck]
 
 
 RecommenderDep = Annotated[Recommender, from_state("recommender")]
-TipScoresDep = Annotated[TipScores, from_state("tip_scores")]
-RewardsDep = Annotated[Rewards, from_state("rewards")]
+TipStoreDep = Annotated[TipStore, from_state("tip_scores")]
+ReporterDep = Annotated[RewardReporter, from_state("rewards")]
 ClockDep = Annotated[Clock, from_state("clock")]
 TelemetryDep = Annotated[Telemetry, from_state("telemetry")]
 
@@ -63,7 +65,7 @@ Day = Annotated[
 
 
 async def _report(
-    rewards: RewardsDep,
+    rewards: ReporterDep,
     clock: ClockDep,
     *,
     first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
@@ -77,14 +79,14 @@ async def _report(
         ),
     ] = "",
     baseline: Annotated[str | None, Query(max_length=64, description="The version to compare with.")] = None,
-) -> Report:
-    window = Window(first, last, segment)
+) -> RewardReport:
+    window = ReportWindow(first, last, segment)
     if not window.hours:
         raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
     return await rewards.report(window, clock(), baseline=baseline or None)
 
 
-ReportDep = Annotated[Report, Depends(_report)]
+ReportDep = Annotated[RewardReport, Depends(_report)]
 """The report that the query asks for."""
 
 router = APIRouter()
@@ -93,10 +95,10 @@ router = APIRouter()
 @router.post(
     "/tips",
     summary="Write a tip for somebody",
-    dependencies=[JsonOnly],
-    responses=problems(400, 401, 413, 415, 422, 502, 503, 504),
+    dependencies=[RequireJson],
+    responses=problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
 )
-async def tips(body: TipRequest, recommender: RecommenderDep, within: SecondsLeft) -> TipResponse:
+async def tips(body: TipRequest, recommender: RecommenderDep, within: CallerTimeout) -> TipResponse:
     """Choose a prompt version, have the tip written, store it durably, then answer."""
     return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), within=within))
 
@@ -104,11 +106,11 @@ async def tips(body: TipRequest, recommender: RecommenderDep, within: SecondsLef
 @router.post(
     "/reactions",
     summary="Tell how somebody reacted",
-    dependencies=[JsonOnly],
-    responses=problems(400, 401, 404, 413, 415, 422, 503),
+    dependencies=[RequireJson],
+    responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
 )
 async def react(
-    body: ReactionRequest, tip_scores: TipScoresDep, clock: ClockDep, telemetry: TelemetryDep
+    body: ReactionRequest, tip_scores: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
 ) -> ReactionResponse:
     """Store a reaction durably, then answer. The latest one of a tip counts; sending one again changes nothing."""
     (counted,) = await _store([body], "#", tip_scores, clock, telemetry)
@@ -118,11 +120,11 @@ async def react(
 @router.post(
     "/reactions/batch",
     summary="Tell how several people reacted",
-    dependencies=[JsonOnly],
-    responses=problems(400, 401, 404, 413, 415, 422, 503),
+    dependencies=[RequireJson],
+    responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
 )
 async def react_batch(
-    body: ReactionBatch, tip_scores: TipScoresDep, clock: ClockDep, telemetry: TelemetryDep
+    body: ReactionBatch, tip_scores: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
 ) -> ReactionBatchResponse:
     """Store all of the reactions durably, then answer; or none, with what is wrong with each."""
     counted = await _store(body.reactions, "#/reactions/{}", tip_scores, clock, telemetry)
@@ -130,17 +132,17 @@ async def react_batch(
 
 
 async def _store(
-    given: Sequence[ReactionRequest], pointer: str, tip_scores: TipScores, clock: Clock, telemetry: Telemetry
-) -> list[Counted]:
+    given: Sequence[ReactionRequest], pointer: str, tip_scores: TipStore, clock: Clock, telemetry: Telemetry
+) -> list[ReactionResult]:
     """Store them all; `pointer` is where the body has the one of an index."""
-    latest = clock() + AHEAD
+    latest = clock() + MAX_CLOCK_SKEW
     ahead = [index for index, one in enumerate(given) if one.at and one.at > latest]
     if ahead:
         errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in ahead]
         raise UnprocessableRequest("A reaction is in the future; nothing has been stored.", errors=errors)
     try:
         counted = await tip_scores.react([one.reaction_at() for one in given])
-    except NoSuchTips as missing:
+    except UnknownTipsError as missing:
         errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in missing.indexes]
         raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None
     for one, result in zip(given, counted, strict=True):
@@ -148,7 +150,7 @@ async def _store(
     return counted
 
 
-@router.get("/rewards", summary="Which version helps", responses=problems(401, 422, 503))
+@router.get("/rewards", summary="Which version helps", responses=problem_responses(401, 422, 503))
 async def rewards(report: ReportDep) -> RewardsResponse:
     """Count tips and reactions per version and digest, with intervals that may be looked at every day."""
     return RewardsResponse.of(report)

@@ -9,12 +9,12 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ml.recommender.reactions import REACTIONS, Outcome, Reaction
-from ml.recommender.rewards import Report, VerdictKind
-from ml.recommender.tip_scores import Counted, TipScore
-from ml.wire import EXAMPLE_SIGNALS, Signals, StrictModel
+from ml.features.request_schemas import EXAMPLE_SIGNALS, Signals, StrictModel
+from ml.rewards.report import RewardReport, VerdictKind
+from ml.store.reactions import REACTIONS, Outcome, Reaction
+from ml.store.tips import ReactionResult, TipRecord
 
-MOST_REACTIONS = 500
+MAX_REACTIONS = 500
 """In one batch."""
 
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
@@ -87,7 +87,7 @@ class TipResponse(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, row: TipScore) -> Self:
+    def of(cls, row: TipRecord) -> Self:
         return cls.model_validate(row, from_attributes=True)
 
 
@@ -107,7 +107,7 @@ class ReactionRequest(StrictModel):
 class ReactionBatch(StrictModel):
     """Tell of several reactions; all of them are stored, or none."""
 
-    reactions: Annotated[list[ReactionRequest], Field(min_length=1, max_length=MOST_REACTIONS)]
+    reactions: Annotated[list[ReactionRequest], Field(min_length=1, max_length=MAX_REACTIONS)]
 
 
 class ReactionResponse(BaseModel):
@@ -119,7 +119,7 @@ class ReactionResponse(BaseModel):
     reward: float = Field(ge=0, le=1)
 
     @classmethod
-    def of(cls, counted: Counted) -> Self:
+    def of(cls, counted: ReactionResult) -> Self:
         return cls.model_validate(counted, from_attributes=True)
 
 
@@ -195,5 +195,5 @@ class RewardsResponse(BaseModel):
     dependent: int
 
     @classmethod
-    def of(cls, report: Report) -> Self:
+    def of(cls, report: RewardReport) -> Self:
         return cls.model_validate(report, from_attributes=True)

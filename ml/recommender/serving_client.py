@@ -10,18 +10,18 @@ from typing import Annotated, Any, Self
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from ml.errors import (
+from ml.platform.dependencies import TIMEOUT_HEADER
+from ml.platform.errors import (
     DeadlineExceeded,
     TipsError,
     UnprocessableRequest,
     UpstreamFailed,
     UpstreamRefused,
     UpstreamUnreachable,
-    from_problem,
 )
-from ml.guards import TIMEOUT_HEADER
-from ml.settings import ConfigurationError
-from ml.telemetry import outgoing_headers
+from ml.platform.problem_json import error_from_problem
+from ml.platform.settings import ConfigurationError
+from ml.platform.telemetry import outgoing_headers
 
 GRACE_SECONDS = 0.25
 """Serving knows the deadline and answers by then; only if it does not, we stop waiting ourselves."""
@@ -35,7 +35,7 @@ _OURS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HT
 _SECONDS = re.compile(r"[0-9]{1,6}")
 
 
-class Usage(BaseModel):
+class TokenCounts(BaseModel):
     """Tokens, retries included."""
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -44,7 +44,7 @@ class Usage(BaseModel):
     output_tokens: Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class Written(BaseModel):
+class GeneratedTip(BaseModel):
     """A tip as serving answers it; anything that could not be stored, or shown to a person, is not one."""
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -55,14 +55,14 @@ class Written(BaseModel):
     model: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]+$")]
     fallback: bool
     tip: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    usage: Usage
+    usage: TokenCounts
 
 
 Name = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """That can be stored."""
 
 
-class Policy(BaseModel):
+class PolicyRef(BaseModel):
     """What ranked candidates."""
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -71,7 +71,7 @@ class Policy(BaseModel):
     version: Name
 
 
-class Score(BaseModel):
+class RankedCandidate(BaseModel):
     """What it says of one of them: the reward to expect, and with what probability it is shown."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -81,15 +81,15 @@ class Score(BaseModel):
     probability: Annotated[float, Field(gt=0, le=1)]
 
 
-class Scores(BaseModel):
+class CandidateRanking(BaseModel):
     """Candidates as serving ranks them; anything from which nothing could be learned is no ranking."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
     event_id: str
-    policy: Policy
+    policy: PolicyRef
     chosen: str
-    scores: list[Score]
+    scores: list[RankedCandidate]
     aggregates: Annotated[dict[Name, float], Field(max_length=100)]
 
     @model_validator(mode="after")
@@ -120,7 +120,7 @@ class ServingClient:
         """Return how long a tip may take for somebody who waits `within` seconds, or does not say."""
         return min(self._timeout, within or self._timeout)
 
-    async def generate(self, signals: dict[str, Any], version: str | None, *, within: float | None = None) -> Written:
+    async def generate(self, signals: dict[str, Any], version: str | None, *, within: float | None = None) -> GeneratedTip:
         """Have a tip written in less than `within` seconds.
 
         Raises what serving answered; UpstreamUnreachable, DeadlineExceeded or UpstreamFailed when it did not, or not
@@ -131,7 +131,7 @@ class ServingClient:
         if answer.status_code != HTTPStatus.OK:
             raise _refusal(answer, version)
         try:
-            return Written.model_validate_json(answer.content)
+            return GeneratedTip.model_validate_json(answer.content)
         except ValidationError:
             raise UpstreamFailed("Serving answered something that is not a tip.") from None
 
@@ -143,7 +143,7 @@ class ServingClient:
         candidates: Sequence[Mapping[str, str]],
         *,
         within: float,
-    ) -> Scores:
+    ) -> CandidateRanking:
         """Have candidates ranked in less than `within` seconds, each of them given by its `id` and what is known of it.
 
         Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for all that is not a ranking of just these.
@@ -153,7 +153,7 @@ class ServingClient:
         if answer.status_code != HTTPStatus.OK:
             raise UpstreamFailed("Serving did not rank the candidates.")
         try:
-            scores = Scores.model_validate_json(answer.content)
+            scores = CandidateRanking.model_validate_json(answer.content)
         except ValidationError:
             raise UpstreamFailed("Serving answered something that is not a ranking.") from None
         if scores.event_id != event_id or [one.id for one in scores.scores] != [one["id"] for one in candidates]:
@@ -202,7 +202,7 @@ def _refusal(answer: httpx.Response, version: str | None) -> TipsError:
         document = answer.json()
     except (ValueError, RecursionError):
         document = None
-    error = from_problem(document, int(wait) if _SECONDS.fullmatch(wait) else None)
+    error = error_from_problem(document, int(wait) if _SECONDS.fullmatch(wait) else None)
     if answer.status_code in _OURS:
         return UpstreamRefused("Serving refuses this service's request or its SERVING_API_KEY.")
     if error is None or error.status != answer.status_code or type(error) is TipsError:

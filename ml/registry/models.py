@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ml.experiments.ranking import RankingPolicy, UnusablePolicy
-from ml.settings import ConfigurationError
+from ml.platform.settings import ConfigurationError
 
 # Read while it is imported: it would call home, draw bars, and write lines that are not ours.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

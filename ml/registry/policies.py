@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ml.experiments.ranking import Ranking, RankingPolicy, UnusablePolicy
-from ml.features.vectors import CONTEXT, candidates
+from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
 
 
 class Policy(Protocol):
@@ -39,14 +39,14 @@ class Learned:
     def __init__(self, policy: RankingPolicy) -> None:
         """Raises UnusablePolicy for a policy that was made for other features."""
         card = policy.card
-        self._candidates = candidates(card.versions)
+        self._candidates = candidate_encoder(card.versions)
         unknown = sorted(
-            {*card.context}.difference(CONTEXT.columns) | {*card.candidate}.difference(self._candidates.columns)
+            {*card.context}.difference(CONTEXT_ENCODER.columns) | {*card.candidate}.difference(self._candidates.columns)
         )
         if unknown:
             raise UnusablePolicy(f"was made for other features, such as {unknown[0]}")
         # A column that came after the policy is none of its business.
-        self._in_context = [CONTEXT.columns.index(column) for column in card.context]
+        self._in_context = [CONTEXT_ENCODER.columns.index(column) for column in card.context]
         self._in_candidates = [self._candidates.columns.index(column) for column in card.candidate]
         self._policy = policy
 
@@ -64,7 +64,7 @@ class Learned:
         return self._policy.card.trained_until
 
     def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        context = CONTEXT.of_rows([person])[0, self._in_context]
+        context = CONTEXT_ENCODER.of_rows([person])[0, self._in_context]
         return self._policy.rank(context, self._candidates.of_rows(tips)[:, self._in_candidates])
 
 

@@ -5,14 +5,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
-from ml.errors import DeadlineExceeded, UnusableTip
+from ml.platform.errors import DeadlineExceeded, UnusableTip
 from ml.serving.prompts import Message, Parameters
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CompletionRequest:
     """What is asked of a model: the messages, how to sample, and whom it is for (see `PromptContext`)."""
 
     messages: Sequence[Message]
@@ -22,7 +22,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     """Tokens read and written; sums when a tip took more than one try."""
 
     input_tokens: int = 0
@@ -39,12 +39,12 @@ class Completion:
     text: str
     model: str
     fallback: bool
-    usage: Usage
+    usage: TokenUsage
     finish_reason: str
 
 
 @dataclass
-class Stream:
+class CompletionStream:
     """An answer that is being written: iterate it once, close it always; `completion` is what has come so far."""
 
     model: str
@@ -52,7 +52,7 @@ class Stream:
     chunks: AsyncGenerator[Any, None]
     deadline: float
     _pieces: list[str] = field(default_factory=list)
-    _usage: Usage = Usage()
+    _usage: TokenUsage = TokenUsage()
     _finish_reason: str = "stop"
 
     async def start(self) -> Self:
@@ -65,7 +65,7 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield the text piece by piece. Raises DeadlineExceeded, or an upstream's error if it breaks off."""
         yield self._pieces[0]
-        while (chunk := await before(self.deadline, anext(self.chunks, None))) is not None:
+        while (chunk := await with_deadline(self.deadline, anext(self.chunks, None))) is not None:
             if text := self._take(chunk):
                 yield text
 
@@ -78,7 +78,7 @@ class Stream:
         return Completion("".join(self._pieces), self.model, self.fallback, self._usage, self._finish_reason)
 
     def _take(self, chunk: Any) -> str:
-        self._usage += usage_of(chunk)
+        self._usage += token_usage(chunk)
         choice = next(iter(chunk.choices or ()), None)
         if choice is None:
             return ""
@@ -89,13 +89,13 @@ class Stream:
         return text
 
 
-def usage_of(answer: Any) -> Usage:
+def token_usage(answer: Any) -> TokenUsage:
     """Return the tokens that an answer of LiteLLM, or a chunk of one, tells of; none if it tells of none."""
     usage = getattr(answer, "usage", None)
-    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else Usage()
+    return TokenUsage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else TokenUsage()
 
 
-async def before(deadline: float, awaitable: Awaitable[T]) -> T:
+async def with_deadline(deadline: float, awaitable: Awaitable[T]) -> T:
     """Await something until `deadline` (the event loop's time). Raises DeadlineExceeded."""
     try:
         async with asyncio.timeout_at(deadline):

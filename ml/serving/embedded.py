@@ -19,7 +19,7 @@ import litellm
 import xllamacpp
 from litellm.types.utils import GenericStreamingChunk
 
-from ml.errors import NotReady
+from ml.platform.errors import NotReady
 
 PROVIDER = "embedded"
 

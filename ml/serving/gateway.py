@@ -21,8 +21,8 @@ import stamina
 import structlog
 from opentelemetry import trace
 
-from ml.background import in_daemon_thread
-from ml.errors import (
+from ml.platform.background import run_in_daemon_thread
+from ml.platform.errors import (
     ContentRefused,
     DeadlineExceeded,
     NotReady,
@@ -31,11 +31,11 @@ from ml.errors import (
     UpstreamOverloaded,
     UpstreamUnreachable,
 )
-from ml.serving.completion import Completion, Request, Stream, before, usage_of
+from ml.platform.telemetry import traceparent
+from ml.serving.completion import Completion, CompletionRequest, CompletionStream, token_usage, with_deadline
 from ml.serving.prompts import Message
-from ml.serving.upstream_errors import translated, vendor_exceptions
-from ml.settings import EMBEDDED_MODEL, NO_EMBEDDED_MODEL
-from ml.telemetry import traceparent
+from ml.serving.settings import EMBEDDED_MODEL, NO_EMBEDDED_MODEL
+from ml.serving.upstream_errors import map_upstream_error, vendor_exceptions
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class Gateway:
         there is no model.
         """
         self._models = {model: _route(model, models[0], api_base) for model in models}
-        self._litellm = asyncio.create_task(in_daemon_thread(lambda: _import_litellm(models)))
+        self._litellm = asyncio.create_task(run_in_daemon_thread(lambda: _import_litellm(models)))
         self._embedded = asyncio.create_task(self._load_embedded(embedded_path)) if EMBEDDED_MODEL in models else None
 
     @property
@@ -104,7 +104,7 @@ class Gateway:
             await litellm.close_litellm_async_clients()
             litellm.in_memory_llm_clients_cache.flush_cache()
 
-    async def complete(self, request: Request, deadline: float) -> Completion:
+    async def complete(self, request: CompletionRequest, deadline: float) -> Completion:
         """Return one whole answer before `deadline` (the event loop's time)."""
 
         async def ask(model: str, fallback: bool) -> Completion:
@@ -114,17 +114,17 @@ class Gateway:
             if choice is None:
                 raise UpstreamFailed("The model's answer has no choices.")
             text, reason = choice.message.content or "", choice.finish_reason or "stop"
-            return Completion(text, model, fallback, usage_of(answer), reason)
+            return Completion(text, model, fallback, token_usage(answer), reason)
 
         return await self._first_to_answer(ask, deadline)
 
-    async def stream(self, request: Request, deadline: float) -> Stream:
+    async def stream(self, request: CompletionRequest, deadline: float) -> CompletionStream:
         """Return an answer once its first words are there; all of it comes before `deadline`."""
 
-        async def ask(model: str, fallback: bool) -> Stream:
+        async def ask(model: str, fallback: bool) -> CompletionStream:
             chunks = self._chunks(model, request)
             try:
-                return await Stream(model, fallback, chunks, deadline).start()
+                return await CompletionStream(model, fallback, chunks, deadline).start()
             except BaseException:
                 await chunks.aclose()
                 raise
@@ -139,7 +139,7 @@ class Gateway:
             share = now + (deadline - now) / left
             try:
                 await self._loaded(model, share)
-                return await before(share, _persistent(ask, model, rank > 0))
+                return await with_deadline(share, _persistent(ask, model, rank > 0))
             except ContentRefused:
                 raise
             except TipsError as error:
@@ -151,18 +151,18 @@ class Gateway:
     async def _loaded(self, model: str, deadline: float) -> None:
         needed = self._embedded if model == EMBEDDED_MODEL and self._embedded else self._litellm
         try:
-            await before(deadline, asyncio.shield(needed))
+            await with_deadline(deadline, asyncio.shield(needed))
         except DeadlineExceeded:
             raise NotReady("The model is still loading.", retry_after=5) from None
 
-    async def _chunks(self, model: str, request: Request) -> AsyncGenerator[Any, None]:
+    async def _chunks(self, model: str, request: CompletionRequest) -> AsyncGenerator[Any, None]:
         with self._mapped():
             answer = await self._ask(model, request, stream=True)
             async with aclosing(answer):
                 async for chunk in answer:
                     yield chunk
 
-    async def _ask(self, model: str, request: Request, *, stream: bool) -> Any:
+    async def _ask(self, model: str, request: CompletionRequest, *, stream: bool) -> Any:
         options: dict[str, Any] = dict(self._models[model])
         litellm = self._litellm.result()
         if model == EMBEDDED_MODEL:
@@ -190,8 +190,8 @@ class Gateway:
             from ml.serving import embedded, weights
         except ModuleNotFoundError as error:
             raise NotReady(NO_EMBEDDED_MODEL) from error
-        found = await in_daemon_thread(lambda: weights.find(path))
-        model = await in_daemon_thread(lambda: embedded.EmbeddedModel(found))
+        found = await run_in_daemon_thread(lambda: weights.find(path))
+        model = await run_in_daemon_thread(lambda: embedded.EmbeddedModel(found))
         provider = {"provider": embedded.PROVIDER, "custom_handler": embedded.EmbeddedProvider(model)}
         litellm.module.custom_provider_map = [provider]
         return model
@@ -201,7 +201,7 @@ class Gateway:
         try:
             yield
         except self._litellm.result().raises as error:
-            raise translated(error) from None
+            raise map_upstream_error(error) from None
 
 
 def _state(task: asyncio.Task[Any]) -> str:

@@ -7,17 +7,17 @@ from contextlib import AbstractContextManager, ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from ml.errors import UnusableTip
-from ml.features.context import assemble
-from ml.serving.completion import Completion, Request, Stream, Usage
+from ml.features.context import assemble_context
+from ml.platform.errors import UnusableTip
+from ml.platform.telemetry import GenerationRecord, Telemetry
+from ml.serving.completion import Completion, CompletionRequest, CompletionStream, TokenUsage
 from ml.serving.gateway import Gateway
-from ml.serving.prompts import resolve
-from ml.serving.tip import checked
-from ml.telemetry import Generation, Telemetry
+from ml.serving.prompts import resolve_prompt
+from ml.serving.tip import validate_tip
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class TipOrigin:
     """Where a tip comes from: the prompt version with its digest, and the model that really answered."""
 
     generation_id: str
@@ -31,9 +31,9 @@ class Origin:
 class Tip:
     """A tip that has been checked, and where it comes from."""
 
-    origin: Origin
+    origin: TipOrigin
     text: str
-    usage: Usage
+    usage: TokenUsage
     finish_reason: str
 
 
@@ -41,7 +41,7 @@ class Tip:
 class TipStream:
     """A tip that is being written: `pieces` yields its text and, last of all, the whole tip."""
 
-    origin: Origin
+    origin: TipOrigin
     pieces: AsyncGenerator[str | Tip, None]
 
 
@@ -49,18 +49,18 @@ class TipStream:
 class _Task:
     version: str
     digest: str
-    request: Request
+    request: CompletionRequest
     deadline: float
 
-    def origin(self, answer: Completion | Stream) -> Origin:
-        return Origin(uuid.uuid4().hex, self.version, self.digest, answer.model, answer.fallback)
+    def origin(self, answer: Completion | CompletionStream) -> TipOrigin:
+        return TipOrigin(uuid.uuid4().hex, self.version, self.digest, answer.model, answer.fallback)
 
-    def tip(self, origin: Origin, completion: Completion, usage: Usage) -> Tip:
-        text = checked(completion.text, locale=self.request.locale, finish_reason=completion.finish_reason)
+    def tip(self, origin: TipOrigin, completion: Completion, usage: TokenUsage) -> Tip:
+        text = validate_tip(completion.text, locale=self.request.locale, finish_reason=completion.finish_reason)
         return Tip(origin, text, usage, completion.finish_reason)
 
 
-class Generator:
+class TipGenerator:
     """Writes tips with the models behind a gateway."""
 
     def __init__(self, gateway: Gateway, telemetry: Telemetry, *, default_version: str, timeout: float) -> None:
@@ -78,7 +78,7 @@ class Generator:
         Raises UnprocessableRequest for an unknown version, UnusableTip, and what the gateway raises.
         """
         task = self._task(signals, version, within)
-        usage = Usage()
+        usage = TokenUsage()
         with self._telemetry.generation(task.version, task.digest) as generation:
             for last_try in (False, True):
                 completion = await self._gateway.complete(task.request, task.deadline)
@@ -111,14 +111,14 @@ class Generator:
 
     def _task(self, signals: Mapping[str, Any], version: str | None, within: float | None) -> _Task:
         deadline = asyncio.get_running_loop().time() + min(self._timeout, within or self._timeout)
-        name, prompt = resolve(version, self._default_version)
-        context = assemble(signals)
-        request = Request(prompt.render(context), prompt.parameters, context.locale, context.crisis)
+        name, prompt = resolve_prompt(version, self._default_version)
+        context = assemble_context(signals)
+        request = CompletionRequest(prompt.render(context), prompt.parameters, context.locale, context.crisis)
         return _Task(name, prompt.digest, request, deadline)
 
 
 async def _pieces(
-    task: _Task, origin: Origin, begun: Stream, generation: Generation, ending: AbstractContextManager[Any]
+    task: _Task, origin: TipOrigin, begun: CompletionStream, generation: GenerationRecord, ending: AbstractContextManager[Any]
 ) -> AsyncGenerator[str | Tip, None]:
     with ending:
         async with aclosing(begun):
@@ -129,7 +129,7 @@ async def _pieces(
         yield task.tip(origin, completion, completion.usage)
 
 
-def _record(generation: Generation, completion: Completion, usage: Usage) -> None:
+def _record(generation: GenerationRecord, completion: Completion, usage: TokenUsage) -> None:
     generation.model = completion.model
     generation.input_tokens, generation.output_tokens = usage.input_tokens, usage.output_tokens
     generation.finish_reason = completion.finish_reason

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
-from ml.errors import FieldError, UnprocessableRequest
-from ml.features.context import PromptContext, assemble
+from ml.features.context import PromptContext, assemble_context
 from ml.features.definitions import SIGNALS
+from ml.platform.errors import FieldError, UnprocessableRequest
 
 
 class Message(TypedDict):
@@ -64,7 +64,7 @@ class Prompt:
         """The messages that are the same for every person: the system text, and the examples as chat turns."""
         messages: list[Message] = [{"role": "system", "content": self.system}]
         for example in self.examples:
-            messages.append({"role": "user", "content": _request(assemble(example.signals))})
+            messages.append({"role": "user", "content": _request(assemble_context(example.signals))})
             messages.append({"role": "assistant", "content": example.tip})
         return tuple(messages)
 
@@ -147,7 +147,7 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
 )
 
 
-def resolve(requested: str | None, default: str) -> tuple[str, Prompt]:
+def resolve_prompt(requested: str | None, default: str) -> tuple[str, Prompt]:
     """Return the version to use and its prompt: the one requested, else the default. There is no other fallback.
 
     Raises UnprocessableRequest, naming the known versions, when the one to use is not registered.
@@ -178,7 +178,7 @@ def changed_versions() -> list[str]:
     return [version for version, locked in locked_digests().items() if digests.get(version) != locked]
 
 
-def lock() -> list[str]:
+def lock_versions() -> list[str]:
     """Release the versions that are not released yet: add their digests to `prompts.lock`, and return their names."""
     released = locked_digests()
     added = {version: prompt.digest for version, prompt in PROMPTS.items() if version not in released}

@@ -11,10 +11,12 @@ from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import BaseModel, ValidationError
 
-from ml.errors import TipsError, from_validation, problems
-from ml.guards import JsonOnly, Limit, SecondsLeft, json_only, only_from_this_machine
-from ml.service import Readiness, from_state
-from ml.serving.generate import Generator, Tip, TipStream
+from ml.platform.app_factory import ReadinessCheck
+from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, require_json, require_local_request
+from ml.platform.errors import TipsError
+from ml.platform.middleware.in_flight_limit import InFlightLimit
+from ml.platform.problem_json import error_from_validation, problem_responses
+from ml.serving.generate import Tip, TipGenerator, TipStream
 from ml.serving.prompts import PROMPTS
 from ml.serving.schemas import (
     GenerateRequest,
@@ -26,25 +28,25 @@ from ml.serving.schemas import (
     ScoreResponse,
 )
 from ml.serving.score import Scorer
-from ml.settings import ServingSettings
+from ml.serving.settings import ServingSettings
 
-GENERATING_PATHS = frozenset({"/generate"})
+GENERATION_PATHS = frozenset({"/generate"})
 
-SCORING = Limit(frozenset({"/score"}), most=8)
+SCORE_LIMIT = InFlightLimit(frozenset({"/score"}), most=8)
 """At some two milliseconds each, more at once would be a queue that nobody wants to stand in."""
 
 
-class State(TypedDict):
+class ServingState(TypedDict):
     """What a handler can ask for; born and buried in the lifespan."""
 
     serving_settings: ServingSettings
-    generator: Generator
+    generator: TipGenerator
     scorer: Scorer
-    ready: Sequence[Readiness]
+    ready: Sequence[ReadinessCheck]
 
 
 SettingsDep = Annotated[ServingSettings, from_state("serving_settings")]
-GeneratorDep = Annotated[Generator, from_state("generator")]
+GeneratorDep = Annotated[TipGenerator, from_state("generator")]
 ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 
@@ -59,11 +61,11 @@ class StraightRoute(APIRoute):
         body: type[BaseModel] = self.endpoint.__annotations__["body"]
 
         async def handle(request: Request) -> Response:
-            await json_only(request)
+            await require_json(request)
             try:
                 asked = body.model_validate_json(await request.body())
             except ValidationError as error:
-                raise from_validation(error.errors()) from None
+                raise error_from_validation(error.errors()) from None
             answer: Response = await self.endpoint(asked, request.state.scorer)
             return answer
 
@@ -97,17 +99,17 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
 @router.post(
     "/generate",
     summary="Write one tip",
-    dependencies=[JsonOnly],
+    dependencies=[RequireJson],
     response_model=GenerateResponse,
     responses={
         200: {
             "description": "The tip; with `stream`, server-sent events: `meta`, `delta`…, then `done` or `error`.",
             "content": {"text/event-stream": {"schema": _EVENT, "example": _STREAM}},
         },
-        **problems(400, 401, 413, 415, 422, 502, 503, 504),
+        **problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
     },
 )
-async def generate(body: GenerateRequest, generator: GeneratorDep, within: SecondsLeft) -> Any:
+async def generate(body: GenerateRequest, generator: GeneratorDep, within: CallerTimeout) -> Any:
     """Write one tip for the person whom the signals describe, with the prompt version asked for or the default."""
     if body.stream:
         stream = await generator.stream(body.signals.known(), body.prompt_version, within=within)
@@ -145,7 +147,7 @@ def _event(name: str, data: Mapping[str, Any]) -> bytes:
     "/score",
     summary="Choose one of several tips",
     response_model=ScoreResponse,
-    responses=problems(400, 401, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 413, 415, 422, 503),
 )
 async def score(body: ScoreRequest, scorer: ScorerDep) -> Response:
     """Rank the candidates for the person whom the signals describe, and draw the one to show."""
@@ -166,14 +168,14 @@ router.include_router(straight)
 async def _operator(request: Request, settings: SettingsDep) -> None:
     """Where there are keys, the caller has shown one by now."""
     if not settings.api_keys:
-        only_from_this_machine(request, "Without API_KEYS, this is for callers on the service's machine only.")
+        require_local_request(request, "Without API_KEYS, this is for callers on the service's machine only.")
 
 
 @router.post(
     "/admin/reload",
     summary="Load the ranking policies anew",
     dependencies=[Depends(_operator)],
-    responses=problems(401, 403, 409),
+    responses=problem_responses(401, 403, 409),
 )
 async def reload(scorer: ScorerDep) -> PoliciesResponse:
     """Put the policies that the settings name in force as they are now; if one cannot be used, nothing changes.
@@ -183,7 +185,7 @@ async def reload(scorer: ScorerDep) -> PoliciesResponse:
     return PoliciesResponse.of(await scorer.reload())
 
 
-@router.get("/prompts", summary="The prompt versions", responses=problems(401))
+@router.get("/prompts", summary="The prompt versions", responses=problem_responses(401))
 async def prompts(settings: SettingsDep) -> PromptsResponse:
     """List the registered prompt versions with their digests, and the default."""
     return PromptsResponse(

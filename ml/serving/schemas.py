@@ -5,13 +5,13 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
-from ml.serving.score import Decision, Deployed
-from ml.serving.tip import LONGEST
-from ml.wire import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
+from ml.serving.score import ActivePolicies, ScoreResult
+from ml.serving.tip import MAX_TIP_LENGTH
 
-MOST_CANDIDATES = 50
+MAX_CANDIDATES = 50
 
 
 class GenerateRequest(StrictModel):
@@ -28,14 +28,14 @@ class GenerateRequest(StrictModel):
     stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")
 
 
-class Usage(BaseModel):
+class UsageResponse(BaseModel):
     """Tokens, retries included."""
 
     input_tokens: int
     output_tokens: int
 
 
-class Meta(BaseModel):
+class TipMetadata(BaseModel):
     """Where a tip comes from."""
 
     generation_id: str
@@ -45,7 +45,7 @@ class Meta(BaseModel):
     fallback: bool = Field(description="Whether that was not the first one.")
 
 
-class GenerateResponse(Meta):
+class GenerateResponse(TipMetadata):
     """A tip, and where it comes from."""
 
     model_config = ConfigDict(
@@ -65,14 +65,14 @@ class GenerateResponse(Meta):
         }
     )
 
-    tip: str = Field(max_length=LONGEST)
-    usage: Usage
+    tip: str = Field(max_length=MAX_TIP_LENGTH)
+    usage: UsageResponse
     finish_reason: str
 
     @classmethod
     def of(cls, tip: Tip) -> Self:
         return cls(
-            **asdict(tip.origin), tip=tip.text, usage=Usage(**asdict(tip.usage)), finish_reason=tip.finish_reason
+            **asdict(tip.origin), tip=tip.text, usage=UsageResponse(**asdict(tip.usage)), finish_reason=tip.finish_reason
         )
 
 
@@ -115,7 +115,7 @@ class ScoreRequest(StrictModel):
         default=None, min_length=1, max_length=128, description="Whose aggregates are looked up in the online store."
     )
     signals: Signals = Field(default_factory=Signals)
-    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=MOST_CANDIDATES)]
+    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=MAX_CANDIDATES)]
 
 
 class PolicyInfo(BaseModel):
@@ -145,7 +145,7 @@ class ScoreResponse(BaseModel):
     aggregates: dict[str, float] = Field(description="What the online store said of the person.")
 
     @classmethod
-    def of(cls, decision: Decision) -> Self:
+    def of(cls, decision: ScoreResult) -> Self:
         ranked = zip(
             decision.ids, decision.ranking.scores.tolist(), decision.ranking.probabilities.tolist(), strict=True
         )
@@ -167,5 +167,5 @@ class PoliciesResponse(BaseModel):
     shadow: PolicyInfo | None
 
     @classmethod
-    def of(cls, deployed: Deployed) -> Self:
+    def of(cls, deployed: ActivePolicies) -> Self:
         return cls.model_validate(deployed, from_attributes=True)

@@ -9,20 +9,20 @@ from typing import Any
 
 import structlog
 
-from ml.errors import FieldError, PolicyUnusable, UnprocessableRequest
-from ml.experiments.assignment import Assignment, uniform_from, weighted
+from ml.experiments.assignment import Assignment, draw_weighted, hash_to_unit_interval
 from ml.experiments.ranking import Ranking
-from ml.features.store import OnlineStore
+from ml.features.online_store import OnlineStore
+from ml.platform.errors import FieldError, PolicyReloadFailed, UnprocessableRequest
+from ml.platform.settings import ConfigurationError
+from ml.platform.telemetry import Telemetry, add_to_request_log
 from ml.registry.policies import Policy
-from ml.serving.shadow import Shadow
-from ml.settings import ConfigurationError
-from ml.telemetry import Telemetry, note
+from ml.serving.shadow import ShadowScorer
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
+class ActivePolicies:
     """The policies in force: the one that answers, and perhaps one that is only asked."""
 
     policy: Policy
@@ -30,7 +30,7 @@ class Deployed:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScoreResult:
     """What was decided: scores and probabilities are those of the candidates, in their order."""
 
     event_id: str
@@ -44,13 +44,13 @@ class Decision:
 class Scorer:
     """Ranks candidates by the policies in force, which can be replaced as a whole."""
 
-    def __init__(self, load: Callable[[], Deployed], store: OnlineStore | None, telemetry: Telemetry) -> None:
+    def __init__(self, load: Callable[[], ActivePolicies], store: OnlineStore | None, telemetry: Telemetry) -> None:
         """Load the policies; `load` raises ConfigurationError when one cannot be used, and does so here."""
         self._load = load
         self._store = store
         self._telemetry = telemetry
         self._reloading = asyncio.Lock()
-        self._shadow = Shadow(telemetry)
+        self._shadow = ShadowScorer(telemetry)
         self.deployed = load()
 
     async def score(
@@ -61,7 +61,7 @@ class Scorer:
         *,
         event_id: str | None = None,
         user_id: str | None = None,
-    ) -> Decision:
+    ) -> ScoreResult:
         """Rank candidates, each an id with what is known of it; the same event gets the same choice from a policy.
 
         Raises UnprocessableRequest when two ids are the same.
@@ -74,7 +74,7 @@ class Scorer:
         ranking = deployed.policy.rank(person, tips)
         choice = _choose(event_id, ids, ranking)
         self._telemetry.scores.labels(deployed.policy.name, deployed.policy.version).inc()
-        note(
+        add_to_request_log(
             event_id=event_id,
             policy=deployed.policy.name,
             policy_version=deployed.policy.version,
@@ -86,16 +86,16 @@ class Scorer:
             self._shadow.ask(
                 shadow, lambda: _choose(event_id, ids, shadow.rank(person, tips)), event_id, deployed.policy, choice
             )
-        return Decision(event_id, deployed.policy, choice.option, ids, ranking, aggregates)
+        return ScoreResult(event_id, deployed.policy, choice.option, ids, ranking, aggregates)
 
-    async def reload(self) -> Deployed:
+    async def reload(self) -> ActivePolicies:
         """Load the policies anew and put them in force together. Raises PolicyUnusable; then nothing has changed."""
         async with self._reloading:
             try:
                 self.deployed = await asyncio.to_thread(self._load)
             except ConfigurationError as error:
                 log.warning("policies_not_loaded", reason=str(error))
-                raise PolicyUnusable(str(error)) from None
+                raise PolicyReloadFailed(str(error)) from None
         deployed = self.deployed
         log.info("policies_loaded", **{role: f"{one.name} {one.version}" for role, one in _roles(deployed).items()})
         return deployed
@@ -110,7 +110,7 @@ class Scorer:
 def _choose(event_id: str, ids: Sequence[str], ranking: Ranking) -> Assignment:
     """Draw a candidate by its probability; the event's id is the only source of chance."""
     probabilities = dict(zip(ids, ranking.probabilities.tolist(), strict=True))
-    return weighted(probabilities, uniform_from("score", event_id))
+    return draw_weighted(probabilities, hash_to_unit_interval("score", event_id))
 
 
 def _refuse_repeated(ids: Sequence[str]) -> None:
@@ -124,5 +124,5 @@ def _refuse_repeated(ids: Sequence[str]) -> None:
         raise UnprocessableRequest("Candidates need ids of their own.", errors=errors)
 
 
-def _roles(deployed: Deployed) -> dict[str, Policy]:
+def _roles(deployed: ActivePolicies) -> dict[str, Policy]:
     return {"policy": deployed.policy} | ({"shadow": deployed.shadow} if deployed.shadow else {})

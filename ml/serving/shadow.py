@@ -9,22 +9,22 @@ from contextvars import copy_context
 import structlog
 
 from ml.experiments.assignment import Assignment
+from ml.platform.telemetry import Telemetry
 from ml.registry.policies import Policy
-from ml.telemetry import Telemetry
 
 log = structlog.get_logger()
 
-MOST_WAITING = 64
+MAX_WAITING = 64
 """Decisions; a shadow that does not keep up misses some, rather than be late with all of them."""
 
 
-class Shadow:
+class ShadowScorer:
     """Logs what another policy would have chosen, beside what was chosen."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
-        self._room = threading.BoundedSemaphore(MOST_WAITING)
+        self._room = threading.BoundedSemaphore(MAX_WAITING)
 
     def ask(
         self, shadow: Policy, choose: Callable[[], Assignment], event_id: str, policy: Policy, choice: Assignment

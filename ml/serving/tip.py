@@ -7,12 +7,12 @@ from types import MappingProxyType
 
 import sentencex
 
-from ml.errors import UnusableTip
+from ml.platform.errors import UnusableTip
 
-LONGEST = 280
+MAX_TIP_LENGTH = 280
 """Characters."""
 
-MOST_SENTENCES = 2
+MAX_SENTENCES = 2
 
 _QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
 _PREAMBLE = re.compile(
@@ -37,7 +37,7 @@ _MARKUP = re.compile(
 _RULES: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
         "is empty": lambda tip: not tip,
-        f"is longer than {LONGEST} characters": lambda tip: len(tip) > LONGEST,
+        f"is longer than {LONGEST} characters": lambda tip: len(tip) > MAX_TIP_LENGTH,
         "has more than one line": lambda tip: any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in tip),
         "is in quotation marks": lambda tip: tip[0] in _QUOTES and tip[-1] in _QUOTES,
         "has markup in it": _MARKUP.search,
@@ -48,7 +48,7 @@ _RULES: Mapping[str, Callable[[str], object]] = MappingProxyType(
 )
 
 
-def checked(text: str, *, locale: str | None = None, finish_reason: str = "stop") -> str:
+def validate_tip(text: str, *, locale: str | None = None, finish_reason: str = "stop") -> str:
     """Return the tip in what a model wrote, or raise UnusableTip, saying which rule it breaks.
 
     One line of at most 280 characters and two sentences (in the language of `locale`, a BCP 47 tag), complete, and
@@ -58,7 +58,7 @@ def checked(text: str, *, locale: str | None = None, finish_reason: str = "stop"
     broken = next((why for why, breaks in _RULES.items() if breaks(tip)), None)
     if finish_reason == "length":
         broken = "was cut off"
-    elif broken is None and len(_sentences(tip, locale)) > MOST_SENTENCES:
+    elif broken is None and len(_sentences(tip, locale)) > MAX_SENTENCES:
         broken = f"has more than {MOST_SENTENCES} sentences"
     if broken:
         raise UnusableTip(f"What the model wrote cannot be shown: it {broken}.")

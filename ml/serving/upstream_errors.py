@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from ml.errors import (
+from ml.platform.errors import (
     ContentRefused,
     DeadlineExceeded,
     TipsError,
@@ -17,11 +17,11 @@ from ml.errors import (
     UpstreamUnreachable,
 )
 
-LONGEST_RETRY_AFTER = 300
+MAX_RETRY_AFTER = 300
 """Seconds; an upstream that wants more is asked again by our caller after this long."""
 
 # By name, so that the table can be read before LiteLLM has been imported.
-MAPPED: Mapping[str, type[TipsError]] = MappingProxyType(
+ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
     {
         # The signals' content is what the provider will not have: the caller can change it.
         "ContentPolicyViolationError": ContentRefused,
@@ -91,7 +91,7 @@ def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
     )
 
 
-def translated(error: Exception) -> TipsError:
+def map_upstream_error(error: Exception) -> TipsError:
     """Return our error for a vendor's; one that is not known is a failure of the upstream."""
     ours = _kind(error)
     return ours(_SENTENCES[ours], retry_after=_retry_after(error) if ours is UpstreamOverloaded else None)
@@ -101,7 +101,7 @@ def _kind(error: Exception) -> type[TipsError]:
     if any(isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)) for cause in _causes(error)):
         return UpstreamUnreachable
     names = (cls.__name__ for cls in type(error).__mro__)
-    kind = next((MAPPED[name] for name in names if name in MAPPED), UpstreamFailed)
+    kind = next((ERROR_MAP[name] for name in names if name in ERROR_MAP), UpstreamFailed)
     # LiteLLM has no class of its own for every status: a 403 comes as a bare APIError.
     if kind is UpstreamFailed and HTTPStatus.BAD_REQUEST <= _status(error) < HTTPStatus.INTERNAL_SERVER_ERROR:
         return UpstreamRefused
@@ -122,4 +122,4 @@ def _status(error: Exception) -> int:
 def _retry_after(error: Exception) -> int:
     headers: Mapping[str, str] = getattr(error, "litellm_response_headers", None) or {}
     asked = headers.get("retry-after", "")
-    return min(int(asked), LONGEST_RETRY_AFTER) if asked.isdecimal() else 1
+    return min(int(asked), MAX_RETRY_AFTER) if asked.isdecimal() else 1

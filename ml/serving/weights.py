@@ -15,12 +15,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from ml.errors import NotReady
-from ml.settings import NO_EMBEDDED_MODEL
+from ml.platform.errors import NotReady
+from ml.serving.settings import NO_EMBEDDED_MODEL
 
 log = structlog.get_logger()
 
-CHUNK = 1 << 22
+CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ QWEN = Weights(
 )
 
 
-def find(path: Path | None, weights: Weights = QWEN, *, cache: Path | None = None, hub: str | None = None) -> Path:
+def find_weights(path: Path | None, weights: Weights = QWEN, *, cache: Path | None = None, hub: str | None = None) -> Path:
     """Return a file with the weights, verified; this may take minutes the first time.
 
     `path`: the operator's own file, any GGUF; its hash is logged, not enforced. Otherwise `weights` is taken from the
@@ -121,7 +121,7 @@ def _intact(path: Path, weights: Weights) -> bool:
 
 def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(CHUNK_BYTES):
             yield block
 
 

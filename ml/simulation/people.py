@@ -45,7 +45,7 @@ def _count(mean: float) -> _Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Persona:
     """A kind of people. `tastes`: the share of each version's tips that help them. `says`: how each signal is drawn."""
 
     name: str
@@ -57,8 +57,8 @@ class Kind:
         return self.tastes.get(version, USUAL_TASTE)
 
 
-KINDS = (
-    Kind(
+PERSONAS = (
+    Persona(
         "planning",
         {"v1": 0.60, "v2-mentor": 0.28, "v3-few-shot": 0.19},
         {
@@ -72,7 +72,7 @@ KINDS = (
             "activity": _mostly(working=7, sitting=2, eating=1),
         },
     ),
-    Kind(
+    Persona(
         "stressed",
         {"v1": 0.20, "v2-mentor": 0.80, "v3-few-shot": 0.20},
         {
@@ -86,7 +86,7 @@ KINDS = (
             "activity": _mostly(working=3, sitting=2, in_bed=3, relaxing=2),
         },
     ),
-    Kind(
+    Persona(
         "moving",
         {"v1": 0.10, "v2-mentor": 0.24, "v3-few-shot": 0.60},
         {
@@ -104,13 +104,13 @@ KINDS = (
 """All equally common. Planning at work; stressed after a bad night; on the move."""
 
 TASTES: Mapping[str, float] = MappingProxyType(
-    {version: fmean(kind.taste(version) for kind in KINDS) for version in KINDS[0].tastes}
+    {version: fmean(kind.taste(version) for kind in PERSONAS) for version in PERSONAS[0].tastes}
 )
 """The share of each version's tips that help, of all people; the mean reward that an endless simulation would show."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reaction:
+class SimulatedReaction:
     """What somebody says of a tip, how long after it was shown, and how often it is sent."""
 
     kind: str
@@ -128,17 +128,17 @@ class Visit:
     id: str
     time: timedelta
     user_id: str
-    kind: Kind
+    kind: Persona
     signals: Mapping[str, Any]
     luck: float
-    if_it_helps: Reaction
-    if_not: Reaction | None
+    if_it_helps: SimulatedReaction
+    if_not: SimulatedReaction | None
 
     def helps(self, version: str) -> bool:
         """Tell whether a tip that this version wrote helps."""
         return self.luck < self.kind.taste(version)
 
-    def reaction(self, version: str) -> Reaction | None:
+    def reaction(self, version: str) -> SimulatedReaction | None:
         """Return how somebody reacts to a tip that this version wrote, if they do."""
         return self.if_it_helps if self.helps(version) else self.if_not
 
@@ -151,10 +151,10 @@ def visits(users: int, day: int, seed: int) -> list[Visit]:
 
 
 def _visit(id: str, user: int, chance: random.Random) -> Visit:  # noqa: A002
-    kind = KINDS[user % len(KINDS)]
+    kind = PERSONAS[user % len(PERSONAS)]
     signals = {"locale": chance.choice(["en-GB", "en-US", "de-DE", "es-ES"])}
     for name in kind.says:
-        like = chance.choice(KINDS) if chance.random() < _OUT_OF_CHARACTER else kind
+        like = chance.choice(PERSONAS) if chance.random() < _OUT_OF_CHARACTER else kind
         value = like.says[name](chance)
         if chance.random() >= _LEFT_OUT:
             signals[name] = value
@@ -169,6 +169,6 @@ def _visit(id: str, user: int, chance: random.Random) -> Visit:  # noqa: A002
         kind=kind,
         signals=signals,
         luck=chance.random(),
-        if_it_helps=Reaction(chance.choice(["helpful", "done"]), after, times),
-        if_not=Reaction(chance.choice(["not_helpful", "dismissed"]), after, times) if complains else None,
+        if_it_helps=SimulatedReaction(chance.choice(["helpful", "done"]), after, times),
+        if_not=SimulatedReaction(chance.choice(["not_helpful", "dismissed"]), after, times) if complains else None,
     )

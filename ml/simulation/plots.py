@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml.figures import ON_PAPER, save, style
-from ml.simulation.regret import Played
+from ml.platform.plot_style import PRINT_PALETTE, plot_settings, save_figure
+from ml.simulation.regret import RegretComparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ _LINES = (("#6a717c", "-"), ("#8a6a00", "--"), ("#0069b0", "-"), ("#00805c", "-"
 _FONT = 12
 
 
-def draw(played: Played, file: Path) -> None:
+def draw(played: RegretComparison, file: Path) -> None:
     """Draw the regret of each policy over time into an .svg or .png file; the same for the same outcomes.
 
     Raises OSError for a file that cannot be written.
@@ -21,7 +21,7 @@ def draw(played: Played, file: Path) -> None:
     import matplotlib as mpl  # heavy, and nothing but this figure needs it
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(style(ON_PAPER, _FONT)):
+    with mpl.rc_context(plot_settings(PRINT_PALETTE, _FONT)):
         figure = Figure(figsize=(8, 4.4), dpi=144)
         axes = figure.add_axes((0.085, 0.125, 0.715, 0.68))
         for outcome, (colour, stroke) in zip(played.policies, _LINES, strict=True):
@@ -36,11 +36,11 @@ def draw(played: Played, file: Path) -> None:
         _names_beside(axes, played)
         figure.text(0.02, 0.93, "Regret: tips that would have helped if everybody's taste had been known", size=14)
         words = f"Added up over {played.tips:,} simulated tips for each policy; it learns of reactions a day late"
-        figure.text(0.02, 0.87, words, color=ON_PAPER.quiet)
-        save(figure, file)
+        figure.text(0.02, 0.87, words, color=PRINT_PALETTE.quiet)
+        save_figure(figure, file)
 
 
-def _names_beside(axes: "Axes", played: Played) -> None:
+def _names_beside(axes: "Axes", played: RegretComparison) -> None:
     """Write each policy's name and its regret right of its line's end, moved up where two would meet."""
     apart = 1.5 * _FONT * (axes.get_ylim()[1] / (axes.bbox.height / axes.figure.dpi * 72))
     placed = -apart

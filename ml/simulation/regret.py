@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from ml.experiments.arrays import Floats
-from ml.experiments.assignment import sticky, uniform_from, weighted
-from ml.experiments.policies import Thompson
+from ml.experiments.assignment import draw_sticky, draw_weighted, hash_to_unit_interval
 from ml.experiments.ranking import Learner, RankingPolicy
 from ml.experiments.statistics import Sample
-from ml.features.vectors import CONTEXT, candidates, row
+from ml.experiments.thompson import ThompsonSampling
+from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.simulation.people import TASTES, Progress, Visit, visits
 
 _EQUAL = dict.fromkeys(TASTES, 1.0)
@@ -24,7 +24,7 @@ _DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
+class PolicyOutcome:
     """What came of a policy over n days.
 
     `reward`: the mean of all tips. `regret`: shape (n + 1,), from 0 before the first day on, how many more tips up to
@@ -38,12 +38,12 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class RegretComparison:
     """How the `policies` did with so many tips each, and how an oracle would have done, which has no regret."""
 
     tips: int
-    oracle: Outcome
-    policies: tuple[Outcome, ...]
+    oracle: PolicyOutcome
+    policies: tuple[PolicyOutcome, ...]
 
 
 _Log = Sequence[tuple[Visit, str, float]]
@@ -87,7 +87,7 @@ class _Sticky(_Uniform):
     name = "sticky"
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [sticky(self.weights, visit.user_id, salt=self.name).option for visit in today]
+        return [draw_sticky(self.weights, visit.user_id, salt=self.name).option for visit in today]
 
 
 class _Thompson(_Uniform):
@@ -95,12 +95,12 @@ class _Thompson(_Uniform):
 
     def __init__(self) -> None:
         self._earned = dict.fromkeys(TASTES, Sample())
-        self.weights = Thompson().distribution(self._earned)
+        self.weights = ThompsonSampling().distribution(self._earned)
 
     def learn(self, yesterday: _Log) -> None:
         for _, version, reward in yesterday:
             self._earned[version] += Sample(1, reward, reward**2)
-        self.weights = Thompson().distribution(self._earned)
+        self.weights = ThompsonSampling().distribution(self._earned)
 
 
 class _Ranking:
@@ -109,14 +109,14 @@ class _Ranking:
     name = "ranking"
 
     def __init__(self) -> None:
-        space = candidates([*TASTES])
-        self._candidates = dict(zip(TASTES, space.of_rows([row(version, None) for version in TASTES]), strict=True))
-        self._learner = Learner(CONTEXT.columns, space.columns)
+        space = candidate_encoder([*TASTES])
+        self._candidates = dict(zip(TASTES, space.of_rows([candidate_row(version, None) for version in TASTES]), strict=True))
+        self._learner = Learner(CONTEXT_ENCODER.columns, space.columns)
         self._tips = self._nights = 0
         self._deployed: RankingPolicy | None = None
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        contexts = CONTEXT.of_rows([visit.signals for visit in today])
+        contexts = CONTEXT_ENCODER.of_rows([visit.signals for visit in today])
         return [_drawn(self._weights(context), visit) for context, visit in zip(contexts, today, strict=True)]
 
     def _weights(self, context: Floats) -> Mapping[str, float]:
@@ -126,7 +126,7 @@ class _Ranking:
         return dict(zip(self._candidates, ranking.probabilities.tolist(), strict=True))
 
     def learn(self, yesterday: _Log) -> None:
-        contexts = CONTEXT.of_rows([visit.signals for visit, _, _ in yesterday])
+        contexts = CONTEXT_ENCODER.of_rows([visit.signals for visit, _, _ in yesterday])
         for context, (_, version, reward) in zip(contexts, yesterday, strict=True):
             self._learner.learn(context, self._candidates[version], reward)
         self._tips += len(yesterday)
@@ -137,7 +137,7 @@ class _Ranking:
         self._deployed = RankingPolicy.load(blob)
 
 
-def play(*, users: int, days: int, seed: int, progress: Progress) -> Played:
+def compare_policies(*, users: int, days: int, seed: int, progress: Progress) -> RegretComparison:
     """Let each policy choose for all who come in `days` days; the same seed gives the same outcomes.
 
     Raises UnusablePolicy without the `ranking` extra.
@@ -154,11 +154,11 @@ def play(*, users: int, days: int, seed: int, progress: Progress) -> Played:
             player.learn([(visit, version, float(visit.helps(version))) for visit, version in chosen])
     total = earned.cumsum(axis=1)
     oracle, *policies = (
-        Outcome(player.name, float(mine[-1]) / max(tips, 1), total[0] - mine)
+        PolicyOutcome(player.name, float(mine[-1]) / max(tips, 1), total[0] - mine)
         for player, mine in zip(players, total, strict=True)
     )
-    return Played(tips, oracle, tuple(policies))
+    return RegretComparison(tips, oracle, tuple(policies))
 
 
 def _drawn(weights: Mapping[str, float], visit: Visit) -> str:
-    return weighted(weights, uniform_from("regret", visit.id)).option
+    return draw_weighted(weights, hash_to_unit_interval("regret", visit.id)).option

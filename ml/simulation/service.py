@@ -21,11 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from ml.app import create_app
-from ml.recommender.tip_scores import open_tip_scores
+from ml.platform.settings import ConfigurationError
+from ml.recommender.settings import RecommenderSettings
 from ml.serving.prompts import PROMPTS
-from ml.settings import ConfigurationError, RecommenderSettings, ServingSettings
+from ml.serving.settings import ServingSettings
 from ml.simulation.people import Progress, Visit, visits
+from ml.standalone.app import create_app
+from ml.store.tips import open_tip_store
 
 _AT_ONCE = 8
 _HOUR = timedelta(hours=1)
@@ -75,7 +77,7 @@ def simulate(
 
 
 async def _refuse_real_people(settings: RecommenderSettings, now: datetime) -> None:
-    async with open_tip_scores(settings.database_url.get_secret_value(), lambda: now) as store:
+    async with open_tip_store(settings.database_url.get_secret_value(), lambda: now) as store:
         if await store.holds_real_tips():
             raise ConfigurationError(
                 "DATABASE_URL: holds the tips of real people; name another database to simulate into."

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ml.features.context import assemble
+from ml.features.context import assemble_context
 from ml.serving.prompts import PROMPTS
 from tests.bench.figures import machine
 from tests.bench.open_loop import Cost, measure_all, must_answer, session, table
@@ -45,7 +45,7 @@ LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
 def chat() -> dict[str, Any]:
     """Return the request that serving makes of the signals, for servers that are given it ready."""
     prompt = PROMPTS[PROMPT_VERSION]
-    return {"model": "tiny", "messages": prompt.render(assemble(SIGNALS)), **asdict(prompt.parameters)}
+    return {"model": "tiny", "messages": prompt.render(assemble_context(SIGNALS)), **asdict(prompt.parameters)}
 
 
 def asked(name: str, command: list[str], path: str, body: Mapping[str, Any], environment: Mapping[str, str]) -> Server:

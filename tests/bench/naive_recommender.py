@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from starlette.types import Receive, Scope, Send
 
-from ml.recommender import schema
-from ml.recommender.reactions import REACTIONS
+from ml.store import tables as schema
+from ml.store.reactions import REACTIONS
 
 LOCKED_SECONDS = 5
 

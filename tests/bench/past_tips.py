@@ -1,7 +1,7 @@
 """Tips of the past with their reactions and counts, put into an empty store as fast as its database takes them.
 
 The rows are the same wherever they are put: they are drawn day by day, each day by a generator of its own. The counts
-are what `ml.recommender.rollup` makes of them.
+are what `ml.store.rollup` makes of them.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Table
 from sqlalchemy.engine import Dialect, make_url
 
-from ml.recommender import schema
-from ml.recommender.database import migrate
-from ml.recommender.reactions import REACTIONS, Standing
-from ml.recommender.rollup import Changes, Facts
+from ml.store import tables as schema
+from ml.store.database import migrate_database
+from ml.store.reactions import REACTIONS, EffectiveReaction
+from ml.store.rollup import CounterDelta, TipDimensions
 
 VERSIONS = {"v1": "a" * 64, "v2-mentor": "b" * 64, "v3-coach": "c" * 64}
 """Each with its digest."""
@@ -63,7 +63,7 @@ def tip_id(number: int) -> UUID:
 
 async def fill(url: str, past: Past) -> None:
     """Make the tables in an empty database and put the tips into them."""
-    migrate(url)
+    migrate_database(url)
     encode = partial(_day, reacted=past.reacted, dialect=make_url(url).get_dialect()())
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor() as processes:
@@ -77,12 +77,12 @@ async def fill(url: str, past: Past) -> None:
 def _day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping[str, Rows]:
     """Return the rows of one day, for each table, as the database's driver takes them."""
     tips = list(_tips(day, numbers, reacted))
-    changes = Changes()
+    changes = CounterDelta()
     for tip in tips:
-        facts = Facts.of(tip)
+        facts = TipDimensions.of(tip)
         changes.tip(facts)
         if tip["reaction"]:
-            changes.reaction(facts, Standing(tip["reacted_at"], tip["reaction"], tip["reward"]))
+            changes.reaction(facts, EffectiveReaction(tip["reacted_at"], tip["reaction"], tip["reward"]))
     rows: dict[Table, list[dict[str, Any]]] = {
         schema.tip_scores: tips,
         schema.reactions: [

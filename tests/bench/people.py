@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ml.experiments.decisions import Candidate, Decision
+from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 
 CANDIDATES = 20
 PEOPLE = 200
@@ -65,18 +65,18 @@ def people() -> list[Person]:
     ]
 
 
-def decisions(everybody: Sequence[Person]) -> Iterator[Decision]:
+def decisions(everybody: Sequence[Person]) -> Iterator[LoggedDecision]:
     """Yield what a policy is made of: what people liked is chance here, and does not matter."""
     chance = random.Random(2)
     for number in range(LEARNED_FROM):
         person = everybody[number % PEOPLE]
-        yield Decision(
+        yield LoggedDecision(
             id=str(number),
             user_id=person.user_id,
             at=number,
             signals=person.signals,
             aggregates=person.aggregates,
-            candidates=tuple(Candidate(each["prompt_version"], 0.05, each["tip"]) for each in person.candidates),
+            candidates=tuple(LoggedCandidate(each["prompt_version"], 0.05, each["tip"]) for each in person.candidates),
             taken=chance.randrange(CANDIDATES),
             reward=float(chance.random() < 0.3),
             ranked=True,

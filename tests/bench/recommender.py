@@ -49,7 +49,7 @@ import typer
 import uvloop
 from sqlalchemy.engine import URL, make_url
 
-from ml.recommender.reactions import REACTIONS
+from ml.store.reactions import REACTIONS
 from tests.bench.figures import machine, median, p50_and_p99, turns
 from tests.bench.past_tips import Past, fill, tip_id
 from tests.bench.server import KEY, BenchmarkFailed, Running, Server, get, run, started, until_it_works, uvicorn

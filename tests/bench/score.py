@@ -35,8 +35,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ml.features.store import replace
-from ml.features.vectors import CONTEXT, candidates
+from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
+from ml.features.online_store import replace
 from ml.pipelines.training import train
 from tests.bench import overload
 from tests.bench.figures import machine
@@ -111,13 +111,13 @@ def mlflow(everybody: Sequence[Person], policy: Path, executables: Path, directo
 
 def forms(person: Person) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what MLflow is asked: named arrays, in which 0 stands for what is missing, and a data frame without it."""
-    of_candidates = candidates(VERSIONS)
-    context = CONTEXT.of_rows([{**person.signals, **person.aggregates}])[0].round(6)
+    of_candidates = candidate_encoder(VERSIONS)
+    context = CONTEXT_ENCODER.of_rows([{**person.signals, **person.aggregates}])[0].round(6)
     rows = of_candidates.of_rows(person.candidates).round(6)
     known = ~np.isnan(context)
     arrays = {"context": np.nan_to_num(context).tolist(), "candidates": rows.tolist()}
     frame = {
-        "columns": [*np.array(CONTEXT.columns)[known].tolist(), *of_candidates.columns],
+        "columns": [*np.array(CONTEXT_ENCODER.columns)[known].tolist(), *of_candidates.columns],
         "data": np.hstack((np.tile(context[known], (CANDIDATES, 1)), rows)).tolist(),
     }
     return {"inputs": arrays}, {"dataframe_split": frame}

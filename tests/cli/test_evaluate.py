@@ -12,20 +12,20 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ml.experiments.decisions import Decision
+from ml.experiments.decisions import LoggedDecision
 from ml.pipelines.training import train
-from ml.recommender.reactions import Reaction
-from ml.recommender.tip_scores import TipScore, open_tip_scores
 from ml.registry.models import register
+from ml.store.reactions import Reaction
+from ml.store.tips import TipRecord, open_tip_store
+from tests.example_tips import a_tip
 from tests.pipelines.logs import APART, MOODS
 from tests.process import TIPS, run
-from tests.recommender.example_tips import a_tip
 
 VERSIONS = {"v1": 0.4, "v2": 0.4, "v3": 0.2}
 HOURS, AN_HOUR = 500, 6
 
 
-def tips(now: datetime) -> Iterator[tuple[TipScore, Reaction | None]]:
+def tips(now: datetime) -> Iterator[tuple[TipRecord, Reaction | None]]:
     """Tips of the last days, at half past, and who liked which: people in low mood the third, the others the first."""
     chance = random.Random(7)
     for hour in sorted([*range(HOURS)] * AN_HOUR, reverse=True):
@@ -47,9 +47,9 @@ def tips(now: datetime) -> Iterator[tuple[TipScore, Reaction | None]]:
         yield tip, Reaction(tip.tip_id, "helpful", at + timedelta(minutes=5)) if likes else None
 
 
-async def fill(url: str) -> list[Decision]:
+async def fill(url: str) -> list[LoggedDecision]:
     now = datetime.now(UTC)
-    async with open_tip_scores(url, lambda: now) as store:
+    async with open_tip_store(url, lambda: now) as store:
         stored = [*tips(now)]
         await asyncio.gather(*(store.add(tip) for tip, _ in stored))
         await store.react([reaction for _, reaction in stored if reaction])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ml.experiments.ranking import RankingPolicy
-from ml.features.store import SQLiteStore
+from ml.features.online_store import SQLiteOnlineStore
 from tests.process import TIPS, run, service
 
 
@@ -113,7 +113,7 @@ def test_what_is_known_of_people_beforehand_is_counted_and_forgotten(settings: M
         ).fetchall()
         ((people,),) = connection.execute("select count(distinct user_id) from tip_scores")
     assert ended.stdout == f"written: {people} people\n"
-    store = SQLiteStore.open(settings["ONLINE_STORE_URL"])
+    store = SQLiteOnlineStore.open(settings["ONLINE_STORE_URL"])
     known = asyncio.run(store.read(user, datetime.now(UTC)))
     assert known["tips_7d"] == tips
     assert 0 <= known["reward_rate_30d"] <= 1

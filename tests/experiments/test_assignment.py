@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.experiments.assignment import sticky, uniform_from, weighted
+from ml.experiments.assignment import draw_sticky, draw_weighted, hash_to_unit_interval
 from ml.experiments.statistics import sample_ratio_p_value
 
 DECISIONS = 100_000
@@ -32,19 +32,19 @@ def fits(seen: Mapping[str, int], distribution: Mapping[str, float]) -> bool:
 
 @given(parts)
 def test_chance_is_in_range_and_comes_from_the_parts_alone(given: list[str]) -> None:
-    assert 0 <= uniform_from(*given) < 1
-    assert uniform_from(*given) == uniform_from(*list(given))
+    assert 0 <= hash_to_unit_interval(*given) < 1
+    assert hash_to_unit_interval(*given) == hash_to_unit_interval(*list(given))
 
 
 @given(parts, parts)
 def test_other_parts_are_other_chance_wherever_one_ends(some: list[str], others: list[str]) -> None:
-    assert (uniform_from(*some) == uniform_from(*others)) == (some == others)
-    assert uniform_from(*some, "") != uniform_from(*some)
-    assert uniform_from("".join(some), "a") != uniform_from("".join(some) + "a")
+    assert (hash_to_unit_interval(*some) == hash_to_unit_interval(*others)) == (some == others)
+    assert hash_to_unit_interval(*some, "") != hash_to_unit_interval(*some)
+    assert hash_to_unit_interval("".join(some), "a") != hash_to_unit_interval("".join(some) + "a")
 
 
 def test_chance_is_uniform() -> None:
-    tenths = Counter(str(int(10 * uniform_from("tip", str(n)))) for n in range(DECISIONS))
+    tenths = Counter(str(int(10 * hash_to_unit_interval("tip", str(n)))) for n in range(DECISIONS))
     assert fits(tenths, {str(tenth): 0.1 for tenth in range(10)})
 
 
@@ -53,7 +53,7 @@ def test_chance_is_uniform() -> None:
 
 @given(weights, chances)
 def test_the_propensity_is_the_option_s_share_of_all_weights(weights: dict[str, float], u: float) -> None:
-    for drawn in (weighted(weights, u), sticky(weights, str(u), salt="s")):
+    for drawn in (draw_weighted(weights, u), draw_sticky(weights, str(u), salt="s")):
         assert drawn.distribution.keys() == weights.keys()
         assert sum(drawn.distribution.values()) == pytest.approx(1)
         assert drawn.probability == drawn.distribution[drawn.option]
@@ -62,26 +62,26 @@ def test_the_propensity_is_the_option_s_share_of_all_weights(weights: dict[str, 
 
 @given(weights, chances)
 def test_the_same_chance_gives_the_same_option(weights: dict[str, float], u: float) -> None:
-    assert weighted(weights, u) == weighted(dict(weights), u)
+    assert draw_weighted(weights, u) == draw_weighted(dict(weights), u)
 
 
 @given(weights)
 def test_the_ends_of_the_range_belong_to_the_first_and_the_last_option(weights: dict[str, float]) -> None:
     first, last = next(iter(weights)), next(reversed(weights))
-    assert weighted(weights, 0.0).option == first
-    assert weighted(weights, 1 - 2**-53).option == last or weights[last] / sum(weights.values()) < 2**-50
+    assert draw_weighted(weights, 0.0).option == first
+    assert draw_weighted(weights, 1 - 2**-53).option == last or weights[last] / sum(weights.values()) < 2**-50
 
 
 @given(weights, chances)
 def test_an_option_without_weight_is_never_taken(weights: dict[str, float], u: float) -> None:
     for chance in (0.0, u, 1 - 2**-53):
-        assert weighted({"none": 0.0} | weights | {"nothing": 0.0}, chance).option in weights
+        assert draw_weighted({"none": 0.0} | weights | {"nothing": 0.0}, chance).option in weights
 
 
 @given(weights, chances)
 def test_a_decision_is_drawn_again_from_its_logged_distribution(weights: dict[str, float], u: float) -> None:
-    drawn = weighted(weights, u)
-    assert weighted(drawn.distribution, u).option == drawn.option
+    drawn = draw_weighted(weights, u)
+    assert draw_weighted(drawn.distribution, u).option == drawn.option
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_a_decision_is_drawn_again_from_its_logged_distribution(weights: dict[st
 )
 def test_options_are_drawn_as_often_as_their_propensities_say(options: dict[str, float]) -> None:
     chance = random.Random(7)
-    seen = Counter(weighted(options, chance.random()).option for _ in range(DECISIONS))
-    hashed = Counter(weighted(options, uniform_from("tip", str(n))).option for n in range(DECISIONS))
-    assert fits(seen, weighted(options, 0.5).distribution)
-    assert fits(hashed, weighted(options, 0.5).distribution)
+    seen = Counter(draw_weighted(options, chance.random()).option for _ in range(DECISIONS))
+    hashed = Counter(draw_weighted(options, hash_to_unit_interval("tip", str(n))).option for n in range(DECISIONS))
+    assert fits(seen, draw_weighted(options, 0.5).distribution)
+    assert fits(hashed, draw_weighted(options, 0.5).distribution)
 
 
 # Sticky
@@ -113,7 +113,7 @@ GOLDEN = {
 
 
 def given_to(people: list[str], weights: Mapping[str, float], salt: str = "s") -> dict[str, str]:
-    return {user: sticky(weights, user, salt=salt).option for user in people}
+    return {user: draw_sticky(weights, user, salt=salt).option for user in people}
 
 
 def moves(before: Mapping[str, str], after: Mapping[str, str]) -> Counter[tuple[str, str]]:
@@ -124,7 +124,7 @@ def moves(before: Mapping[str, str], after: Mapping[str, str]) -> Counter[tuple[
 def test_people_get_what_they_always_got() -> None:
     equal = {"v1": 1.0, "v2-mentor": 1.0, "v3-few-shot": 1.0}
     assert given_to([*GOLDEN], equal, "prompt-version") == GOLDEN
-    assert uniform_from("prompt-version", "u-1") == 0.20030755275710121
+    assert hash_to_unit_interval("prompt-version", "u-1") == 0.20030755275710121
 
 
 @pytest.mark.parametrize("seed", ["0", "1", "4711"])
@@ -142,7 +142,7 @@ def test_people_get_the_same_in_another_process_whose_hashes_are_others(seed: st
 
 @pytest.mark.parametrize("weights", [{"v1": 1.0, "v2": 1.0}, {"v1": 90.0, "v2": 9.0, "v3": 1.0}])
 def test_each_option_has_its_share_of_all_people(weights: dict[str, float]) -> None:
-    assert fits(Counter(given_to(PEOPLE, weights).values()), sticky(weights, "u", salt="s").distribution)
+    assert fits(Counter(given_to(PEOPLE, weights).values()), draw_sticky(weights, "u", salt="s").distribution)
 
 
 def test_50_50_to_60_40_moves_a_tenth_of_all_people_and_all_of_them_one_way() -> None:
@@ -162,15 +162,15 @@ def test_an_option_that_is_added_takes_people_from_the_others_and_gives_them_bac
 @given(weights, st.text(), st.data())
 def test_a_person_moves_only_to_an_option_that_grew(weights: dict[str, float], user: str, data: st.DataObject) -> None:
     grown = data.draw(st.sampled_from(sorted(weights)))
-    before = sticky(weights, user, salt="s").option
-    after = sticky(weights | {grown: weights[grown] * data.draw(st.floats(1, 1000))}, user, salt="s").option
+    before = draw_sticky(weights, user, salt="s").option
+    after = draw_sticky(weights | {grown: weights[grown] * data.draw(st.floats(1, 1000))}, user, salt="s").option
     assert after in {before, grown}
 
 
 @given(weights, st.text())
 def test_neither_the_order_nor_the_scale_of_weights_moves_anybody(weights: dict[str, float], user: str) -> None:
     turned = {option: 2 * weight for option, weight in reversed(weights.items())}
-    assert sticky(turned, user, salt="s").option == sticky(weights, user, salt="s").option
+    assert draw_sticky(turned, user, salt="s").option == draw_sticky(weights, user, salt="s").option
 
 
 def test_another_salt_shuffles_people_anew() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from ml.experiments.arrays import Floats, Integers
-from ml.experiments.evaluation import LEAST_EFFECTIVE, Estimate, Log, dm, dr, ips, sndr, snips
+from ml.experiments.evaluation import MIN_EFFECTIVE_SAMPLE_SIZE, Estimate, Log, dm, dr, ips, sndr, snips
 from ml.experiments.reward_model import RewardModel, cross_fitted_means
 
 DATA = Path(__file__).parents[1] / "data" / "obd"
@@ -493,7 +493,7 @@ def test_rewards_that_are_all_equal_are_refused(reward: float) -> None:
 def test_a_decision_holds_at_most_a_tenth_of_the_weight_where_none_is_refused() -> None:
     targets = np.concatenate([[1.0], np.full(10_000, 0.01)])
     log = Log(np.arange(10_001) % 2 / 1.0, np.full(10_001, 0.01), targets)
-    assert log.effective_sample_size > LEAST_EFFECTIVE
+    assert log.effective_sample_size > MIN_EFFECTIVE_SAMPLE_SIZE
     assert log.weights.max() / log.weights.sum() <= 1 / math.sqrt(log.effective_sample_size)
 
 

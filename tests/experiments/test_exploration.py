@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.experiments.assignment import uniform_from, weighted
+from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import SquareCB
 from tests.experiments.test_assignment import DECISIONS, fits
 
@@ -49,7 +49,7 @@ def test_worked_by_hand() -> None:
 def test_ranked_options_are_drawn_as_often_as_their_probabilities_say() -> None:
     probabilities = SquareCB(30).distribution(np.array([0.2, 0.22, 0.27, 0.1])).tolist()
     distribution = dict(zip("abcd", probabilities, strict=True))
-    seen = Counter(weighted(distribution, uniform_from("score", str(n))).option for n in range(DECISIONS))
+    seen = Counter(draw_weighted(distribution, hash_to_unit_interval("score", str(n))).option for n in range(DECISIONS))
     assert fits(seen, distribution)
 
 

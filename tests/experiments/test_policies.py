@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml.experiments.thompson import ThompsonSampling
 
-from ml.experiments.assignment import uniform_from, weighted
+from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import FLOOR
-from ml.experiments.policies import Thompson
 from ml.experiments.statistics import Sample, probability_best
 from tests.experiments.test_assignment import DECISIONS, fits
 
@@ -43,7 +43,7 @@ def test_the_probabilities_are_those_of_a_million_draws_from_the_posteriors(
     posteriors = np.array([rng.beta(1 + arm.total, 1 + arm.n - arm.total, draws) for arm in arms.values()])
     seen = np.bincount(posteriors.argmax(axis=0), minlength=len(arms)) / draws
     left = 1 - len(arms) * floor
-    for probability, best in zip(Thompson(floor).distribution(arms).values(), seen, strict=True):
+    for probability, best in zip(ThompsonSampling(floor).distribution(arms).values(), seen, strict=True):
         error = left * math.sqrt(best * (1 - best) / draws)
         assert abs(probability - (floor + left * best)) <= 4 * error + 1 / draws
 
@@ -51,14 +51,14 @@ def test_the_probabilities_are_those_of_a_million_draws_from_the_posteriors(
 def test_of_50_60_and_45_in_1_000_the_second_is_probably_the_best() -> None:
     arms = {"v1": binary(1_000, 50), "v2": binary(1_000, 60), "v3": binary(1_000, 45)}
     exact = {"v1": 0.1520, "v2": 0.8008, "v3": 0.0472}
-    assert Thompson(floor=0).distribution(arms) == pytest.approx(exact, abs=5e-5)
+    assert ThompsonSampling(floor=0).distribution(arms) == pytest.approx(exact, abs=5e-5)
     floored = {arm: 0.02 + 0.94 * probability for arm, probability in exact.items()}
-    assert Thompson().distribution(arms) == pytest.approx(floored, abs=5e-5)
+    assert ThompsonSampling().distribution(arms) == pytest.approx(floored, abs=5e-5)
 
 
 @given(arms, floors, chances)
 def test_probabilities_sum_to_1_and_none_is_below_the_floor(arms: dict[str, Sample], floor: float, u: float) -> None:
-    chosen = Thompson(floor).choose(arms, u)
+    chosen = ThompsonSampling(floor).choose(arms, u)
     assert [*chosen.distribution] == [*arms]
     assert sum(chosen.distribution.values()) == pytest.approx(1, abs=1e-12)
     assert min(chosen.distribution.values()) >= floor
@@ -67,37 +67,37 @@ def test_probabilities_sum_to_1_and_none_is_below_the_floor(arms: dict[str, Samp
 
 @given(arms, chances)
 def test_the_same_counts_and_chance_give_the_same_choice(arms: dict[str, Sample], u: float) -> None:
-    chosen = Thompson().choose(arms, u)
-    assert chosen == Thompson().choose(dict(arms), u)
+    chosen = ThompsonSampling().choose(arms, u)
+    assert chosen == ThompsonSampling().choose(dict(arms), u)
     # And so does what was logged.
-    assert weighted(chosen.distribution, u).option == chosen.option
+    assert draw_weighted(chosen.distribution, u).option == chosen.option
 
 
 @given(arms)
 def test_a_new_version_starts_from_the_prior(arms: dict[str, Sample]) -> None:
-    new = Thompson(floor=0).distribution(arms | {"new": Sample()})
+    new = ThompsonSampling(floor=0).distribution(arms | {"new": Sample()})
     assert [*new.values()] == [*probability_best([*(arms | {"new": binary(0, 0)}).values()])]
-    assert Thompson().distribution({"v1": Sample(), "v2": Sample()}) == pytest.approx({"v1": 0.5, "v2": 0.5})
+    assert ThompsonSampling().distribution({"v1": Sample(), "v2": Sample()}) == pytest.approx({"v1": 0.5, "v2": 0.5})
 
 
 @pytest.mark.parametrize("floor", [-0.01, 1, 1.5, math.nan, math.inf])
 def test_a_floor_that_cannot_be_is_refused(floor: float) -> None:
     with pytest.raises(ValueError, match="floor"):
-        Thompson(floor)
+        ThompsonSampling(floor)
 
 
 @pytest.mark.parametrize(("floor", "k"), [(0.02, 0), (0, 0), (0.02, 50), (0.5, 2), (0.5, 3)])
 def test_floors_that_leave_nothing_are_refused(floor: float, k: int) -> None:
     with pytest.raises(ValueError, match="at least one arm"):
-        Thompson(floor).distribution({f"v{n}": Sample() for n in range(k)})
+        ThompsonSampling(floor).distribution({f"v{n}": Sample() for n in range(k)})
 
 
 def test_arms_are_drawn_as_often_as_their_probabilities_say() -> None:
     arms = {"v1": binary(1_000, 50), "v2": binary(1_000, 60), "v3": Sample()}
-    distribution = Thompson().distribution(arms)
-    seen = Counter(weighted(distribution, uniform_from("tip", str(n))).option for n in range(DECISIONS))
+    distribution = ThompsonSampling().distribution(arms)
+    seen = Counter(draw_weighted(distribution, hash_to_unit_interval("tip", str(n))).option for n in range(DECISIONS))
     assert fits(seen, distribution)
-    assert weighted(distribution, 0.7) == Thompson().choose(arms, 0.7)
+    assert draw_weighted(distribution, 0.7) == ThompsonSampling().choose(arms, 0.7)
 
 
 def test_reactions_a_day_late_cost_thompson_at_most_a_quarter_of_what_uniform_loses() -> None:
@@ -112,7 +112,7 @@ def test_reactions_a_day_late_cost_thompson_at_most_a_quarter_of_what_uniform_lo
         known = slice(0, max(0, period - delay))
         n, total = shown[known].sum(axis=0), earned[known].sum(axis=0)
         probabilities = [
-            [*Thompson().distribution({str(arm): binary(*counts) for arm, counts in enumerate(seed)}).values()]
+            [*ThompsonSampling().distribution({str(arm): binary(*counts) for arm, counts in enumerate(seed)}).values()]
             for seed in np.stack([n, total], axis=2).tolist()
         ]
         shown[period] = rng.multinomial(size, probabilities)

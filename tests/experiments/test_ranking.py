@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as npst
 
 from ml.experiments.ranking import Encoder, Learner, RankingPolicy, UnusablePolicy, _loaded
 from ml.features.definitions import SIGNALS
-from ml.features.kinds import Floats
-from ml.features.vectors import CONTEXT, candidates, row
+from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
+from ml.features.feature_types import Floats
 from ml.pipelines.training import train
 from ml.registry.policies import Learned
 from tests.features.test_context import some_signals
@@ -45,8 +45,8 @@ anything = st.text(st.characters(exclude_categories=[]), max_size=80) | st.sampl
 )
 numbers = st.floats(-1e6, 1e6) | st.floats(0, 1) | st.just(math.nan)
 LEARNED = Learned(RankingPolicy.load(policy()))
-OF_TIPS = candidates([*TIPS])
-ENCODER = Encoder(CONTEXT.columns, OF_TIPS.columns)
+OF_TIPS = candidate_encoder([*TIPS])
+ENCODER = Encoder(CONTEXT_ENCODER.columns, OF_TIPS.columns)
 MODEL = _loaded(zipfile.ZipFile(io.BytesIO(policy())).read("model.vw"))
 
 
@@ -69,10 +69,10 @@ def test_any_text_in_any_field_yields_as_many_actions_as_candidates_and_only_dec
     signals: dict[str, Any], goal: str, tips: list[tuple[str | None, str | None]]
 ) -> None:
     person = {**signals, "goal": goal, "mood": goal, "local_time": signals.get("local_time")}
-    rows = [row(version, tip) for version, tip in tips]
-    lines = ENCODER.encode(CONTEXT.of_rows([person])[0], OF_TIPS.of_rows(rows))
+    rows = [candidate_row(version, tip) for version, tip in tips]
+    lines = ENCODER.encode(CONTEXT_ENCODER.of_rows([person])[0], OF_TIPS.of_rows(rows))
     assert len(lines) == len(tips) + 1
-    assert set().union(*map(names, lines)) <= {*CONTEXT.columns, *OF_TIPS.columns}
+    assert set().union(*map(names, lines)) <= {*CONTEXT_ENCODER.columns, *OF_TIPS.columns}
     assert all("\n" not in line and "\r" not in line for line in lines)
     by_the_model = [-cost for cost in MODEL.predict(lines)]
     ranking = LEARNED.rank(person, rows)
@@ -110,7 +110,7 @@ def test_a_name_that_would_not_stay_one_feature_is_refused(name: str) -> None:
 @example(7.46794e-160)  # which Vowpal Wabbit reads as no number
 @example(1e6)
 def test_any_number_that_is_written_gives_numbers_back(number: float) -> None:
-    person = np.full(len(CONTEXT.columns), number)
+    person = np.full(len(CONTEXT_ENCODER.columns), number)
     tips = np.full((2, len(LEARNED._in_candidates)), number)
     scores = LEARNED._policy.rank(person, tips).scores
     assert ((scores >= 0) & (scores <= 1)).all()
@@ -164,13 +164,13 @@ def test_a_policy_says_what_it_is_and_what_it_was_made_for() -> None:
     loaded = RankingPolicy.load(policy())
     assert (loaded.card.name, loaded.card.learned_from, loaded.card.trained_until) == ("tips", 2_000, 1_999.0)
     assert loaded.card.versions == ("v1", "v2-mentor", "v3-few-shot")
-    assert loaded.card.context == CONTEXT.columns
+    assert loaded.card.context == CONTEXT_ENCODER.columns
     assert re.fullmatch("[0-9a-f]{12}", loaded.version)
     assert loaded.version != RankingPolicy.load(policy(seed=2)).version
 
 
 def test_scores_are_the_rewards_to_expect_and_the_best_is_chosen_most_often() -> None:
-    tips = [row(version, tip) for version, tip in TIPS.items()]
+    tips = [candidate_row(version, tip) for version, tip in TIPS.items()]
     for mood, best in (("good", 0), ("low", 1)):
         ranking = LEARNED.rank({"mood": mood, "stress": 5}, tips)
         assert ranking.scores.argmax() == ranking.probabilities.argmax() == best
@@ -183,7 +183,7 @@ def test_scores_are_the_rewards_to_expect_and_the_best_is_chosen_most_often() ->
 
 @pytest.mark.parametrize("n", [1, 50])
 def test_as_few_and_as_many_candidates_as_there_can_be_are_ranked(n: int) -> None:
-    ranking = LEARNED.rank({}, [row("v1", f"Tip {number}") for number in range(n)])
+    ranking = LEARNED.rank({}, [candidate_row("v1", f"Tip {number}") for number in range(n)])
     assert ranking.probabilities.shape == (n,)
     assert ranking.probabilities.sum() == pytest.approx(1, abs=1e-12)
     assert (ranking.probabilities > 0).all()
@@ -191,7 +191,7 @@ def test_as_few_and_as_many_candidates_as_there_can_be_are_ranked(n: int) -> Non
 
 def test_ranking_is_the_same_from_several_threads() -> None:
     people = [{"mood": mood, "stress": stress} for mood in ("low", "good") for stress in range(1, 11)] * 20
-    tips = [row(version, text) for version, text in (("v1", "Dim."), ("v2-mentor", "Breathe."), ("v9", None))]
+    tips = [candidate_row(version, text) for version, text in (("v1", "Dim."), ("v2-mentor", "Breathe."), ("v9", None))]
     alone = [LEARNED.rank(person, tips).scores.tolist() for person in people]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(lambda person: LEARNED.rank(person, tips).scores.tolist(), people)) == alone
@@ -246,7 +246,7 @@ def test_what_is_no_policy_is_refused(blob: bytes) -> None:
 @pytest.mark.parametrize(
     ("changes", "column"),
     [
-        ({"context": [*CONTEXT.columns, "sleep_hours/12"]}, "sleep_hours/12"),
+        ({"context": [*CONTEXT_ENCODER.columns, "sleep_hours/12"]}, "sleep_hours/12"),
         ({"context": ["shoe_size/60"]}, "shoe_size/60"),
         ({"candidate": ["length(tip)/300"]}, "length.tip./300"),
         ({"versions": ["v1"]}, "prompt_version=v2-mentor"),
@@ -260,7 +260,7 @@ def test_a_policy_made_for_other_features_is_refused_and_one_is_named(changes: d
 def test_a_policy_that_knows_fewer_features_than_there_are_still_ranks() -> None:
     some = Learned(RankingPolicy.load(changed(context=["mood=low", "stress/10"])))
     assert (
-        some.rank({"mood": "low", "stress": 3, "goal": "x"}, [row("v1", "Dim."), row("v2-mentor", None)]).scores.size
+        some.rank({"mood": "low", "stress": 3, "goal": "x"}, [candidate_row("v1", "Dim."), candidate_row("v2-mentor", None)]).scores.size
         == 2
     )
-    assert len(CONTEXT.columns) > len(SIGNALS)
+    assert len(CONTEXT_ENCODER.columns) > len(SIGNALS)

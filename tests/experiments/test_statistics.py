@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.experiments.statistics import (
-    MOST_NEEDED,
+    MAX_OBSERVATIONS,
     SAMPLE_RATIO_ALARM,
     Interval,
     Sample,
@@ -160,7 +160,7 @@ def test_as_many_more_observations_as_needed_exclude_0_and_a_tenth_fewer_do_not(
         assert excludes_zero(difference(a, b))
         return
     assert not excludes_zero(difference(a, b))
-    enough = 1 + (MOST_NEEDED if needed is None else needed) / n
+    enough = 1 + (MAX_OBSERVATIONS if needed is None else needed) / n
     assert excludes_zero(difference(grown(a, enough), grown(b, enough))) is (needed is not None)
     if needed is not None and needed * min(a.n, b.n) / n > 100:  # fewer are within rounding
         fewer = 1 + 0.9 * needed / n

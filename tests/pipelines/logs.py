@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ml.experiments.decisions import Candidate, Decision
+from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 
 HOUR, DAY = 3_600.0, 86_400.0
 MOODS = ("great", "low")
@@ -18,7 +18,7 @@ ALIKE: Rates = {mood: {"v1": 0.2, "v2": 0.3, "v3": 0.4} for mood in MOODS}
 APART: Rates = {"great": {"v1": 0.6, "v2": 0.3, "v3": 0.2}, "low": {"v1": 0.2, "v2": 0.3, "v3": 0.6}}
 
 
-def decision(**fields: Any) -> Decision:
+def decision(**fields: Any) -> LoggedDecision:
     """Return a decision between two versions, but for these fields."""
     usual: dict[str, Any] = {
         "id": "d-1",
@@ -26,12 +26,12 @@ def decision(**fields: Any) -> Decision:
         "at": 0.0,
         "signals": {},
         "aggregates": {},
-        "candidates": (Candidate("v1", 0.5), Candidate("v2", 0.5)),
+        "candidates": (LoggedCandidate("v1", 0.5), LoggedCandidate("v2", 0.5)),
         "taken": 0,
         "reward": 0.0,
         "ranked": False,
     }
-    return Decision(**usual | fields)
+    return LoggedDecision(**usual | fields)
 
 
 def log_of(
@@ -42,11 +42,11 @@ def log_of(
     people: int = 300,
     start: float = 0.0,
     seed: int = 1,
-) -> list[Decision]:
+) -> list[LoggedDecision]:
     """Return `n` decisions between versions, one each ten minutes; `shares`: the probability of each version."""
     rng = np.random.default_rng(seed)
     shares = shares or dict.fromkeys(VERSIONS, 1 / 3)
-    candidates = tuple(Candidate(version, share) for version, share in shares.items())
+    candidates = tuple(LoggedCandidate(version, share) for version, share in shares.items())
     decisions = []
     for index in range(n):
         mood = MOODS[int(rng.integers(2))]
@@ -65,7 +65,7 @@ def log_of(
     return decisions
 
 
-def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> list[Decision]:
+def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> list[LoggedDecision]:
     """Return `n` decisions between 1 to `k` tips, each of any version, drawn with any probabilities.
 
     Tips about sleep help people whose mood is low, others the rest.
@@ -78,7 +78,7 @@ def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> li
         probabilities = rng.dirichlet(np.full(size, 2.0)) * 0.9 + 0.1 / size
         tips = ["Go to sleep early tonight." if rng.random() < 0.5 else "Take a short walk." for _ in range(size)]
         candidates = tuple(
-            Candidate(VERSIONS[int(rng.integers(3))], float(p), tip) for p, tip in zip(probabilities, tips, strict=True)
+            LoggedCandidate(VERSIONS[int(rng.integers(3))], float(p), tip) for p, tip in zip(probabilities, tips, strict=True)
         )
         taken = int(rng.choice(size, p=probabilities))
         helps = 0.6 if ("sleep" in tips[taken]) == (mood == "low") else 0.2

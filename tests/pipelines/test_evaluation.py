@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml.experiments.thompson import ThompsonSampling as Sampling
 
-from ml.experiments.decisions import Candidate, Decision
-from ml.experiments.policies import Thompson as Sampling
+from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.experiments.statistics import Sample
-from ml.pipelines.evaluation import NothingToEvaluate, Report, evaluate
+from ml.pipelines.evaluation import EvaluationReport, NothingToEvaluate, evaluate
 from ml.pipelines.targets import Ranked, Target, Thompson, Uniform, Versions, read
 from ml.pipelines.training import train
-from ml.settings import ConfigurationError
+from ml.platform.settings import ConfigurationError
 from tests.pipelines.logs import ALIKE, APART, DAY, HOUR, VERSIONS, decision, log_of, ranked_log_of
 
 MEANS = ALIKE["low"]
@@ -28,14 +28,14 @@ def target(policy: str, window: float = DAY) -> Target:
     return read(policy, window=timedelta(seconds=window), tracking_uri="sqlite:///nowhere.db")
 
 
-def learned(decisions: Sequence[Decision], folder: Path) -> Target:
+def learned(decisions: Sequence[LoggedDecision], folder: Path) -> Target:
     """A policy that was trained on these decisions, from a file."""
     file = folder / "policy.zip"
     file.write_bytes(train(decisions, name="learner"))
     return target(str(file))
 
 
-def finds(report: Report, truth: float) -> bool:
+def finds(report: EvaluationReport, truth: float) -> bool:
     """Tell whether every estimate's interval holds the truth."""
     return all(one.low <= truth <= one.high and one.refusal is None for one in report.estimates.values())
 
@@ -110,7 +110,7 @@ def test_decisions_from_before_a_version_came_are_left_out_and_counted() -> None
     assert both.decisions == 4_000
     assert evaluate([*before, *after], target("v1")).decisions == 5_500
     # The log had both, but never in one decision.
-    apart = [decision(candidates=(Candidate(version, 1.0),)) for version in ("v1", "v2")]
+    apart = [decision(candidates=(LoggedCandidate(version, 1.0),)) for version in ("v1", "v2")]
     with pytest.raises(
         NothingToEvaluate, match=r"^There is nothing to evaluate\. 2 of 2 decisions are left out, becau"
     ):
@@ -118,7 +118,7 @@ def test_decisions_from_before_a_version_came_are_left_out_and_counted() -> None
 
 
 def test_decisions_without_a_choice_are_left_out_where_another_would_have_been_taken() -> None:
-    outage = (Candidate("v1", 1.0, "One."), Candidate("v3", 0.0, "Two."))
+    outage = (LoggedCandidate("v1", 1.0, "One."), LoggedCandidate("v3", 0.0, "Two."))
     mixed = [
         replace(one, candidates=outage, taken=0, ranked=True) if index % 10 == 0 else one
         for index, one in enumerate(log_of(6_000))
@@ -145,10 +145,10 @@ def test_a_version_is_judged_by_decisions_among_tips_of_which_one_is_its() -> No
 
 def test_versions_share_their_weight_among_their_tips_and_absent_ones_leave_theirs_to_the_others() -> None:
     three = decision(
-        candidates=tuple(Candidate(version, 0.25, "Rest.") for version in ("v1", "v3", "v1", "v2")), ranked=True
+        candidates=tuple(LoggedCandidate(version, 0.25, "Rest.") for version in ("v1", "v3", "v1", "v2")), ranked=True
     )
-    two = replace(three, candidates=(Candidate("v3", 0.5, "Rest."), Candidate("v2", 0.5, "Walk.")))
-    none = replace(three, candidates=(Candidate("v2", 1.0, "Walk."),))
+    two = replace(three, candidates=(LoggedCandidate("v3", 0.5, "Rest."), LoggedCandidate("v2", 0.5, "Walk.")))
+    none = replace(three, candidates=(LoggedCandidate("v2", 1.0, "Walk."),))
     spread = [*target("v1=60,v3=40").distributions([three, two, none])]
     assert [None if one is None else one.tolist() for one in spread] == [
         pytest.approx([0.3, 0.4, 0.3, 0]),
@@ -167,7 +167,7 @@ def test_thompson_sampling_is_found_to_earn_more_once_it_has_learned() -> None:
     assert report.best.high < MEANS["v3"] + 0.05
 
 
-def by_hand(decisions: Sequence[Decision], window: float) -> list[list[float]]:
+def by_hand(decisions: Sequence[LoggedDecision], window: float) -> list[list[float]]:
     """What it would have done, had it looked before each decision."""
     found = []
     for one in decisions:
@@ -318,7 +318,7 @@ def test_the_order_in_which_decisions_come_does_not_matter() -> None:
 
 
 @st.composite
-def small_logs(draw: st.DrawFn) -> list[Decision]:
+def small_logs(draw: st.DrawFn) -> list[LoggedDecision]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     log = []
     for index in range(draw(st.integers(1, 25))):
@@ -334,7 +334,7 @@ def small_logs(draw: st.DrawFn) -> list[Decision]:
                 signals=[{}, {"mood": "low"}, {"locale": "de-DE"}][rng.integers(3)],
                 aggregates=[{}, {"tips_7d": 3.0}][rng.integers(2)],
                 candidates=tuple(
-                    Candidate(str(name), float(p), "Rest." if ranked else None)
+                    LoggedCandidate(str(name), float(p), "Rest." if ranked else None)
                     for name, p in zip(names, probabilities, strict=True)
                 ),
                 taken=int(rng.integers(size)),
@@ -347,7 +347,7 @@ def small_logs(draw: st.DrawFn) -> list[Decision]:
 
 @given(small_logs())
 @settings(max_examples=50)
-def test_whatever_is_in_the_log_there_are_numbers_or_a_sentence(log: list[Decision]) -> None:
+def test_whatever_is_in_the_log_there_are_numbers_or_a_sentence(log: list[LoggedDecision]) -> None:
     for policy in ("v1", "v1=1,v2=3", "uniform", "thompson"):
         with suppress(NothingToEvaluate):
             report = evaluate(log, target(policy))

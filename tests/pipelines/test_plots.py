@@ -7,14 +7,14 @@ from xml.etree import ElementTree as ET
 import pytest
 from matplotlib.image import imread
 
-from ml.pipelines.evaluation import Report, evaluate
+from ml.pipelines.evaluation import EvaluationReport, evaluate
 from ml.pipelines.plots import draw
 from ml.pipelines.targets import Uniform, Versions
 from tests.pipelines.logs import decision, log_of
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def report() -> EvaluationReport:
     return evaluate(log_of(1_000), Versions("v3", {"v3": 1.0}))
 
 
@@ -22,7 +22,7 @@ def texts(file: Path) -> list[str]:
     return [one.text or "" for one in ET.parse(file).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_it_is_deterministic_and_its_words_stay_text(report: Report, tmp_path: Path) -> None:
+def test_it_is_deterministic_and_its_words_stay_text(report: EvaluationReport, tmp_path: Path) -> None:
     one, other = tmp_path / "one.svg", tmp_path / "other.svg"
     for file in (one, other):
         draw(report, file)
@@ -44,7 +44,7 @@ def test_what_is_worthless_is_grey_and_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["$v$ <b>", "v1=1," * 40, "a very long name " * 10])
-def test_names_stay_text_however_long(report: Report, tmp_path: Path, name: str) -> None:
+def test_names_stay_text_however_long(report: EvaluationReport, tmp_path: Path, name: str) -> None:
     file = tmp_path / "plot.svg"
     draw(replace(report, policy=name), file)
     (title,) = (line for line in texts(file) if line.startswith("What "))

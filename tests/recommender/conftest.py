@@ -8,13 +8,13 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import httpx
 import pytest
+from ml.recommender.settings import RecommenderSettings
 
-from ml.recommender.database import migrate
-from ml.recommender.main import create_app
-from ml.settings import RecommenderSettings
-from tests.recommender.databases import Database, on_server, postgres
-from tests.recommender.example_tips import SetClock
-from tests.recommender.fake_serving import FakeServing
+from ml.recommender.app import create_app
+from ml.store.database import migrate_database
+from tests.databases import Database, on_server, postgres
+from tests.example_tips import SetClock
+from tests.fake_serving import FakeServing
 from tests.server import running
 
 StartRecommender = Callable[..., httpx.Client]
@@ -30,7 +30,7 @@ ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file to copy."""
     file = tmp_path_factory.mktemp("template") / "tips.db"
-    migrate(f"sqlite+aiosqlite:///{file}")
+    migrate_database(f"sqlite+aiosqlite:///{file}")
     return file
 
 
@@ -50,7 +50,7 @@ def postgres_server() -> None:
 def postgres_template(postgres_server: None) -> Iterator[str]:  # noqa: ARG001
     """A migrated PostgreSQL database to copy."""
     with postgres() as database:
-        migrate(database.url)
+        migrate_database(database.url)
         yield database.name
 
 

@@ -12,25 +12,25 @@ from uuid import UUID
 
 import httpx
 import pytest
+from ml.recommender.settings import RecommenderSettings
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ml.app import create_app as create_both
-from ml.experiments.assignment import uniform_from, weighted
-from ml.experiments.decisions import Decision
-from ml.recommender.main import create_app as create_recommender
-from ml.recommender.rotation import SALT
-from ml.recommender.tip_scores import open_tip_scores
-from ml.serving.main import create_app as create_serving
-from ml.settings import RecommenderSettings
+from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
+from ml.experiments.decisions import LoggedDecision
+from ml.recommender.app import create_app as create_recommender
+from ml.recommender.selection import SALT
+from ml.serving.app import create_app as create_serving
+from ml.standalone.app import create_app as create_both
+from ml.store.tips import open_tip_store
 from tests.conftest import of_model
+from tests.databases import Database, Row
+from tests.example_tips import NOW, SetClock, a_tip
+from tests.fake_serving import WRITTEN, FakeServing, ranking
 from tests.policies import policy
 from tests.recommender.conftest import ON_SQLITE, StartRecommender
-from tests.recommender.databases import Database, Row
-from tests.recommender.example_tips import NOW, SetClock, a_tip
-from tests.recommender.fake_serving import WRITTEN, FakeServing, ranking
-from tests.recommender.test_rollup import check_counts
 from tests.server import running
+from tests.store.test_rollup import check_counts
 from tests.upstream import Upstream
 
 TWO = "v1,v2-mentor"
@@ -139,7 +139,7 @@ def test_each_candidate_s_version_is_drawn_by_the_policy_and_drawn_again_from_it
     mixed = {row["decision_id"] for row in rows if row["prompt_version"] == "v1"}
     assert mixed & {row["decision_id"] for row in rows if row["prompt_version"] == "v2-mentor"}
     for row in rows:
-        assert weighted(row["options"], uniform_from(SALT, row["tip_id"])).option == row["prompt_version_asked"]
+        assert draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option == row["prompt_version_asked"]
 
 
 @ON_SQLITE
@@ -172,7 +172,7 @@ def test_a_candidate_that_cannot_be_written_is_left_out(
     assert rows[0]["decision_id"] == rows[0]["tip_id"]
     assert tip["tip_id"] == rows[1]["tip_id"]
     for row in rows:
-        assert weighted(row["options"], uniform_from(SALT, row["tip_id"])).option == row["prompt_version_asked"]
+        assert draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option == row["prompt_version_asked"]
 
 
 @ON_SQLITE
@@ -319,7 +319,7 @@ def test_whoever_goes_away_while_candidates_are_ranked_leaves_no_row(
 
 def test_a_decision_is_stored_whole_or_not_at_all(database: Database) -> None:
     async def run() -> list[Any]:
-        async with open_tip_scores(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock()) as store:
             there = a_tip()
             await store.add(there)
             decisions = [
@@ -348,12 +348,12 @@ def test_rivals_are_forgotten_and_purged_with_the_tip(
         clock.go(hours=2)
 
     async def forget() -> None:
-        async with open_tip_scores(database.url, clock) as store:
+        async with open_tip_store(database.url, clock) as store:
             assert await store.forget("u-1") == 6
             assert [one.user_id async for one in store.decisions(clock())] == ["u-2"]
 
     async def purge() -> None:
-        async with open_tip_scores(database.url, clock) as store:
+        async with open_tip_store(database.url, clock) as store:
             assert await store.purge(NOW) == 0
             assert await store.purge(clock()) == 3
 
@@ -424,7 +424,7 @@ def test_serving_ranks_and_its_choice_is_made_again_from_the_rows(
     for start in range(0, 60, 3):
         decision = rows[start : start + 3]
         probabilities = {row["tip_id"]: row["score_probability"] for row in decision}
-        assert weighted(probabilities, uniform_from("score", decision[0]["decision_id"])).option in shown
+        assert draw_weighted(probabilities, hash_to_unit_interval("score", decision[0]["decision_id"])).option in shown
     if learned:
         liked = [row["score"] for row in rows if row["prompt_version"] == "v2-mentor"]
         assert min(liked) > max(row["score"] for row in rows if row["prompt_version"] == "v1")
@@ -433,9 +433,9 @@ def test_serving_ranks_and_its_choice_is_made_again_from_the_rows(
         assert sum(candidate.probability for candidate in decision_.candidates) == pytest.approx(1)
 
 
-def read(database: Database) -> list[Decision]:
-    async def run() -> list[Decision]:
-        async with open_tip_scores(database.url, SetClock()) as store:
+def read(database: Database) -> list[LoggedDecision]:
+    async def run() -> list[LoggedDecision]:
+        async with open_tip_store(database.url, SetClock()) as store:
             return [one async for one in store.decisions(NOW.replace(year=2100))]
 
     found = asyncio.run(run())

@@ -9,23 +9,22 @@ from uuid import UUID
 
 import httpx
 import pytest
+from ml.recommender.settings import RecommenderSettings
 from sqlalchemy import event
 
-from ml.experiments.assignment import uniform_from, weighted
+from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.statistics import Sample
-from ml.recommender.learning import learning
-from ml.recommender.main import running
-from ml.recommender.reactions import Reaction
-from ml.recommender.rollup import hour_of
-from ml.recommender.rotation import SALT, Rotation
-from ml.recommender.tip_scores import open_tip_scores
-from ml.settings import RecommenderSettings
-from ml.telemetry import Telemetry
+from ml.platform.telemetry import Telemetry
+from ml.recommender.app import running
+from ml.recommender.selection import SALT, PromptSelector, keep_learning
+from ml.store.reactions import Reaction
+from ml.store.rollup import hour_of
+from ml.store.tips import open_tip_store
 from tests.conftest import eventually
+from tests.databases import Database, Row
+from tests.example_tips import NOW, SetClock, a_tip
+from tests.fake_serving import FakeServing
 from tests.recommender.conftest import ON_SQLITE, StartRecommender
-from tests.recommender.databases import Database, Row
-from tests.recommender.example_tips import NOW, SetClock, a_tip
-from tests.recommender.fake_serving import FakeServing
 
 VERSIONS = "v1,v2-mentor"
 BETTER = "v2-mentor"
@@ -79,7 +78,7 @@ def test_a_recommender_that_starts_knows_the_rewards_before_its_first_tip(
     start_recommender: StartRecommender, database: Database, clock: SetClock
 ) -> None:
     async def earlier() -> None:
-        async with open_tip_scores(database.url, clock) as store:
+        async with open_tip_store(database.url, clock) as store:
             old = [
                 a_tip(created_at=NOW - 2 * DAY, prompt_version=version) for version in ("v1", BETTER) for _ in "x" * 50
             ]
@@ -93,7 +92,7 @@ def test_a_recommender_that_starts_knows_the_rewards_before_its_first_tip(
 
 def test_what_versions_have_earned_is_what_people_who_were_shown_them_said(database: Database) -> None:
     async def run() -> dict[str, Sample]:
-        async with open_tip_scores(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock()) as store:
             for fields in (
                 {"prompt_digest": "b" * 64},
                 {},
@@ -121,7 +120,7 @@ def test_every_choice_is_made_again_from_its_row(start_recommender: StartRecomme
         for number in range(20):
             ask(http, f"u-{number}")
     for row in database.rows("SELECT tip_id, options, prompt_version_asked, probability FROM tip_scores"):
-        again = weighted(json.loads(row["options"]), uniform_from(SALT, str(UUID(str(row["tip_id"])))))
+        again = draw_weighted(json.loads(row["options"]), hash_to_unit_interval(SALT, str(UUID(str(row["tip_id"])))))
         assert again.option == row["prompt_version_asked"]
         assert again.probability == pytest.approx(row["probability"])
     assert database.count("tip_scores") == 60
@@ -168,13 +167,13 @@ def test_a_tip_waits_for_no_query(database: Database, fake_serving: FakeServing,
 @ON_SQLITE
 def test_rewards_that_cannot_be_read_leave_those_that_are_known(database: Database, clock: SetClock) -> None:
     async def run() -> None:
-        async with open_tip_scores(database.url, clock) as store:
+        async with open_tip_store(database.url, clock) as store:
             for version in ("v1", BETTER):
                 for _ in range(50):
                     await store.add(tip := a_tip(created_at=NOW - 2 * DAY, prompt_version=version))
                     await store.react([Reaction(tip.tip_id, "done")] if version == BETTER else [])
-            rotation = Rotation([("v1", 1.0), (BETTER, 1.0)], "thompson")
-            async with learning(rotation, store, reaction_window=DAY, clock=clock, every=0.01):
+            rotation = PromptSelector([("v1", 1.0), (BETTER, 1.0)], "thompson")
+            async with keep_learning(rotation, store, reaction_window=DAY, clock=clock, every=0.01):
                 known = rotation.choose("u-1", "tip-1").options
                 assert known[BETTER] > 0.9
                 database.rows("ALTER TABLE reward_hours RENAME TO gone")

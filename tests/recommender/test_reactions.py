@@ -9,10 +9,10 @@ from uuid import UUID
 import httpx
 import pytest
 
-from ml.recommender.reactions import REACTIONS, Reaction, Standing, place
+from ml.store.reactions import REACTIONS, EffectiveReaction, Reaction, resolve_reaction
+from tests.databases import Database
+from tests.example_tips import NOW, SetClock
 from tests.recommender.conftest import ON_SQLITE
-from tests.recommender.databases import Database
-from tests.recommender.example_tips import NOW, SetClock
 
 EARLIER, LATER = "2026-01-31T20:00:00Z", "2026-01-31T21:00:00Z"
 
@@ -248,9 +248,9 @@ A_TIP = UUID(int=1)
 def test_of_two_at_the_same_instant_the_order_of_arrival_does_not_matter() -> None:
     at = datetime(2026, 1, 31, tzinfo=UTC)
     for first, second in (("done", "helpful"), ("helpful", "done")):
-        _, counted, _ = place(Reaction(A_TIP, first, at), None, NOW)
-        _, counted, _ = place(Reaction(A_TIP, second, at), counted, NOW)
-        assert counted == Standing(at, "helpful", 1.0)
+        _, counted, _ = resolve_reaction(Reaction(A_TIP, first, at), None, NOW)
+        _, counted, _ = resolve_reaction(Reaction(A_TIP, second, at), counted, NOW)
+        assert counted == EffectiveReaction(at, "helpful", 1.0)
 
 
 def test_every_reward_is_a_share() -> None:

@@ -11,14 +11,14 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
-from ml.errors import DeadlineExceeded, TipsError, UpstreamFailed, UpstreamUnreachable
+from ml.platform.errors import DeadlineExceeded, TipsError, UpstreamFailed, UpstreamUnreachable
+from ml.platform.settings import ConfigurationError
 from ml.recommender.serving_client import ServingClient, check_versions, known_versions
-from ml.serving.main import create_app as create_serving
-from ml.settings import ConfigurationError
+from ml.serving.app import create_app as create_serving
 from tests.conftest import of_model
+from tests.databases import Database
+from tests.fake_serving import WRITTEN, FakeServing
 from tests.recommender.conftest import ON_SQLITE, StartRecommender
-from tests.recommender.databases import Database
-from tests.recommender.fake_serving import WRITTEN, FakeServing
 from tests.server import running
 from tests.upstream import SECRET, Upstream
 

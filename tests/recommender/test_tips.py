@@ -10,20 +10,20 @@ from uuid import UUID
 
 import httpx
 import pytest
+from ml.recommender.settings import RecommenderSettings
 
-from ml.app import create_app as create_both
 from ml.experiments.statistics import sample_ratio_p_value
-from ml.recommender.main import create_app as create_recommender
+from ml.recommender.app import create_app as create_recommender
 from ml.recommender.recommend import _time_ordered_id
-from ml.recommender.rotation import POLICY_VERSION
-from ml.serving.main import create_app as create_serving
+from ml.recommender.selection import POLICY_VERSION
+from ml.serving.app import create_app as create_serving
 from ml.serving.prompts import PROMPTS
-from ml.settings import RecommenderSettings
+from ml.standalone.app import create_app as create_both
 from tests.conftest import of_model
+from tests.databases import Database
+from tests.example_tips import NOW, SetClock
+from tests.fake_serving import FakeServing
 from tests.recommender.conftest import ON_SQLITE, StartRecommender
-from tests.recommender.databases import Database
-from tests.recommender.example_tips import NOW, SetClock
-from tests.recommender.fake_serving import FakeServing
 from tests.server import running
 from tests.upstream import TIP, Upstream
 

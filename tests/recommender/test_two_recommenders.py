@@ -7,13 +7,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from ml.recommender.reactions import REACTIONS, Reaction
-from ml.recommender.tip_scores import open_tip_scores
+from ml.store.reactions import REACTIONS, Reaction
+from ml.store.tips import open_tip_store
 from tests.conftest import eventually
+from tests.databases import Database
+from tests.example_tips import NOW, SetClock, a_tip
 from tests.recommender.conftest import StartRecommender
-from tests.recommender.databases import Database
-from tests.recommender.example_tips import NOW, SetClock, a_tip
-from tests.recommender.test_rollup import check_counts
+from tests.store.test_rollup import check_counts
 
 
 def test_reactions_to_the_same_tips_from_both_count_once(
@@ -76,8 +76,8 @@ def test_both_learn_from_all_rewards_and_store_whole_decisions(
 def test_people_are_forgotten_and_tips_purged_while_others_react(database: Database) -> None:
     async def run() -> None:
         async with (
-            open_tip_scores(database.url, SetClock()) as one,
-            open_tip_scores(database.url, SetClock()) as other,
+            open_tip_store(database.url, SetClock()) as one,
+            open_tip_store(database.url, SetClock()) as other,
             asyncio.timeout(60),
         ):
             tips = [

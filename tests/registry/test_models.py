@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ml.experiments.ranking import RankingPolicy, UnusablePolicy
+from ml.platform.settings import ConfigurationError
 from ml.registry.models import register
 from ml.registry.policies import load
-from ml.settings import ConfigurationError
 from tests.policies import policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own

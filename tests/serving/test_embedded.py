@@ -8,12 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 
-from ml.errors import NotReady
+from ml.platform.errors import NotReady
 from ml.serving.embedded import EmbeddedModel
 from ml.serving.prompts import PROMPTS
-from ml.serving.tip import checked
-from ml.settings import EMBEDDED_MODEL, ServingSettings
+from ml.serving.tip import validate_tip
 from tests.conftest import Serve, client, eventually
 
 SIGNALS = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
@@ -37,7 +37,7 @@ def ask(http: httpx.Client, **body: object) -> dict[str, object]:
 def test_writes_a_real_tip_with_every_version(http: httpx.Client, version: str) -> None:
     body = ask(http, prompt_version=version)
     assert (body["model"], body["prompt_version"], body["fallback"]) == (EMBEDDED_MODEL, version, False)
-    assert checked(str(body["tip"])) == body["tip"]
+    assert validate_tip(str(body["tip"])) == body["tip"]
     assert body["finish_reason"] == "stop"
     assert re.fullmatch(r"[A-Za-z0-9 ,;:'.!?()%/-]+", str(body["tip"]))
     assert body["usage"]["input_tokens"] > 50  # type: ignore[index]

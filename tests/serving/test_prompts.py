@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ml.errors import UnprocessableRequest
-from ml.features.context import assemble
+from ml.features.context import assemble_context
+from ml.features.request_schemas import Signals
+from ml.platform.errors import UnprocessableRequest
 from ml.serving import prompts
-from ml.serving.prompts import BASELINE_VERSION, PROMPTS, Example, Prompt, resolve
-from ml.serving.tip import checked
-from ml.wire import Signals
+from ml.serving.prompts import BASELINE_VERSION, PROMPTS, Example, Prompt, resolve_prompt
+from ml.serving.tip import validate_tip
 
 
 def test_released_versions_have_not_changed() -> None:
@@ -50,11 +50,11 @@ def test_locking_adds_new_versions_and_touches_no_released_one(tmp_path: Path, m
 
 
 def test_the_request_decides_then_the_default_and_nothing_else() -> None:
-    assert resolve("v2-mentor", "v1")[0] == "v2-mentor"
-    assert resolve(None, "v3-few-shot") == ("v3-few-shot", PROMPTS["v3-few-shot"])
+    assert resolve_prompt("v2-mentor", "v1")[0] == "v2-mentor"
+    assert resolve_prompt(None, "v3-few-shot") == ("v3-few-shot", PROMPTS["v3-few-shot"])
     for requested, default in (("v9", "v1"), ("", "v1"), (None, "v9")):
         with pytest.raises(UnprocessableRequest, match=", ".join(PROMPTS)):
-            resolve(requested, default)
+            resolve_prompt(requested, default)
 
 
 def test_the_registry_cannot_be_changed_at_run_time() -> None:
@@ -68,7 +68,7 @@ def test_few_shot_is_the_baseline_with_examples_as_chat_turns() -> None:
     few_shot = PROMPTS["v3-few-shot"]
     assert few_shot.system is PROMPTS[BASELINE_VERSION].system
     assert 4 <= len(few_shot.examples) <= 6
-    roles = [message["role"] for message in few_shot.render(assemble({}))]
+    roles = [message["role"] for message in few_shot.render(assemble_context({}))]
     assert roles == ["system", *["user", "assistant"] * len(few_shot.examples), "user"]
 
 
@@ -77,10 +77,10 @@ def test_few_shot_is_the_baseline_with_examples_as_chat_turns() -> None:
 )
 def test_every_example_is_made_of_valid_signals_and_a_tip_that_could_be_shown(example: Example) -> None:
     Signals.model_validate(dict(example.signals))
-    assert checked(example.tip) == example.tip
+    assert validate_tip(example.tip) == example.tip
 
 
 @pytest.mark.parametrize("version", PROMPTS)
 def test_the_language_of_the_locale_is_asked_for(version: str) -> None:
-    asked = PROMPTS[version].render(assemble({"locale": "pt-BR"}))[-1]["content"]
+    asked = PROMPTS[version].render(assemble_context({"locale": "pt-BR"}))[-1]["content"]
     assert "Portuguese (Brazil)" in asked

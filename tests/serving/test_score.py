@@ -13,13 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from ml.serving.settings import ServingSettings
 from scipy import special
 
-from ml.features import store
+from ml.features import online_store as store
 from ml.features.definitions import CANDIDATE, SIGNALS
-from ml.serving.main import create_app
-from ml.serving.routes import SCORING
-from ml.settings import ConfigurationError, ServingSettings
+from ml.platform.settings import ConfigurationError
+from ml.serving.app import create_app
+from ml.serving.routes import SCORE_LIMIT
 from tests.conftest import eventually
 from tests.policies import LIKED, TIPS, policy
 from tests.process import TIPS as COMMAND
@@ -190,7 +191,7 @@ def test_above_the_limit_the_answer_is_503_at_once_and_room_is_given_back(start:
     head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
     assert port
     with ExitStack() as stack:
-        for _ in range(SCORING.most):  # callers who have not said all yet
+        for _ in range(SCORE_LIMIT.most):  # callers who have not said all yet
             connection = stack.enter_context(socket.create_connection((host, port)))
             connection.sendall(head.encode())
         assert eventually(lambda: http.post("/score", json=body()).status_code == 503)

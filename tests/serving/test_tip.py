@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.errors import UnusableTip
-from ml.serving.tip import LONGEST, checked
+from ml.platform.errors import UnusableTip
+from ml.serving.tip import MAX_TIP_LENGTH, validate_tip
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from ml.serving.tip import LONGEST, checked
     ],
 )
 def test_a_good_tip_is_returned_as_it_is(text: str) -> None:
-    assert checked(f"  {text}\n") == text
+    assert validate_tip(f"  {text}\n") == text
 
 
 @pytest.mark.parametrize(
@@ -61,27 +61,27 @@ def test_a_good_tip_is_returned_as_it_is(text: str) -> None:
 )
 def test_what_cannot_be_shown_is_refused_with_the_reason(text: str, why: str) -> None:
     with pytest.raises(UnusableTip, match=why):
-        checked(text)
+        validate_tip(text)
 
 
 def test_a_text_that_was_cut_off_is_refused() -> None:
     with pytest.raises(UnusableTip, match="cut off"):
-        checked("Walk to the", finish_reason="length")
+        validate_tip("Walk to the", finish_reason="length")
 
 
 def test_sentences_are_counted_in_the_tip_s_own_language() -> None:
-    assert checked("Leg das Handy z. B. in die Küche. Geh um 22 Uhr ins Bett.", locale="de-DE")
-    assert checked("スマホを置きましょう。今夜は早く寝てください。", locale="ja-JP")
+    assert validate_tip("Leg das Handy z. B. in die Küche. Geh um 22 Uhr ins Bett.", locale="de-DE")
+    assert validate_tip("スマホを置きましょう。今夜は早く寝てください。", locale="ja-JP")
     with pytest.raises(UnusableTip, match="sentences"):
-        checked("一。二。三。", locale="zh-Hant-TW")
+        validate_tip("一。二。三。", locale="zh-Hant-TW")
 
 
 @given(st.text(max_size=400))
 def test_whatever_passes_is_short_plain_and_one_line(text: str) -> None:
     try:
-        tip = checked(text)
+        tip = validate_tip(text)
     except UnusableTip:
         return
-    assert 0 < len(tip) <= LONGEST
+    assert 0 < len(tip) <= MAX_TIP_LENGTH
     assert tip == tip.strip()
     assert len(tip.splitlines()) == 1

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from ml.errors import DeadlineExceeded, TipsError, UpstreamFailed
-from ml.serving.upstream_errors import MAPPED, translated, vendor_exceptions
+from ml.platform.errors import DeadlineExceeded, TipsError, UpstreamFailed
+from ml.serving.upstream_errors import ERROR_MAP, map_upstream_error, vendor_exceptions
 
 
 @pytest.fixture(scope="module")
@@ -17,29 +17,29 @@ def litellm() -> Any:
 def test_every_exception_that_litellm_exports_is_mapped(litellm: Any) -> None:
     exported = {kind.__name__ for kind in vendor_exceptions(litellm)}
     assert len(exported) > 30
-    assert exported - MAPPED.keys() == set()
+    assert exported - ERROR_MAP.keys() == set()
 
 
 def test_every_mapping_is_for_an_exception_that_exists(litellm: Any) -> None:
     exported = {kind.__name__ for kind in vendor_exceptions(litellm)}
-    assert MAPPED.keys() - exported == {"HTTPError"}
+    assert ERROR_MAP.keys() - exported == {"HTTPError"}
 
 
 def test_every_one_of_them_becomes_an_answer_with_a_status_and_none_of_its_words(litellm: Any) -> None:
     for kind in vendor_exceptions(litellm):
         raised = kind.__new__(kind)
         Exception.__init__(raised, "secret")
-        ours = translated(raised)
+        ours = map_upstream_error(raised)
         assert isinstance(ours, TipsError)
         assert ours.status in {422, 502, 503, 504}
         assert "secret" not in str(ours.problem())
 
 
 def test_a_time_out_is_ours(litellm: Any) -> None:
-    assert isinstance(translated(litellm.Timeout("secret", model="m", llm_provider="p")), DeadlineExceeded)
+    assert isinstance(map_upstream_error(litellm.Timeout("secret", model="m", llm_provider="p")), DeadlineExceeded)
 
 
 def test_what_nobody_has_heard_of_is_a_failure_of_the_upstream() -> None:
     class NewError(Exception): ...
 
-    assert isinstance(translated(NewError("secret")), UpstreamFailed)
+    assert isinstance(map_upstream_error(NewError("secret")), UpstreamFailed)

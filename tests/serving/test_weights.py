@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ml.errors import NotReady
-from ml.serving.weights import QWEN, Weights, find
+from ml.platform.errors import NotReady
+from ml.serving.weights import QWEN, Weights, find_weights
 from tests.server import running
 
 CONTENT = b"GGUF" + bytes(range(256)) * 64
@@ -67,26 +67,26 @@ def hub() -> Iterator[tuple[str, Hub]]:
 def test_the_operator_s_own_file_is_taken_whatever_its_hash(tmp_path: Path) -> None:
     own = tmp_path / "own.gguf"
     own.write_bytes(b"GGUF, another")
-    assert find(own, weights(), cache=tmp_path) == own
+    assert find_weights(own, weights(), cache=tmp_path) == own
 
 
 def test_installed_parts_are_joined_once_and_never_imported(tmp_path: Path, parts: tuple[str, ...]) -> None:
-    found = find(None, weights(*parts), cache=tmp_path / "cache")
+    found = find_weights(None, weights(*parts), cache=tmp_path / "cache")
     assert found.read_bytes() == CONTENT
     before = found.stat().st_mtime_ns
-    assert find(None, weights(*parts), cache=tmp_path / "cache").stat().st_mtime_ns == before
+    assert find_weights(None, weights(*parts), cache=tmp_path / "cache").stat().st_mtime_ns == before
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model.gguf"]
 
 
 @pytest.mark.parametrize("damaged", [b"", CONTENT[:-1], b"x" * len(CONTENT)])
 def test_a_damaged_cached_file_is_made_anew(tmp_path: Path, parts: tuple[str, ...], damaged: bytes) -> None:
     (tmp_path / "model.gguf").write_bytes(damaged)
-    assert find(None, weights(*parts), cache=tmp_path).read_bytes() == CONTENT
+    assert find_weights(None, weights(*parts), cache=tmp_path).read_bytes() == CONTENT
 
 
 def test_parts_that_hold_other_bytes_are_not_used(tmp_path: Path, parts: tuple[str, ...], hub: tuple[str, Hub]) -> None:
     (tmp_path / "packages" / parts[1] / "data" / "part02.bin").write_bytes(b"tampered")
-    found = find(None, weights(*parts), cache=tmp_path / "cache", hub=hub[0])
+    found = find_weights(None, weights(*parts), cache=tmp_path / "cache", hub=hub[0])
     assert found.read_bytes() == CONTENT
     assert "GET" in hub[1].asked
     assert not (tmp_path / "cache" / "model.gguf").exists()
@@ -98,7 +98,7 @@ def test_the_hub_is_asked_when_a_part_is_missing_and_only_once(
     url, served = hub
     wanted = weights(*parts, "tips_test_part_not_installed")
     for _ in range(2):
-        assert find(None, wanted, cache=tmp_path / "cache", hub=url).read_bytes() == CONTENT
+        assert find_weights(None, wanted, cache=tmp_path / "cache", hub=url).read_bytes() == CONTENT
     assert served.asked.count("GET") == 1
 
 
@@ -106,20 +106,20 @@ def test_other_bytes_from_the_hub_are_refused_and_not_kept(tmp_path: Path, hub: 
     url, served = hub
     served.content = b"x" * len(CONTENT)
     with pytest.raises(NotReady, match="SHA-256"):
-        find(None, weights(), cache=tmp_path, hub=url)
+        find_weights(None, weights(), cache=tmp_path, hub=url)
     served.content = CONTENT
-    assert find(None, weights(), cache=tmp_path, hub=url).read_bytes() == CONTENT
+    assert find_weights(None, weights(), cache=tmp_path, hub=url).read_bytes() == CONTENT
 
 
 def test_with_no_way_at_all_the_operator_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match=r"EMBEDDED_MODEL_PATH .* TIP_MODEL"):
-        find(None, weights(), cache=tmp_path, hub="http://127.0.0.1:9")
+        find_weights(None, weights(), cache=tmp_path, hub="http://127.0.0.1:9")
 
 
 def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, parts: tuple[str, ...]) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(NotReady, match="cannot be kept in the cache folder"):
-        find(None, weights(*parts), cache=tmp_path / "cache")
+        find_weights(None, weights(*parts), cache=tmp_path / "cache")
 
 
 def test_the_published_weights_are_pinned() -> None:

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from ml.simulation.regret import Outcome, Played, play
+from ml.simulation.regret import PolicyOutcome, RegretComparison, compare_policies
 from tests.process import TIPS, run
 
 
 @pytest.fixture(scope="module")
-def played() -> Played:
-    return play(users=500, days=12, seed=1, progress=lambda days: days)
+def played() -> RegretComparison:
+    return compare_policies(users=500, days=12, seed=1, progress=lambda days: days)
 
 
-def of(played: Played, policy: str) -> Outcome:
+def of(played: RegretComparison, policy: str) -> PolicyOutcome:
     return next(one for one in played.policies if one.policy == policy)
 
 
-def test_the_oracle_has_no_regret_and_everybody_else_more_each_day(played: Played) -> None:
+def test_the_oracle_has_no_regret_and_everybody_else_more_each_day(played: RegretComparison) -> None:
     assert played.oracle.reward == pytest.approx(2 / 3, abs=0.02)
     assert not played.oracle.regret.any()
     assert [one.policy for one in played.policies] == ["uniform", "sticky", "thompson", "ranking"]
@@ -33,14 +33,14 @@ def test_the_oracle_has_no_regret_and_everybody_else_more_each_day(played: Playe
         assert one.regret[-1] == pytest.approx(played.tips * (played.oracle.reward - one.reward))
 
 
-def test_without_learning_as_much_is_lost_on_the_last_day_as_on_the_first(played: Played) -> None:
+def test_without_learning_as_much_is_lost_on_the_last_day_as_on_the_first(played: RegretComparison) -> None:
     assert of(played, "uniform").reward == pytest.approx(0.357, abs=0.02)
     for policy in ("uniform", "sticky"):
         lost = np.diff(of(played, policy).regret)
         assert lost[-3:].mean() == pytest.approx(lost[:3].mean(), rel=0.15)
 
 
-def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_least(played: Played) -> None:
+def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_least(played: RegretComparison) -> None:
     uniform, thompson, ranking = (of(played, policy).regret for policy in ("uniform", "thompson", "ranking"))
     assert thompson[-1] < 0.9 * uniform[-1]
     assert ranking[-1] < 0.55 * uniform[-1]
@@ -52,13 +52,13 @@ def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_lea
 
 def test_the_same_seed_gives_the_same_outcomes_and_another_others() -> None:
     def once(seed: int) -> list[list[float]]:
-        return [one.regret.tolist() for one in play(users=60, days=3, seed=seed, progress=lambda days: days).policies]
+        return [one.regret.tolist() for one in compare_policies(users=60, days=3, seed=seed, progress=lambda days: days).policies]
 
     assert once(1) == once(1) != once(2)
 
 
 def test_days_on_which_nobody_comes_do_no_harm() -> None:
-    played = play(users=1, days=4, seed=1, progress=lambda days: days)
+    played = compare_policies(users=1, days=4, seed=1, progress=lambda days: days)
     assert played.tips < 4
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ml.recommender.rewards import FEWEST
+from ml.rewards.report import MIN_TIPS
 from ml.serving.prompts import PROMPTS
 from ml.simulation.people import TASTES
 from tests.process import TIPS, run, service
@@ -31,7 +31,7 @@ def test_every_version_s_interval_holds_the_taste_for_it(database: Path, upstrea
         page = both.http.get("/admin/rewards").text
     assert {one["prompt_version"] for one in report["variants"]} == set(PROMPTS)
     for one in report["variants"]:
-        assert one["counted"] > FEWEST
+        assert one["counted"] > MIN_TIPS
         assert one["reward"]["low"] < TASTES[one["prompt_version"]] < one["reward"]["high"]
         assert len(one["days"]) > 10
     assert not report["sample_ratio"]["alarm"]

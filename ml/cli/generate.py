@@ -1,0 +1,75 @@
+"""Write a tip, without a service."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from ml.features.definitions import SIGNALS
+from ml.platform.problem_json import error_from_validation
+from ml.platform.telemetry import Telemetry, configure_logging
+from ml.serving.app import assemble, check
+from ml.serving.generate import Tip, TipGenerator
+from ml.serving.prompts import resolve_prompt
+from ml.serving.schemas import GenerateRequest
+from ml.serving.settings import ServingSettings
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    signal: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUE; names: {', '.join(SIGNALS)}.")] = None,
+    prompt_version: Annotated[str | None, typer.Option(help="One of `tips prompts`.")] = None,
+) -> None:
+    """Write one tip, here and now; on a terminal, word by word."""
+    settings = ServingSettings.from_environment()
+    check(settings)
+    request = _request(signal or [], prompt_version)
+    configure_logging(logging.CRITICAL, sys.stderr)
+    asyncio.run(_generate(settings, request))
+
+
+async def _generate(settings: ServingSettings, request: GenerateRequest) -> None:
+    gateway, generator = assemble(settings, Telemetry())
+    resolve_prompt(request.prompt_version, settings.default_prompt_version)
+    try:
+        await gateway.warm(())  # loading may take longer than a tip is given
+        if sys.stdout.isatty():
+            await _print_words(generator, request)
+        else:
+            print((await generator.generate(request.signals.known(), request.prompt_version)).text)
+    finally:
+        await gateway.close()
+
+
+async def _print_words(generator: TipGenerator, request: GenerateRequest) -> None:
+    stream = await generator.stream(request.signals.known(), request.prompt_version)
+    try:
+        async with aclosing(stream.pieces) as pieces:
+            async for piece in pieces:
+                if not isinstance(piece, Tip):
+                    print(piece, end="", flush=True)
+    finally:
+        print()
+
+
+def _request(pairs: Sequence[str], prompt_version: str | None) -> GenerateRequest:
+    signals: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter("should be NAME=VALUE, such as sleep_hours=5.5", param_hint="--signal")
+        if name == "recent_tips":
+            signals[name] = [*signals.get(name, []), value]
+        else:
+            signals[name] = value
+    try:
+        return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
+    except ValidationError as error:
+        raise error_from_validation(error.errors()) from None

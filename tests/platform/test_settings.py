@@ -1,0 +1,191 @@
+import re
+from pathlib import Path
+
+import pytest
+from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
+from pydantic import SecretStr
+
+from ml.platform.settings import ConfigurationError
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> ServingSettings:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return ServingSettings.from_environment()
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = {name.upper(): "" for name in ServingSettings.model_fields}
+    assert read(monkeypatch, **empty) == ServingSettings()
+    for name in RecommenderSettings.model_fields:
+        monkeypatch.setenv(name.upper(), "")
+    assert RecommenderSettings.from_environment() == RecommenderSettings()
+
+
+def test_the_defaults_are_the_embedded_model_and_the_baseline() -> None:
+    settings = ServingSettings()
+    assert (settings.models, settings.most_in_flight) == ((EMBEDDED_MODEL,), 4)
+    assert settings.default_prompt_version == "v1"
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(
+        monkeypatch,
+        TIP_MODEL="openai/a",
+        TIP_MODEL_FALLBACKS="anthropic/b, ollama/c:7b,",
+        API_KEYS="one, two",
+        MAX_IN_FLIGHT="",
+    )
+    assert settings.models == ("openai/a", "anthropic/b", "ollama/c:7b")
+    assert settings.api_keys == (SecretStr("one"), SecretStr("two"))
+    assert settings.most_in_flight == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "weights"),
+    [
+        ("", ()),
+        ("v1", (("v1", 1),)),
+        ("v1,v2-mentor", (("v1", 1), ("v2-mentor", 1))),
+        (" v1=90 , v2-mentor = 10.5", (("v1", 90), ("v2-mentor", 10.5))),
+    ],
+)
+def test_the_versions_to_choose_among_are_one_a_list_or_weights(
+    monkeypatch: pytest.MonkeyPatch, value: str, weights: object
+) -> None:
+    monkeypatch.setenv("TIP_PROMPT_VERSION", value)
+    assert RecommenderSettings.from_environment().tip_prompt_version == weights
+
+
+@pytest.mark.parametrize(
+    ("policy", "versions", "wrong"),
+    [
+        ("uniform", "", ""),
+        ("uniform", "v1=90,v2-mentor=10", ""),
+        ("sticky", "v1=90,v2-mentor=10", ""),
+        ("sticky", "v1,v2-mentor", ""),
+        ("thompson", "v1,v2-mentor,v3-few-shot", ""),
+        ("sticky", "", "sticky needs two versions or more in TIP_PROMPT_VERSION"),
+        ("thompson", "v1", "thompson needs two versions or more in TIP_PROMPT_VERSION"),
+        ("thompson", "v1=90,v2-mentor=10", "thompson takes no weights in TIP_PROMPT_VERSION: it finds them"),
+        ("best", "v1,v2-mentor", "input should be 'uniform', 'sticky' or 'thompson'"),
+    ],
+)
+def test_a_policy_needs_versions_to_choose_among(
+    monkeypatch: pytest.MonkeyPatch, policy: str, versions: str, wrong: str
+) -> None:
+    monkeypatch.setenv("TIP_PROMPT_POLICY", policy)
+    monkeypatch.setenv("TIP_PROMPT_VERSION", versions)
+    if wrong:
+        with pytest.raises(ConfigurationError) as raised:
+            RecommenderSettings.from_environment()
+        assert str(raised.value) == f"TIP_PROMPT_POLICY: the value {wrong}."
+    else:
+        assert RecommenderSettings.from_environment().tip_prompt_policy == policy
+
+
+def test_wrong_versions_are_told_of_before_the_policy_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIP_PROMPT_POLICY", "thompson")
+    monkeypatch.setenv("TIP_PROMPT_VERSION", "v1,v1")
+    with pytest.raises(ConfigurationError, match=r"^TIP_PROMPT_VERSION: "):
+        RecommenderSettings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("TIP_PROMPT_VERSION", value)
+            for value in (
+                *(",", "v1,", "v1,,v2", "v1,v1", "v1=90,v2", "v1=0,v2=1", "v1=-1,v2=1", "v1=x,v2=1", "v1=nan,v2=1"),
+                *(
+                    "v1=inf,v2=1",
+                    "v1=1=2,v2=1",
+                    "=1,v2=1",
+                    "v 1",
+                    "-v1",
+                    "x" * 41,
+                    ",".join(f"v{n}" for n in range(21)),
+                ),
+            )
+        ),
+        ("SERVING_URL", "localhost:8000"),
+        ("SERVING_URL", "http://localhost:99999"),
+        ("SERVING_URL", "http://[::1"),
+        *(
+            ("DATABASE_URL", value)
+            for value in (
+                *("tips.db", "sqlite:///tips.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"),
+                *("sqlite+aiosqlite:///file:tips?mode=memory", "postgresql://localhost/tips", "mysql://localhost/tips"),
+                *("postgresql+asyncpg://", "postgresql+asyncpg://db:99999/tips", "postgresql+asyncpg://[::1/tips"),
+            )
+        ),
+        ("TIP_CANDIDATES", "0"),
+        ("TIP_CANDIDATES", "11"),
+        ("TIP_CANDIDATES", "1.5"),
+        ("REACTION_WINDOW_HOURS", "0"),
+        ("REACTION_WINDOW_HOURS", "a day"),
+        ("GENERATE_TIMEOUT_SECONDS", "0"),
+    ],
+)
+def test_a_wrong_value_of_the_recommender_s_is_one_plain_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=rf"^{name}: the value .+[^.]\.$") as raised:
+        RecommenderSettings.from_environment()
+    assert "\n" not in str(raised.value)
+
+
+def test_the_recommender_s_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "DATABASE_URL": "postgresql+asyncpg://tips:top-secret@db/tips",
+        "ADMIN_PASSWORD": "top-secret",
+        "SERVING_API_KEY": "top-secret",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert "top-secret" not in repr(RecommenderSettings.from_environment())
+    monkeypatch.setenv("DATABASE_URL", "mysql://tips:top-secret@db/tips")
+    with pytest.raises(ConfigurationError, match="DATABASE_URL") as raised:
+        RecommenderSettings.from_environment()
+    assert "top-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIP_MODEL", "gpt-4o-mini"),
+        ("TIP_MODEL_FALLBACKS", "openai/a,b"),
+        ("TIP_MODEL_API_BASE", "localhost:8080"),
+        ("EMBEDDED_MODEL_PATH", "/nowhere/model.gguf"),
+        ("GENERATE_TIMEOUT_SECONDS", "0"),
+        ("GENERATE_TIMEOUT_SECONDS", "soon"),
+        ("MAX_IN_FLIGHT", "0"),
+        ("MAX_IN_FLIGHT", "many"),
+        ("ALLOW_ANONYMOUS", "perhaps"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
+    ],
+)
+def test_a_wrong_value_is_one_plain_sentence_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{name}: the value .+\.$") as raised:
+        read(monkeypatch, **{name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_settings_cannot_change_and_do_not_show_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(monkeypatch, API_KEYS="top-secret")
+    assert "top-secret" not in repr(settings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.default_prompt_version = "v2-mentor"  # type: ignore[misc]
+
+
+def test_every_setting_has_a_line_in_the_example_and_a_row_in_the_readme() -> None:
+    settings = {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields}
+    example = (ROOT / ".env.example").read_text()
+    assert set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) == settings
+    assert settings <= set(re.findall(r"^\| `([A-Z_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))

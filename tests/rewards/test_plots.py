@@ -1,0 +1,55 @@
+"""The figures: the same for the same report, whatever there is little or much of."""
+
+import re
+from dataclasses import replace
+from datetime import date, timedelta
+
+import pytest
+
+from ml.experiments.statistics import Interval
+from ml.rewards.plots import _running_mean, draw_plots
+from ml.rewards.report import DayReward, Variant
+
+DAY = date(2026, 3, 1)
+
+
+def variant(label: str, *days: DayReward) -> Variant:
+    counted = sum(day.counted for day in days)
+    rate = Interval(0.3, 0.2, 0.4) if counted else Interval(0, 0, 1)
+    return Variant(label, "a" * 64, label, 10, 0, counted, 0, {}, rate, 0.5, None, 1, 1, 1, days)
+
+
+def test_figures_are_deterministic_and_share_no_id() -> None:
+    variants = [variant(name, DayReward(DAY, 40, 0.3)) for name in ("v1", "v2")]
+    plots = draw_plots(variants)
+    assert draw_plots(variants) == plots
+    ids = re.findall(r' id="([^"]+)"', plots.intervals + plots.over_time)
+    assert ids
+    assert len(ids) == len(set(ids))
+    assert {*re.findall(r'(?:href="|url\()#([^")]+)', plots.intervals + plots.over_time)} <= {*ids}
+
+
+def test_all_colours_are_the_pages() -> None:
+    plots = draw_plots([variant(f"v{index}", DayReward(DAY, 40, index / 30)) for index in range(20)])
+    colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", plots.intervals + plots.over_time)
+    assert {colour for colour in colours if not colour.startswith("var(--")} <= {"none"}
+
+
+def test_one_day_or_none_is_enough() -> None:
+    for days in ([], [DayReward(DAY, 1, 1.0)]):
+        plots = draw_plots([variant("v1", *days)])
+        assert "v1" in plots.intervals
+        assert ("v1" in plots.over_time) == bool(days)
+
+
+def test_names_stay_text_however_long() -> None:
+    plots = draw_plots([variant("$<b>&amp;$", DayReward(DAY, 40, 0.3)), replace(variant("v" * 90), prompt_version="v")])
+    assert "$&lt;b&gt;&amp;amp;$" in plots.intervals
+    assert "v" * 41 not in plots.intervals
+
+
+def test_a_line_ends_at_the_mean_of_all_days_and_starts_when_that_is_steady() -> None:
+    days = [DayReward(DAY + timedelta(days=index), n, 0.1 * index) for index, n in enumerate([10, 10, 20, 60])]
+    means = _running_mean(variant("v1", *days))
+    assert means == {DAY + timedelta(days=2): pytest.approx(12.5), DAY + timedelta(days=3): pytest.approx(23)}
+    assert [*_running_mean(variant("v1", *days[:1])).values()] == [0]

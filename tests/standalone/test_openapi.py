@@ -1,0 +1,92 @@
+"""The OpenAPI document: what it promises is what the service does."""
+
+import re
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import ServingSettings
+
+from ml.features.definitions import SIGNALS
+from ml.standalone.app import create_app
+from tests.conftest import Serve
+from tests.server import running
+from tests.upstream import Upstream
+
+DOCUMENT = create_app(ServingSettings(), RecommenderSettings()).openapi()
+
+
+def test_every_signal_is_in_the_document_with_its_bounds() -> None:
+    signals = DOCUMENT["components"]["schemas"]["Signals"]
+    assert signals["properties"].keys() == SIGNALS.keys()
+    assert signals["additionalProperties"] is False
+    hours = signals["properties"]["sleep_hours"]["anyOf"][0]
+    assert (hours["minimum"], hours["maximum"], hours["x-unit"]) == (0, 24, "hour")
+
+
+def test_every_route_has_a_summary_and_examples_that_work(serve_both: Serve) -> None:
+    assert all(route["summary"] for path in DOCUMENT["paths"].values() for route in path.values())
+    examples = {
+        name: schema["examples"][0]
+        for name, schema in DOCUMENT["components"]["schemas"].items()
+        if "examples" in schema
+    }
+    http = serve_both()
+    assert http.post("/generate", json=examples["GenerateRequest"]).status_code == 200
+    score = http.post("/score", json=examples["ScoreRequest"])
+    assert (score.status_code, len(score.json()["scores"])) == (200, 2)
+    tip = http.post("/tips", json=examples["TipRequest"])
+    assert tip.status_code == 200
+    reaction = examples["ReactionRequest"] | {"tip_id": tip.json()["tip_id"]}
+    assert http.post("/reactions", json=reaction).json()["outcome"] == "recorded"
+
+
+def test_the_docs_page_needs_no_outside_address(serve: Serve) -> None:
+    http = serve()
+    page = http.get("/docs").text
+    assert "openapi.json" in page
+    assert "://" not in page
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert http.get(asset).status_code == 200
+
+
+def test_the_document_asks_for_a_key_where_one_is_needed() -> None:
+    document = create_app(ServingSettings(api_keys=("key",)), RecommenderSettings(api_keys=("key",))).openapi()
+    for path in ("/generate", "/score", "/admin/reload", "/tips", "/reactions"):
+        assert document["paths"][path]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in document["paths"]["/health/live"]["get"]
+
+
+UNSAID = re.compile("#/(signals/locale|user_id|candidates/[0-9]+/id|(reactions/[0-9]+/)?at|to|baseline)")
+"""Where a schema cannot say it: which locales exist, what can be printed, repeats, is in the future, or has tips."""
+
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> object:
+    upstream = Upstream()
+    with running(upstream.app()) as upstream.url:
+        app = create_app(
+            ServingSettings(tip_model="openai/good", tip_model_api_base=f"{upstream.url}/v1"),
+            RecommenderSettings(database_url=f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('openapi')}/tips.db"),
+        )
+        with running(app) as url:
+            yield url
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_service_keeps_to_its_document(case: schemathesis.Case[Any], url: str) -> None:
+    if re.fullmatch("[1-9][0-9]{0,2}", str(case.headers.get("X-Request-Timeout-Ms", ""))):
+        case.headers["X-Request-Timeout-Ms"] = "10000"  # in a millisecond, nothing but a 504 can be answered
+    response = case.call(base_url=url)
+    if case.path == "/health/ready" and response.status_code == 503:
+        return  # LiteLLM is still being imported
+    if response.status_code == 413:
+        return  # nor how long a whole body may be
+    if response.status_code == 422 and all(UNSAID.fullmatch(error["pointer"]) for error in response.json()["errors"]):
+        return
+    case.validate_response(response)

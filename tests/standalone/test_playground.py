@@ -1,0 +1,170 @@
+"""The start page, in a real browser, on the running service."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from ml.features.definitions import SIGNALS
+from ml.serving.prompts import PROMPTS
+from ml.standalone.playground import form_field
+from tests.browser import serious_problems
+from tests.conftest import Serve
+from tests.upstream import TIP, UNUSABLE, Upstream
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    errors: list[object] = []
+
+    def remember(error: object) -> None:
+        errors.append(error)
+
+    page.on("pageerror", remember)
+    yield page
+    context.close()
+    assert not errors
+
+
+def write_tips(page: Page, http: httpx.Client) -> None:
+    page.goto(str(http.base_url))
+    page.get_by_label("Goal").fill("sleep <b>better</b>")
+    page.get_by_label("Sleep hours").fill("5.5")
+    page.get_by_label("Mood").select_option("low")
+    page.get_by_role("button", name="Write tips").click()
+
+
+def test_a_newcomer_gets_a_tip_from_every_version_reacts_and_sees_the_rewards_move(
+    serve_both: Serve, page: Page, upstream: Upstream
+) -> None:
+    http = serve_both()
+    write_tips(page, http)
+    for version in PROMPTS:
+        card = page.locator(f"[data-version={version}]")
+        expect(card.locator(".text")).to_have_text(TIP)
+        expect(card).to_contain_text(PROMPTS[version].digest[:8])
+    sent = [body["messages"][-1]["content"] for body in upstream.bodies]
+    assert len(sent) == len(PROMPTS)
+    assert all("sleep <b>better</b>" in text and "5.5 hours" in text for text in sent)
+    assert all(body["stream"] for body in upstream.bodies)
+    page.locator("[data-version=v1]").get_by_role("button", name="Helps").click()
+    expect(page.locator("[data-version=v1] .counted")).to_have_text("Counted: Helps.")
+    page.locator("[data-version=v2-mentor]").get_by_role("button", name="Helps").click()
+    page.locator("[data-version=v2-mentor]").get_by_role("button", name="Does not help").click()
+    expect(page.locator("[data-version=v2-mentor] .counted")).to_have_text("Counted: Does not help.")
+    expect(page.locator("[data-version=v2-mentor] [aria-pressed=true]")).to_have_text("Does not help")
+    variants = {one["label"]: one for one in http.get("/rewards").json()["variants"]}
+    assert [variants[version]["tips"] for version in PROMPTS] == [1, 1, 1]
+    assert [variants[version]["reacted"] for version in PROMPTS] == [1, 1, 0]
+    assert [variants[version]["reward"]["estimate"] for version in ("v1", "v2-mentor")] == [1, 0]
+    page.get_by_role("link", name="Rewards").click()
+    expect(page.locator("body")).to_contain_text("v2-mentor")
+
+
+def test_its_tips_say_that_no_version_was_drawn(serve_both: Serve, page: Page) -> None:
+    http = serve_both(tip_prompt_version=(("v1", 1.0), ("v2-mentor", 1.0)))
+    write_tips(page, http)
+    expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    assert http.get("/rewards").json()["sample_ratio"] == {"taken": {}, "expected": {}, "p_value": 1, "alarm": False}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_serious_and_it_fits_a_phone(
+    serve_both: Serve, browser: Browser, scheme: str, width: int
+) -> None:
+    http = serve_both()
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    write_tips(page, http)
+    expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    assert serious_problems(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_it_asks_nobody_else_for_anything(serve_both: Serve, page: Page) -> None:
+    http = serve_both()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    write_tips(page, http)
+    expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    assert all(url.startswith((str(http.base_url), "data:")) for url in asked)
+
+
+def test_it_has_a_field_for_every_signal(serve_both: Serve) -> None:
+    text = serve_both().get("/").text
+    assert all(f'name="{name}"' in text for name in SIGNALS)
+    assert [form_field(name, signal.kind).name for name, signal in SIGNALS.items()] == [*SIGNALS]
+
+
+def test_a_version_that_fails_says_so_and_can_be_asked_again(serve_both: Serve, page: Page) -> None:
+    write_tips(page, serve_both("says-markup"))
+    cards = page.locator(".tip")
+    for index in range(len(PROMPTS)):
+        expect(cards.nth(index).locator(".counted")).to_contain_text("cannot be shown")
+        expect(cards.nth(index).locator(".text")).to_be_empty()
+    assert page.locator(".reactions:visible").count() == 0
+    assert UNUSABLE["markup"] not in page.content()
+    expect(page.get_by_role("button", name="Write tips")).to_be_enabled()
+
+
+def test_html_that_a_model_writes_is_text_even_while_it_streams(serve_both: Serve, page: Page) -> None:
+    page.add_init_script(
+        "window.images = 0; new MutationObserver(() => window.images += document.images.length)"
+        ".observe(document, { childList: true, subtree: true, characterData: true })"
+    )
+    write_tips(page, serve_both("says-html"))
+    expect(page.locator("[data-version=v1] .counted")).to_contain_text("markup")
+    assert page.evaluate("window.images") == 0
+
+
+def test_a_busy_service_is_asked_again_until_every_version_has_its_turn(serve_both: Serve, page: Page) -> None:
+    http = serve_both("slow", serving={"max_in_flight": 1})
+    write_tips(page, http)
+    expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS), timeout=30_000)
+
+
+def test_a_mistake_in_the_form_is_told_in_the_service_s_words(serve_both: Serve, page: Page) -> None:
+    http = serve_both()
+    page.goto(str(http.base_url))
+    page.get_by_label("Locale").fill("tlh-KLINGON")
+    page.get_by_role("button", name="Write tips").click()
+    expect(page.locator("[data-version=v1] .counted")).to_contain_text("#/signals/locale")
+
+
+def test_keys_do_not_shut_the_page_but_a_password_does(serve_both: Serve, page: Page, browser: Browser) -> None:
+    http = serve_both(api_keys=("key",))
+    write_tips(page, http)
+    expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    guarded = serve_both(admin_password="open sesame")
+    for path in ("/", "/admin/rewards"):
+        assert guarded.get(path).status_code == 401
+    body = {"user_id": "u", "signals": {}, "prompt_version": "v1"}
+    assert guarded.post("/playground/tips", json=body).status_code == 401
+    assert guarded.post("/playground/reactions", json={}).status_code == 401
+    context = browser.new_context(http_credentials={"username": "operator", "password": "open sesame"})
+    mine = context.new_page()
+    write_tips(mine, guarded)
+    expect(mine.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    context.close()
+
+
+def test_another_site_cannot_use_it_through_a_browser_on_this_machine(serve_both: Serve) -> None:
+    http = serve_both()
+    assert http.get("/", headers={"host": "evil.example"}).status_code == 403
+    body = {"user_id": "u", "signals": {}, "prompt_version": "v1"}
+    assert http.post("/playground/tips", json=body, headers={"host": "evil.example"}).status_code == 403
+    text = http.post("/playground/tips", content="{}", headers={"content-type": "text/plain"})
+    assert text.status_code == 415  # what a form of another site could send
+
+
+def test_an_unknown_version_is_a_422_that_names_the_known_ones(serve_both: Serve) -> None:
+    body = {"user_id": "u", "signals": {}, "prompt_version": "v9"}
+    answer = serve_both().post("/playground/tips", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["allowed"] == list(PROMPTS)

@@ -1,0 +1,92 @@
+"""`forget` and `purge`: nothing of it is left, on disk either."""
+
+import asyncio
+import random
+from datetime import timedelta
+
+from ml.store.reactions import Reaction
+from ml.store.tips import open_tip_store
+from tests.databases import Database
+from tests.example_tips import NOW, SetClock, a_tip
+from tests.recommender.conftest import ON_SQLITE
+from tests.store.test_rollup import check_counts
+
+TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours")
+
+
+def test_one_person_is_forgotten_and_the_others_are_not(database: Database) -> None:
+    async def run() -> None:
+        async with open_tip_store(database.url, SetClock()) as store:
+            theirs, other = a_tip(user_id="u-1"), a_tip(user_id="u-10", prompt_version="v2-mentor")
+            for tip in (theirs, a_tip(user_id="u-1"), other):
+                await store.add(tip)
+                await store.react([Reaction(tip.tip_id, kind) for kind in ("helpful", "dismissed")])
+            assert await store.forget("u-1") == 2
+            assert await store.forget("u-1") == 0
+            assert await store.forget("'; DROP TABLE tip_scores; --") == 0
+
+    asyncio.run(run())
+    assert [row["user_id"] for row in database.rows("SELECT user_id FROM tip_scores")] == ["u-10"]
+    assert database.count("reactions") == 2
+    assert {row["prompt_version"] for row in database.rows("SELECT prompt_version FROM reward_hours")} == {"v2-mentor"}
+    check_counts(database)
+
+
+def test_when_everybody_is_forgotten_nothing_is_left(database: Database) -> None:
+    async def run() -> None:
+        async with open_tip_store(database.url, SetClock()) as store:
+            for options in ({"v1": 1 / 3, "v2": 2 / 3}, {"v1": 0.1, "v2": 0.9}, {"v1": 1.0}):
+                await store.add(tip := a_tip(options=options))
+                await store.react([Reaction(tip.tip_id, "saved")])
+            await store.forget("u-1")
+
+    asyncio.run(run())
+    assert [database.count(table) for table in TABLES] == [0, 0, 0, 0]
+
+
+def test_old_tips_are_purged_by_the_full_hour(database: Database) -> None:
+    async def run() -> None:
+        async with open_tip_store(database.url, SetClock()) as store:
+            for age in (-1, 0, 39, 41, 3 * 60):
+                await store.add(tip := a_tip(created_at=NOW - timedelta(minutes=age)))
+                await store.react([Reaction(tip.tip_id, "helpful")])
+            assert await store.purge(NOW) == 2
+            assert await store.purge(NOW) == 0
+
+    asyncio.run(run())
+    assert [database.count(table) for table in ("tip_scores", "reactions")] == [3, 3]
+    check_counts(database)
+
+
+@ON_SQLITE
+def test_the_bytes_of_who_is_forgotten_are_gone(database: Database) -> None:
+    secret, words = "person-4711-gone", "a goal that nobody else has"
+
+    def bytes_on_disk() -> bytes:
+        return b"".join(file.read_bytes() for file in database.file.parent.glob(f"{database.file.name}*"))
+
+    async def run() -> None:
+        chance = random.Random(1)
+        users = [f"person-{chance.randrange(9000):04}-here" for _ in range(1500)] + [secret] * 20
+        chance.shuffle(users)
+        async with (
+            open_tip_store(database.url, SetClock()) as store,
+            open_tip_store(database.url, SetClock()) as other_process,
+        ):
+            await other_process.database.ping()
+            for start in range(0, len(users), 50):
+                new = [
+                    a_tip(user_id=user, signals={"goal": words if user == secret else "sleep"})
+                    for user in users[start : start + 50]
+                ]
+                await asyncio.gather(*(store.add(tip) for tip in new))
+                await store.react([Reaction(tip.tip_id, "done") for tip in new])
+            assert secret.encode() in bytes_on_disk()
+            assert await store.forget(secret) == 20
+            left = bytes_on_disk()
+            assert secret.encode() not in left
+            assert words.encode() not in left
+            assert await store.purge(NOW + timedelta(days=1)) == 1500
+            assert b"person-" not in bytes_on_disk()
+
+    asyncio.run(run())
