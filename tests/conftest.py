@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from ml.recommender.settings import RecommenderSettings
-from ml.serving.settings import ServingSettings
 
+from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app
+from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app as create_both
 from tests.browser import browser
 from tests.server import running

@@ -1,4 +1,4 @@
-"""Write a tip, without a service."""
+"""`tips generate`: write one tip without a service."""
 
 import asyncio
 import logging
@@ -13,42 +13,37 @@ from pydantic import ValidationError
 from ml.features.definitions import SIGNALS
 from ml.platform.problem_json import error_from_validation
 from ml.platform.telemetry import Telemetry, configure_logging
-from ml.serving.app import assemble, check
+from ml.serving.app import build_gateway, build_generator, check_settings
 from ml.serving.generate import Tip, TipGenerator
 from ml.serving.prompts import resolve_prompt
 from ml.serving.schemas import GenerateRequest
 from ml.serving.settings import ServingSettings
 
-app = typer.Typer()
 
-
-@app.command()
 def generate(
     signal: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUE; names: {', '.join(SIGNALS)}.")] = None,
     prompt_version: Annotated[str | None, typer.Option(help="One of `tips prompts`.")] = None,
 ) -> None:
-    """Write one tip, here and now; on a terminal, word by word."""
+    """Write one tip; on a terminal, word by word."""
     settings = ServingSettings.from_environment()
-    check(settings)
-    request = _request(signal or [], prompt_version)
+    check_settings(settings)
+    request = _parse_request(signal or [], prompt_version)
+    resolve_prompt(request.prompt_version, settings.default_prompt_version)
     configure_logging(logging.CRITICAL, sys.stderr)
     asyncio.run(_generate(settings, request))
 
 
 async def _generate(settings: ServingSettings, request: GenerateRequest) -> None:
-    gateway, generator = assemble(settings, Telemetry())
-    resolve_prompt(request.prompt_version, settings.default_prompt_version)
-    try:
-        await gateway.warm(())  # loading may take longer than a tip is given
+    async with build_gateway(settings).running() as gateway:
+        generator = build_generator(settings, gateway, Telemetry())
+        await gateway.warm_up(())  # loading may take longer than the time for one tip
         if sys.stdout.isatty():
-            await _print_words(generator, request)
+            await _print_stream(generator, request)
         else:
             print((await generator.generate(request.signals.known(), request.prompt_version)).text)
-    finally:
-        await gateway.close()
 
 
-async def _print_words(generator: TipGenerator, request: GenerateRequest) -> None:
+async def _print_stream(generator: TipGenerator, request: GenerateRequest) -> None:
     stream = await generator.stream(request.signals.known(), request.prompt_version)
     try:
         async with aclosing(stream.pieces) as pieces:
@@ -59,7 +54,7 @@ async def _print_words(generator: TipGenerator, request: GenerateRequest) -> Non
         print()
 
 
-def _request(pairs: Sequence[str], prompt_version: str | None) -> GenerateRequest:
+def _parse_request(pairs: Sequence[str], prompt_version: str | None) -> GenerateRequest:
     signals: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

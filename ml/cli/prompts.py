@@ -1,4 +1,4 @@
-"""Show the prompt versions, and release new ones."""
+"""`tips prompts`: show the prompt versions, and release new ones."""
 
 import sys
 
@@ -32,5 +32,5 @@ def lock() -> None:
     """Release the new versions: from then on their text cannot change without a test failing."""
     changed = registry.changed_versions()
     if changed:
-        sys.exit(f"{', '.join(changed)}: released, so it cannot change any more; add a new version instead.")
-    print(f"released: {', '.join(registry.lock()) or 'nothing new'}")
+        sys.exit(f"{', '.join(changed)}: already released, so it cannot change; add a new version instead.")
+    print(f"released: {', '.join(registry.lock_versions()) or 'nothing new'}")

@@ -1,8 +1,7 @@
-"""Run the services."""
+"""`tips serve`: run the services."""
 
 import signal
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, NoReturn
 
@@ -10,37 +9,32 @@ import typer
 import uvicorn
 from fastapi import FastAPI
 
-from ml.cli.stores import recommender_extra
-from ml.platform.app_factory import build_app_or_exit
+from ml.cli.stores import needs_recommender_extra
 from ml.platform.dependencies import is_loopback
 from ml.platform.settings import ConfigurationError, ServiceSettings
-from ml.serving.app import app_from_environment as serving_from_environment
-
-app = typer.Typer()
 
 
-class Only(StrEnum):
+class Service(StrEnum):
     """One of the two services."""
 
     SERVING = "serving"
     RECOMMENDER = "recommender"
 
 
-@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
-    only: Annotated[Only | None, typer.Option(help="Run one of the two services; by default both.")] = None,
+    only: Annotated[Service | None, typer.Option(help="Run one of the two services; by default both.")] = None,
 ) -> None:
     """Run the service on this machine."""
     settings = ServiceSettings.from_environment()
     if not (settings.api_keys or settings.allow_anonymous or is_loopback(host)):
         raise ConfigurationError(f"API_KEYS: must be set to listen on {host}, or ALLOW_ANONYMOUS to true.")
-    service = build_app_or_exit(_service(only))
-    # uvicorn finishes what is in flight and then raises the signal that stopped it once more: that is a success.
-    signal.signal(signal.SIGTERM, _exit_well)
+    app = _app(only)
+    # uvicorn finishes what is in flight and then raises the signal that stopped it again: that is a success.
+    signal.signal(signal.SIGTERM, _exit_successfully)
     uvicorn.run(
-        service,
+        app,
         host=host,
         port=port,
         log_config=None,
@@ -50,14 +44,18 @@ def serve(
     )
 
 
-def _service(only: Only | None) -> Callable[[], FastAPI]:
-    if only is Only.SERVING:
-        return serving_from_environment
-    with recommender_extra():
-        from ml.recommender.app import app_from_environment as recommender_from_environment
-        from ml.standalone.app import app_from_environment as both_from_environment
-    return recommender_from_environment if only else both_from_environment
+def _app(only: Service | None) -> FastAPI:
+    """Import the entry point of the service, which builds its application."""
+    if only is Service.SERVING:
+        from ml.serving.main import app
+    elif only is Service.RECOMMENDER:
+        with needs_recommender_extra():
+            from ml.recommender.main import app
+    else:
+        with needs_recommender_extra():
+            from ml.standalone.main import app
+    return app
 
 
-def _exit_well(*_: Any) -> NoReturn:
+def _exit_successfully(*_: Any) -> NoReturn:
     sys.exit(0)

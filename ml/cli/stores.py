@@ -1,47 +1,56 @@
-"""What commands that work on stored tips have in common: the store, ages, and the extra that they need."""
+"""Access of commands to the stored tips, and to the extra that this needs."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-import typer
-
+from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
-from ml.recommender.settings import RecommenderSettings
 
 if TYPE_CHECKING:
+    from ml.experiments.decisions import LoggedDecision
     from ml.store.tips import TipStore
 
 T = TypeVar("T")
 
 
-def age(text: str) -> timedelta:
-    """Read an age, such as 90d or 36h."""
-    found = re.fullmatch(r"([0-9]{1,5})([dh])", text)
-    if not found:
-        raise typer.BadParameter("should be a number of days or hours, such as 90d or 36h")
-    return timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
-
-
-def in_store(work: Callable[["TipScores"], Awaitable[T]]) -> T:
-    """Do something with the store of DATABASE_URL."""
+def with_tip_store(work: Callable[["TipStore"], Awaitable[T]]) -> T:
+    """Return the result of `work` with the store of DATABASE_URL."""
 
     async def open_and_work() -> T:
-        with recommender_extra():
+        with needs_recommender_extra():
+            from ml.recommender.settings import RecommenderSettings
             from ml.store.tips import open_tip_store
         url = RecommenderSettings.from_environment().database_url.get_secret_value()
-        async with open_tip_store(url, lambda: datetime.now(UTC)) as store:
+        async with open_tip_store(url, utc_now) as store:
             return await work(store)
 
     return asyncio.run(open_and_work())
 
 
+def reaction_window() -> timedelta:
+    """Return REACTION_WINDOW_HOURS."""
+    with needs_recommender_extra():
+        from ml.recommender.settings import RecommenderSettings
+    return timedelta(hours=RecommenderSettings.from_environment().reaction_window_hours)
+
+
+def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
+    """Return the logged decisions between two ages; younger ones than the reaction window are never included."""
+    now, window = utc_now(), reaction_window()
+    before = now - max(window, until or window)
+
+    async def read(store: "TipStore") -> "list[LoggedDecision]":
+        return [decision async for decision in store.decisions(before, None if since is None else now - since)]
+
+    return with_tip_store(read)
+
+
 @contextmanager
-def recommender_extra() -> Iterator[None]:
-    """Around the imports of what only the recommender needs: serving and writing tips go without."""
+def needs_recommender_extra() -> Iterator[None]:
+    """Import modules of the recommender; raise ConfigurationError if its extra is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -35,7 +35,7 @@ def draw_weighted(weights: Mapping[str, float], u: float) -> Assignment:
     `weights`: none below zero, at least one above; one of zero is never taken. `u`: uniform in [0, 1), the only source
     of chance: the same `u` gives the same assignment (inverse transform sampling).
     """
-    distribution = _shares(weights)
+    distribution = normalised(weights)
     ends = accumulate(distribution.values())
     # Rounding may end the last one below `u`.
     last = [option for option, share in distribution.items() if share][-1]
@@ -58,10 +58,11 @@ def draw_sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Ass
     def time(option: str) -> float:
         return -math.log(1 - hash_to_unit_interval(salt, user_id, option)) / weights[option]
 
-    taken, distribution = min(weights, key=time), _shares(weights)
+    taken, distribution = min(weights, key=time), normalised(weights)
     return Assignment(taken, distribution[taken], distribution)
 
 
-def _shares(weights: Mapping[str, float]) -> dict[str, float]:
-    whole = sum(weights.values())
-    return {option: weight / whole for option, weight in weights.items()}
+def normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights divided by their sum: the probability of each option."""
+    total = sum(weights.values())
+    return {option: weight / total for option, weight in weights.items()}

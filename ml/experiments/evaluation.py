@@ -96,7 +96,7 @@ class Log:
         return _effective(self.weights)
 
     @property
-    def effective_people(self) -> float:
+    def effective_clusters(self) -> float:
         """Of how many people, each with as much weight, the target would have told as much (Carter et al. 2017)."""
         return _effective(_by_person(_scaled(self.weights), self.people))
 
@@ -122,7 +122,7 @@ class Estimate:
     refusal: str | None
 
     @property
-    def tells_apart(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the target is known to earn another reward than the log did, and so whether more, or less."""
         return self.refusal is None and (self.gain.low > ROUNDING or self.gain.high < -ROUNDING)
 
@@ -241,7 +241,7 @@ def _half(log: Log, terms: Floats, alpha: float) -> float:
         return math.inf  # of one decision, or of none that counts, nothing is known
     if log.people is None:
         return -float(special.ndtri(alpha / 2)) * error
-    return -float(special.stdtrit(max(log.effective_people - 1, 1.0), alpha / 2)) * error
+    return -float(special.stdtrit(max(log.effective_clusters - 1, 1.0), alpha / 2)) * error
 
 
 def _standard_error(terms: Floats, people: Integers | None) -> float:
@@ -265,13 +265,13 @@ def _refusal(log: Log) -> str | None:
 
 
 def _too_few(log: Log) -> str | None:
-    decisions, people = log.effective_sample_size, log.effective_people
+    decisions, people = log.effective_sample_size, log.effective_clusters
     if decisions < MIN_EFFECTIVE_SAMPLE_SIZE:
         counted = f"{math.floor(decisions)} decisions of the target"
-        return f"The log tells no more than {counted} would, and {LEAST_EFFECTIVE:.0f} are the least."
+        return f"The log tells no more than {counted} would, and {MIN_EFFECTIVE_SAMPLE_SIZE:.0f} are the least."
     if log.people is not None and people < MIN_CLUSTERS:
         counted = f"the target would for {math.floor(people)} people"
-        return f"The log tells no more than {counted}, and {LEAST_PEOPLE:.0f} are the least."
+        return f"The log tells no more than {counted}, and {MIN_CLUSTERS:.0f} are the least."
     return None
 
 

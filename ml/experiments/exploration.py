@@ -11,6 +11,14 @@ FLOOR = 0.02
 """By default, how much of all chance is kept for exploring: without some, a log says nothing of what was left out."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """For n candidates, in their order: `scores`, the expected rewards in [0, 1], and `probabilities`, none 0."""
+
+    scores: Floats
+    probabilities: Floats
+
+
 @dataclass(frozen=True, slots=True)
 class SquareCB:
     """Inverse gap weighting: the further an option's predicted reward is below the best, the less often it is taken.

@@ -1,40 +1,137 @@
-"""Policies over a few versions, which learn: from what each earned so far to the probability of each, to be logged."""
+"""The prompt policies: every way to choose the prompt version of a tip.
 
-from collections.abc import Mapping
+To add one, add an entry to `POLICIES`. The settings, the selection in the recommender, `tips evaluate`, the simulation,
+the figures, the help texts and the learning from the decision log follow from it.
+"""
+
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from ml.experiments.assignment import Assignment, draw_weighted
-from ml.experiments.exploration import FLOOR
-from ml.experiments.statistics import Sample, probability_best
+from ml.experiments.assignment import Assignment, draw_sticky, draw_weighted, hash_to_unit_interval, normalised
+from ml.experiments.statistics import Sample
+from ml.experiments.thompson import ThompsonSampling
+
+MAX_WEIGHT = 1e6
+MAX_VERSIONS = 20
+"""The number of prompt versions that one policy may choose among."""
+
+SALT = "prompt-version"
+"""Part of every hash here. Under `sticky` the version of each user depends on it: another salt reassigns nearly all."""
+
+_VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
 @dataclass(frozen=True, slots=True)
-class ThompsonSampling:
-    """Thompson sampling over few arms: each is taken with the probability that it is the best one, given its rewards.
+class PromptPolicy:
+    """A way to choose the prompt version of a tip.
 
-    The posteriors are Beta, from a uniform prior, and the probabilities exact (`probability_best`), so they can be
-    logged, and computed once for many decisions. Rewards are additive counts and may be as late as they like; an arm
-    that is new is one of no rewards. `floor`, in [0, 1): the least probability of each arm; with k arms, k times
-    `floor` must stay below 1. Source: Chapelle & Li, "An empirical evaluation of Thompson sampling", NeurIPS 2011.
+    `summary`: one clause for help texts. `distribution`: from the weight of each version and the rewards known so far
+    to the probability of each version. `draw`: from that distribution, a user id and a tip id to the version drawn; the
+    hash of the ids is the only source of randomness, so that a draw can be repeated from what is logged. `version`: to
+    be raised when the policy chooses differently. `learns`: the distribution depends on rewards. `per_user`: a version
+    is drawn per user, not per tip, so the tips of one user are not independent. `needs_versions`: the least number of
+    versions. `accepts_weights`: versions may have different weights. `selectable`: TIP_PROMPT_POLICY may name it; a
+    policy that is not selectable made no draw, so nothing is learned from its tips.
     """
 
-    floor: float = FLOOR
+    summary: str
+    distribution: Callable[[Mapping[str, float], Mapping[str, Sample]], Mapping[str, float]]
+    draw: Callable[[Mapping[str, float], str, str], Assignment]
+    version: str = "2"
+    learns: bool = False
+    per_user: bool = False
+    needs_versions: int = 0
+    accepts_weights: bool = True
+    selectable: bool = True
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor < 1:
-            raise ValueError("floor must be in [0, 1)")
 
-    def distribution(self, arms: Mapping[str, Sample]) -> dict[str, float]:
-        """Return the probability of each arm: floor + (1 - k * floor) * P(best).
+def _by_weight(weights: Mapping[str, float], rewards: Mapping[str, Sample]) -> Mapping[str, float]:  # noqa: ARG001
+    return normalised(weights) if weights else {}
 
-        Raises ValueError without arms, and for so many that nothing is left above their floors.
-        """
-        left = 1 - len(arms) * self.floor
-        if not arms or left <= 0:
-            raise ValueError("there must be at least one arm, and fewer than 1 / floor")
-        best = probability_best([*arms.values()])
-        return {arm: self.floor + left * probability for arm, probability in zip(arms, best, strict=True)}
 
-    def choose(self, arms: Mapping[str, Sample], u: float) -> Assignment:
-        """Draw an arm; `u`, uniform in [0, 1), is the only source of chance. Raises what `distribution` does."""
-        return draw_weighted(self.distribution(arms), u)
+def _by_probability_best(weights: Mapping[str, float], rewards: Mapping[str, Sample]) -> Mapping[str, float]:
+    return ThompsonSampling().distribution({version: rewards.get(version, Sample()) for version in weights})
+
+
+def _draw_per_tip(distribution: Mapping[str, float], user_id: str, tip_id: str) -> Assignment:  # noqa: ARG001
+    return draw_weighted(distribution, hash_to_unit_interval(SALT, tip_id))
+
+
+def _draw_per_user(distribution: Mapping[str, float], user_id: str, tip_id: str) -> Assignment:  # noqa: ARG001
+    return draw_sticky(distribution, user_id, salt=SALT)
+
+
+UNIFORM = "uniform"
+PLAYGROUND = "playground"
+
+POLICIES: Mapping[str, PromptPolicy] = MappingProxyType(
+    {
+        UNIFORM: PromptPolicy(
+            summary="draws a version for each tip, by weight",
+            distribution=_by_weight,
+            draw=_draw_per_tip,
+        ),
+        "sticky": PromptPolicy(
+            summary="draws a version for each user, by weight, and keeps it",
+            distribution=_by_weight,
+            draw=_draw_per_user,
+            per_user=True,
+            needs_versions=2,
+        ),
+        "thompson": PromptPolicy(
+            summary="draws each version with the probability that it is the best (Thompson sampling)",
+            distribution=_by_probability_best,
+            draw=_draw_per_tip,
+            learns=True,
+            needs_versions=2,
+            accepts_weights=False,
+        ),
+        PLAYGROUND: PromptPolicy(
+            summary="writes a tip with every version, on the start page",
+            distribution=_by_weight,
+            draw=_draw_per_tip,
+            selectable=False,
+        ),
+    }
+)
+
+SELECTABLE_POLICIES: tuple[str, ...] = tuple(name for name, policy in POLICIES.items() if policy.selectable)
+"""The values of TIP_PROMPT_POLICY."""
+
+
+def parse_version_weights(text: str) -> tuple[tuple[str, float], ...]:
+    """Parse one version, a list of versions, or weights: `v1`, `v1,v2-mentor`, `v1=90,v2-mentor=10`.
+
+    Raises ValueError, whose message is the end of a sentence, for anything else.
+    """
+    items = [item.partition("=") for item in text.split(",")]
+    try:
+        weights = {name.strip(): float(weight if equals else 1) for name, equals, weight in items}
+    except ValueError:
+        weights = {}
+    if (
+        not 0 < len(weights) == len(items) <= MAX_VERSIONS
+        or len({equals for _, equals, _ in items}) > 1
+        or not all(_VERSION_NAME.fullmatch(name) and 0 < weight < MAX_WEIGHT for name, weight in weights.items())
+    ):
+        raise ValueError(
+            "should be one prompt version, or different ones separated by commas, either all or none with a weight "
+            "above zero, such as v1,v2-mentor or v1=90,v2-mentor=10"
+        )
+    return tuple(weights.items())
+
+
+def check_policy_weights(name: str, weights: Mapping[str, float]) -> None:
+    """Raise ValueError, whose message is the end of a sentence, if TIP_PROMPT_POLICY cannot be `name` with `weights`.
+
+    `weights`: the weight of each version of TIP_PROMPT_VERSION; empty if serving's default is used.
+    """
+    if name not in SELECTABLE_POLICIES:
+        raise ValueError(f"{name!r} should be one of {', '.join(SELECTABLE_POLICIES)}")
+    policy = POLICIES[name]
+    if len(weights) < policy.needs_versions:
+        raise ValueError(f"{name} needs at least {policy.needs_versions} versions in TIP_PROMPT_VERSION")
+    if not policy.accepts_weights and any(weight != 1 for weight in weights.values()):
+        raise ValueError(f"{name} accepts no weights in TIP_PROMPT_VERSION: it determines them")

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ml.experiments.arrays import Floats
-from ml.experiments.exploration import SquareCB
+from ml.experiments.exploration import Ranking, SquareCB
 
 if TYPE_CHECKING:
     from vowpalwabbit import Workspace
@@ -53,7 +53,7 @@ def _own_name(name: str) -> str:
     return name
 
 
-class UnusablePolicy(Exception):
+class UnusablePolicyError(Exception):
     """What should be a policy is none, or not one for us; the message says it as the end of a sentence."""
 
 
@@ -80,14 +80,6 @@ class Card(BaseModel):
     def exploration(self) -> SquareCB:
         """How scores become probabilities."""
         return SquareCB(self.gamma_scale * math.sqrt(max(self.learned_from, 1)), self.floor)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ranking:
-    """For n candidates, in their order: `scores`, the expected rewards in [0, 1], and `probabilities`, none 0."""
-
-    scores: Floats
-    probabilities: Floats
 
 
 class Encoder:
@@ -163,15 +155,15 @@ class RankingPolicy:
 
     @classmethod
     def load(cls, blob: bytes) -> Self:
-        """Load a policy; its version is the beginning of the SHA-256 of its bytes. Raises UnusablePolicy."""
+        """Load a policy; its version is the beginning of the SHA-256 of its bytes. Raises UnusablePolicyError."""
         try:
             with zipfile.ZipFile(io.BytesIO(blob)) as archive:
                 if any(part.file_size > _LARGEST for part in archive.infolist()):
-                    raise UnusablePolicy("is larger than a policy can be")
+                    raise UnusablePolicyError("is larger than a policy can be")
                 card, model = Card.model_validate_json(archive.read(_CARD)), archive.read(_MODEL)
             linear = Linear.of(_loaded(model), Encoder(card.context, card.candidate))
         except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValueError):
-            raise UnusablePolicy("is damaged, or is no policy") from None
+            raise UnusablePolicyError("is damaged, or is no policy") from None
         return cls(card, linear, hashlib.sha256(blob).hexdigest()[:12])
 
     def rank(self, context: Floats, candidates: Floats) -> Ranking:
@@ -257,5 +249,5 @@ def _workspace(options: str) -> "Workspace":
     try:
         from vowpalwabbit import Workspace  # an extra: whoever has no policy goes without
     except ModuleNotFoundError:
-        raise UnusablePolicy("needs the `ranking` extra") from None
+        raise UnusablePolicyError("needs the `ranking` extra") from None
     return Workspace(options)

@@ -36,7 +36,7 @@ def assemble_context(signals: Mapping[str, Any]) -> PromptContext:
     if unknown:
         raise KeyError(*sorted(unknown))
     known = ((signal, signals.get(name)) for name, signal in SIGNALS.items())
-    spoken = ((signal.sentence, signal.kind.words(value)) for signal, value in known if value is not None)
+    spoken = ((signal.sentence, signal.type.words(value)) for signal, value in known if value is not None)
     return PromptContext(
         sentences=tuple(sentence.format(words) for sentence, words in spoken if words),
         locale=signals.get("locale"),

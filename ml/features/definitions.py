@@ -35,7 +35,7 @@ from ml.features.feature_types import (
 class Signal:
     """One thing we may know about a person: its kind, and the sentence its words go into."""
 
-    kind: FeatureType
+    type: FeatureType
     sentence: str
 
 
@@ -88,10 +88,10 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Something counted of a person's past, in a batch; `good_for` is the age from which on it counts as unknown."""
+    """Something counted of a person's past, in a batch; `max_age` is the age from which on it counts as unknown."""
 
-    kind: FeatureType
-    good_for: timedelta
+    type: FeatureType
+    max_age: timedelta
 
 
 AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
@@ -114,8 +114,8 @@ def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     for name, signal in SIGNALS.items():
         value = signals.get(name)
-        if value is not None and isinstance(signal.kind, Category):
+        if value is not None and isinstance(signal.type, Category):
             found.append(f"{name}:{value}")
-        elif value is not None and isinstance(signal.kind, Language):
+        elif value is not None and isinstance(signal.type, Language):
             found.append(f"{name}:{Locale.parse(value, sep='-').language}")
     return tuple(found)

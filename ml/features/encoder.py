@@ -30,7 +30,7 @@ class FeatureEncoder:
         ends = dict(zip(widths, accumulate(widths.values()), strict=True))
         return {name: slice(ends[name] - width, ends[name]) for name, width in widths.items() if width}
 
-    def of_columns(self, values: Mapping[str, Values]) -> Floats:
+    def encode_columns(self, values: Mapping[str, Values]) -> Floats:
         """Make n rows into numbers, shape (n, number of columns); NaN is missing.
 
         `values`: at least one of the features, each a column of shape (n,); the ones that are left out are missing.
@@ -44,15 +44,17 @@ class FeatureEncoder:
                 numbers[:, place] = self.kinds[name].numbers(values[name])
         return numbers
 
-    def of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Make rows into numbers, shape (number of rows, number of columns); what a row does not say is missing."""
         there = set().union(*rows) & self._places.keys() or {next(iter(self._places))}
-        return self.of_columns({name: _column([candidate_row.get(name) for candidate_row in rows]) for name in there})
+        return self.encode_columns(
+            {name: _column([candidate_row.get(name) for candidate_row in rows]) for name in there}
+        )
 
 
 CONTEXT_ENCODER = FeatureEncoder(
-    {name: signal.kind for name, signal in SIGNALS.items()}
-    | {name: aggregate.kind for name, aggregate in AGGREGATES.items()}
+    {name: signal.type for name, signal in SIGNALS.items()}
+    | {name: aggregate.type for name, aggregate in AGGREGATES.items()}
 )
 """What is known of a person."""
 

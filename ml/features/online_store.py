@@ -1,11 +1,12 @@
-"""What a batch counted of each person, read while they wait: the port, and SQLite behind it."""
+"""The online feature store: features of a user, computed in a batch and read per request. Port and SQLite adapter."""
 
 import math
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol
 
 import structlog
 
@@ -21,38 +22,41 @@ CREATE TABLE IF NOT EXISTS online_features (
     PRIMARY KEY (user_id, feature)
 ) WITHOUT ROWID
 """
+_NOT_A_STORE = "is not an online feature store; `tips features` creates one"
 _READ = "SELECT feature, value, computed_at FROM online_features WHERE user_id = ?"
 _WRITE = "INSERT OR REPLACE INTO online_features VALUES (?, ?, ?, ?)"
 
 
+def check_store_url(value: str) -> str:
+    """Return the URL of a store unchanged. Raises ValueError, whose message is the end of a sentence."""
+    if not re.fullmatch(rf"{_SCHEME}[^?]+", value):
+        raise ValueError(f"should be {_SCHEME}FILE")
+    return value
+
+
 class OnlineStoreUnavailable(Exception):
-    """There is no store to read from; the message says it as the end of a sentence."""
+    """The store cannot be opened; the message is the end of a sentence."""
 
 
 class OnlineStore(Protocol):
-    """Reads what is known of a person beforehand."""
+    """Reads a user's precomputed features."""
 
     async def read(self, user_id: str, now: datetime) -> dict[str, float]:
-        """Return the values of `AGGREGATES` that are known and not stale; a store that fails knows none."""
+        """Return the features of `AGGREGATES` that are stored and not stale; none if the store fails."""
 
-    def close(self) -> None: ...
+
+class EmptyOnlineStore:
+    """The store of a service without one."""
+
+    async def read(self, user_id: str, now: datetime) -> dict[str, float]:  # noqa: ARG002
+        return {}
 
 
 class SQLiteOnlineStore:
-    """A store in an SQLite file, read directly: it takes less time than handing the work to somebody else."""
+    """A store in an SQLite file, read in the event loop: a read takes less time than handing it to a thread."""
 
-    def __init__(self, file: str) -> None:
-        """Open the file to read from it. Raises NoStore when it is none, or not such a store."""
-        try:
-            self._connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=0, check_same_thread=False)
-            self._connection.execute(_READ, ("",)).close()
-        except sqlite3.Error:
-            raise OnlineStoreUnavailable("is no store of features; `tips features` makes one") from None
-
-    @classmethod
-    def open(cls, url: str) -> Self:
-        """Open the store at `sqlite:///FILE`."""
-        return cls(url.removeprefix(_SCHEME))
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
 
     async def read(self, user_id: str, now: datetime) -> dict[str, float]:
         try:
@@ -64,25 +68,44 @@ class SQLiteOnlineStore:
             feature: value
             for feature, value, computed_at in rows
             if feature in AGGREGATES
-            and now.timestamp() - computed_at <= AGGREGATES[feature].good_for.total_seconds()
+            and now.timestamp() - computed_at <= AGGREGATES[feature].max_age.total_seconds()
             and math.isfinite(value)
         }
 
-    def close(self) -> None:
-        self._connection.close()
+
+@contextmanager
+def open_online_store(url: str | None) -> Iterator[OnlineStore]:
+    """Open the store at `sqlite:///FILE` for reading; an empty one for None.
+
+    Raises OnlineStoreUnavailable when the file does not exist or is not such a store.
+    """
+    if url is None:
+        yield EmptyOnlineStore()
+        return
+    file = url.removeprefix(_SCHEME)
+    try:
+        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=0, check_same_thread=False)
+    except sqlite3.Error:
+        raise OnlineStoreUnavailable(_NOT_A_STORE) from None
+    with closing(connection):
+        try:
+            connection.execute(_READ, ("",)).close()
+        except sqlite3.Error:
+            raise OnlineStoreUnavailable(_NOT_A_STORE) from None
+        yield SQLiteOnlineStore(connection)
 
 
-def replace(url: str, people: Iterable[tuple[str, Mapping[str, float]]], computed_at: datetime) -> int:
-    """Write what was computed of each person into the store at `url`, in place of all that was there.
+def replace_all(url: str, users: Iterable[tuple[str, Mapping[str, float]]], computed_at: datetime) -> int:
+    """Replace the contents of the store at `url` by these features of each user.
 
-    Whoever reads meanwhile sees all of the old values or all of the new ones. Returns the number of people. Raises
-    KeyError for a value that is not in `AGGREGATES`, NoStore when the file cannot be written.
+    A concurrent reader sees all of the old values or all of the new ones. Returns the number of users. Raises
+    KeyError for a feature that is not in `AGGREGATES`, OnlineStoreUnavailable when the file cannot be written.
     """
     at, count = computed_at.timestamp(), 0
 
     def rows() -> Iterable[tuple[str, str, float, float]]:
         nonlocal count
-        for user_id, values in people:
+        for user_id, values in users:
             count += 1
             if unknown := values.keys() - AGGREGATES.keys():
                 raise KeyError(*sorted(unknown))
@@ -95,15 +118,15 @@ def replace(url: str, people: Iterable[tuple[str, Mapping[str, float]]], compute
     return count
 
 
-def forget(url: str, user_id: str) -> None:
-    """Remove what the store at `url` has of one person. Raises NoStore when the file cannot be written."""
+def forget_user(url: str, user_id: str) -> None:
+    """Remove one user from the store at `url`. Raises OnlineStoreUnavailable when the file cannot be written."""
     with _writing(url) as connection:
         connection.execute("DELETE FROM online_features WHERE user_id = ?", (user_id,))
 
 
 @contextmanager
 def _writing(url: str) -> Iterator[sqlite3.Connection]:
-    """Yield the store in one transaction; it is made if there is none. Readers do not wait (write-ahead log)."""
+    """Yield a connection in one transaction; the file is created if necessary. Readers do not wait (write-ahead log)."""
     try:
         with closing(sqlite3.connect(url.removeprefix(_SCHEME), isolation_level=None)) as connection:
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA secure_delete=ON", "BEGIN IMMEDIATE", _TABLE):

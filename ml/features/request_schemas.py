@@ -1,4 +1,4 @@
-"""What both services' bodies are made of: the strict model, and the signals, which come from their definitions."""
+"""The request schemas that both services share: a strict base model, and the signals, derived from their definitions."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,14 +9,14 @@ from ml.features.definitions import CANDIDATE, SIGNALS
 
 
 class StrictModel(BaseModel):
-    """A body in which nothing is guessed: no coercion, and an unknown field is an error that names the known ones."""
+    """The base of request bodies: no coercion, and an unknown field is an error that names the known ones."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _known_fields_only(cls, data: Any) -> Any:
-        known = cls.__pydantic_fields__  # what `model_fields` looks up, which takes longer than all of the rest
+        known = cls.__pydantic_fields__  # `model_fields` looks this up, which takes longer than the rest
         if isinstance(data, dict) and not data.keys() <= known.keys():
             unknown = [str(name) for name in data if name not in known]
             raise PydanticCustomError(
@@ -27,20 +27,20 @@ class StrictModel(BaseModel):
         return data
 
     def known(self) -> dict[str, Any]:
-        """Return the fields that were given, as they are (`model_dump` copies all that is in them)."""
+        """Return the fields that are set, uncopied (`model_dump` copies deeply)."""
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
-"""A name that a caller gives something, in characters that mean nothing anywhere (RFC 3986, unreserved)."""
+"""An id chosen by the caller, of unreserved characters (RFC 3986)."""
 
 if TYPE_CHECKING:
 
     class Signals(StrictModel):
-        """What is known about the person."""
+        """The signals about a user."""
 
     class Candidate(StrictModel):
-        """A tip that could be shown."""
+        """A candidate tip."""
 
         id: Id
 
@@ -48,13 +48,13 @@ else:
     Signals = create_model(
         "Signals",
         __base__=StrictModel,
-        __doc__="What is known about the person; leave out what is not known.",
-        **{name: (signal.kind.annotation | None, None) for name, signal in SIGNALS.items()},
+        __doc__="The signals about a user; leave out what is not known.",
+        **{name: (signal.type.annotation | None, None) for name, signal in SIGNALS.items()},
     )
     Candidate = create_model(
         "Candidate",
         __base__=StrictModel,
-        __doc__="A tip that could be shown: its id, and what is known of it.",
+        __doc__="A candidate tip: its id and its features.",
         id=(Id, ...),
         **{name: (kind.annotation | None, None) for name, kind in CANDIDATE.items()},
     )

@@ -12,7 +12,7 @@ from ml.experiments.decisions import LoggedDecision
 from ml.experiments.evaluation import Estimate, Log, dm, dr, ips, sndr, snips
 from ml.experiments.reward_model import RewardModel, cross_fitted_means
 from ml.features.definitions import segments
-from ml.pipelines.targets import Target, Versions
+from ml.pipelines.targets import Target, VersionTarget
 
 BEST = "sndr"
 """The estimate to believe: it is right whatever the model of the reward, and its weights need not average 1."""
@@ -76,7 +76,7 @@ class EvaluationReport:
         if best.refusal:
             reason = best.refusal[:1].lower() + best.refusal[1:]
             return f"{log} What {self.policy} would have earned cannot be told from it: {reason}"
-        end = "which can be trusted" if best.tells_apart else "which may be chance"
+        end = "which can be trusted" if best.is_significant else "which may be chance"
         gain = f"{_points(best.gain.estimate)} points ({_points(best.gain.low)} to {_points(best.gain.high)})"
         return f"{log} {self.policy} would have earned {_rate(best)}: {gain}, {end}."
 
@@ -98,7 +98,7 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
     """
     if not decisions:
         raise NothingToEvaluate("There is nothing to evaluate: the log holds no decision that is old enough.")
-    if isinstance(target, Versions):
+    if isinstance(target, VersionTarget):
         _refuse_unknown(target, decisions)
     in_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
     judged, unfit, uncovered = [], 0, 0
@@ -112,7 +112,7 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
     left_out = [
         f"{n:,} of {len(in_time):,} decisions are left out, because {why}."
         for n, why in (
-            (unfit, target.without),
+            (unfit, target.exclusion_reason),
             (uncovered, f"the live policy could not take there what {target.name} takes"),
         )
         if n
@@ -147,7 +147,7 @@ def _points(difference: float) -> str:
 def _column(name: str, estimate: Estimate, *, compared: bool) -> tuple[str, ...]:
     """What `ROWS` say of an estimate; what the log earned is compared with nothing."""
     gain = estimate.gain
-    trusted = "refused" if estimate.refusal else "yes" if estimate.tells_apart else "no"
+    trusted = "refused" if estimate.refusal else "yes" if estimate.is_significant else "no"
     return (
         name,
         *(percent(reward) for reward in (estimate.value, estimate.low, estimate.high)),
@@ -159,7 +159,7 @@ def _column(name: str, estimate: Estimate, *, compared: bool) -> tuple[str, ...]
     )
 
 
-def _refuse_unknown(target: Versions, decisions: Sequence[LoggedDecision]) -> None:
+def _refuse_unknown(target: VersionTarget, decisions: Sequence[LoggedDecision]) -> None:
     known = {candidate.prompt_version for decision in decisions for candidate in decision.candidates}
     if unknown := [version for version in target.weights if version not in known]:
         raise NothingToEvaluate(
@@ -181,7 +181,7 @@ def _arrays(judged: Sequence[tuple[LoggedDecision, Floats]]) -> tuple[Log, Log, 
         versions[i, there] = [place[candidate.prompt_version] for candidate in decision.candidates]
     decisions = [decision for decision, _ in judged]
     rewards = np.array([decision.reward for decision in decisions])
-    taken = np.array([decision.taken for decision in decisions])
+    taken = np.array([decision.chosen for decision in decisions])
     users, people = np.unique([decision.user_id for decision in decisions], return_inverse=True)
     log = Log.from_policies(rewards, taken, live, target, people)
     folds = np.array([int(FOLDS * hash_to_unit_interval("fold", str(user))) for user in users])[people]

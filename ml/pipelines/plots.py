@@ -36,8 +36,8 @@ def draw(report: EvaluationReport, file: Path) -> None:
         axes = figure.add_axes((76 / _WIDTH, below / height, 1 - 146 / _WIDTH, _ROW * len(rows) / height))
         for index, (name, estimate) in enumerate(rows.items()):
             _interval(axes, -index, estimate, _colour(name, estimate))
-        axes.axvline(report.earned.value, color=PRINT_PALETTE.quiet, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
-        axes.set_yticks([-index for index in range(len(rows))], [*rows], color=PRINT_PALETTE.ink)
+        axes.axvline(report.earned.value, color=PRINT_PALETTE.secondary, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        axes.set_yticks([-index for index in range(len(rows))], [*rows], color=PRINT_PALETTE.text)
         axes.set_ylim(0.5 - len(rows), 0.5)
         _percent_below(axes)
         name = report.policy if len(report.policy) <= _LONGEST_NAME else f"{report.policy[: _LONGEST_NAME - 1]}…"
@@ -45,20 +45,22 @@ def draw(report: EvaluationReport, file: Path) -> None:
         figure.text(14 / _WIDTH, 1 - 32 / height, "\n".join(words), va="top", linespacing=1.25)
         advice = "grey: worthless" if report.best.refusal else f"believe {BEST} first"
         counted = f"{report.decisions:,} decisions, {report.people:,} people; intervals of 95%; {advice}"
-        figure.text(14 / _WIDTH, 10 / height, counted, color=PRINT_PALETTE.quiet, size=10)
+        figure.text(14 / _WIDTH, 10 / height, counted, color=PRINT_PALETTE.secondary, size=10)
         save_figure(figure, file)
 
 
 def _interval(axes: "Axes", y: float, estimate: Estimate, colour: str) -> None:
     axes.hlines(y, estimate.low, estimate.high, colour, linewidth=3)
-    axes.plot(estimate.value, y, "o", color=colour, markersize=9, markeredgecolor=PRINT_PALETTE.ground)
+    axes.plot(estimate.value, y, "o", color=colour, markersize=9, markeredgecolor=PRINT_PALETTE.background)
     beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-    axes.annotate(percent(estimate.value), (1, y), xycoords=("axes fraction", "data"), color=PRINT_PALETTE.ink, **beside)
+    axes.annotate(
+        percent(estimate.value), (1, y), xycoords=("axes fraction", "data"), color=PRINT_PALETTE.text, **beside
+    )
 
 
 def _colour(name: str, estimate: Estimate) -> str:
     if name == "the log":
-        return PRINT_PALETTE.quiet
+        return PRINT_PALETTE.secondary
     if estimate.refusal:
         return _WORTHLESS
     return _BEST if name == BEST else _OTHERS

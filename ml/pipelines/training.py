@@ -15,11 +15,11 @@ def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
     if not decisions:
         raise ValueError("there is nothing to learn from")
     in_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
-    shown = [decision.candidates[decision.taken] for decision in in_time]
+    shown = [decision.candidates[decision.chosen] for decision in in_time]
     versions = sorted({candidate.prompt_version for candidate in shown})
     space = candidate_encoder(versions)
-    contexts = CONTEXT_ENCODER.of_rows([{**decision.signals, **decision.aggregates} for decision in in_time])
-    tips = space.of_rows([candidate_row(candidate.prompt_version, candidate.tip) for candidate in shown])
+    contexts = CONTEXT_ENCODER.encode_rows([{**decision.signals, **decision.aggregates} for decision in in_time])
+    tips = space.encode_rows([candidate_row(candidate.prompt_version, candidate.tip) for candidate in shown])
     learner = Learner(CONTEXT_ENCODER.columns, space.columns)
     for decision, context, tip in zip(in_time, contexts, tips, strict=True):
         learner.learn(context, tip, decision.reward)

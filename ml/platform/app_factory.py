@@ -1,4 +1,4 @@
-"""What every program of ours is put together with: guards around routes, health, metrics, errors and the document."""
+"""The application factory of both services: middleware around routers, health, metrics, errors and OpenAPI."""
 
 import gc
 import sys
@@ -7,13 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
+from ml.platform.dependencies import from_state
 from ml.platform.middleware.bearer_keys import BearerKeyMiddleware
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
@@ -25,13 +26,12 @@ from ml.platform.telemetry import Telemetry, configure_logging
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 64 * 1024
-"""Bytes."""
 
 OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
-"""Reachable without a key: what a load balancer, a metrics scraper and a developer need, and nothing personal."""
+"""Paths that need no key: for load balancers, metrics scrapers and developers; nothing personal is below them."""
 
 ReadinessCheck = Callable[[], Awaitable[None]]
-"""Raises NotReady, or another error with status 503, as long as a part of the service cannot do its work."""
+"""Raises NotReady, or another error with status 503, while a part of the service cannot do its work."""
 
 
 def build_service(
@@ -44,27 +44,27 @@ def build_service(
     open_paths: Collection[str] = (),
     limits: Sequence[InFlightLimit] = (),
 ) -> FastAPI:
-    """Put the guards around the routers.
+    """Return an application with middleware around the routers.
 
-    `lifespan` yields the state that handlers ask for: a mapping, with the sequence `ready` of Readiness in it.
-    `open_routers` need no key on `open_paths`; what goes beyond one of the `limits` is turned away.
+    `lifespan` yields the state for handlers: a mapping in which `ready` is a sequence of ReadinessCheck.
+    `open_routers` need no key on `open_paths`. Requests beyond one of the `limits` are answered with 503.
     """
     app = FastAPIOffline(
         title="Tips",
         summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
         lifespan=lifespan,
         redoc_url=None,
-        static_url="/docs/static",  # the page works without any outside address
+        static_url="/docs/static",  # /docs loads nothing from other hosts
     )
-    # The key is checked before any route is reached; this tells of it in the document.
+    # The middleware checks the key; this dependency only declares it in the OpenAPI document.
     key = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
     for router in routers:
         app.include_router(router, dependencies=key)
     for router in (*open_routers, _operations(telemetry)):
         app.include_router(router)
     install_problem_handlers(app)
-    # The last one added is the first one passed.
-    app.add_middleware(BodyLimitMiddleware, longest=MAX_BODY_BYTES)
+    # The middleware added last is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES)
     for limit in limits:
         app.add_middleware(InFlightLimitMiddleware, limit=limit)
     app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=(*OPEN_PATHS, *open_paths))
@@ -73,42 +73,33 @@ def build_service(
 
 
 def warn_if_unauthenticated(settings: ServiceSettings) -> None:
-    """Say it in the log when there are no keys."""
+    """Log a warning when there are no keys."""
     if not settings.api_keys:
-        log.warning("open_to_everyone", reason="API_KEYS is not set, so whoever reaches this service may use it")
+        log.warning("open_to_everyone", reason="API_KEYS is not set, so anyone who reaches this service may use it")
 
 
 def freeze_gc() -> None:
-    """Take what is there by now, mostly libraries, out of garbage collection: it stays, and need not be looked through.
+    """Exclude all present objects, mostly imported libraries, from garbage collection.
 
-    For entry points, before they serve: each full collection would stop the service for some 90 ms.
+    For entry points, before they serve: each full collection would otherwise stop the service for about 90 ms.
     """
     gc.collect()
     gc.freeze()
 
 
-def build_app_or_exit(assemble: Callable[[], FastAPI]) -> FastAPI:
-    """Assemble the app of an entry point; end the program with one plain sentence if that cannot work."""
+def build_app_or_exit(build: Callable[[], FastAPI]) -> FastAPI:
+    """Build the app of an entry point; on a ConfigurationError, exit with its sentence and a non-zero status."""
     configure_logging()
     try:
-        app = assemble()
+        app = build()
     except ConfigurationError as error:
         sys.exit(str(error))
     freeze_gc()
     return app
 
 
-def from_state(name: str) -> Any:
-    """Return the dependency on what the lifespan yielded under `name`."""
-
-    async def value(request: Request) -> Any:  # a plain function would be run in a thread
-        return getattr(request.state, name)
-
-    return Depends(value)
-
-
 class Health(BaseModel):
-    """What the service can do: be reached (`live`), or do its work (`ready`)."""
+    """The state of the service: the process answers (`live`), or it can do its work (`ready`)."""
 
     status: Literal["live", "ready"]
 
@@ -118,12 +109,12 @@ def _operations(telemetry: Telemetry) -> APIRouter:
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> Health:
-        """Answer as long as the process runs."""
+        """Answer while the process runs."""
         return Health(status="live")
 
     @router.get("/health/ready", summary="The service can do its work", responses=problem_responses(503))
     async def ready(checks: Annotated[Sequence[ReadinessCheck], from_state("ready")]) -> Health:
-        """Answer 200 when the service can do its work; else 503, with what is still loading or missing."""
+        """Answer 200 when the service can do its work; otherwise 503, naming what is still loading or missing."""
         for check in checks:
             await check()
         return Health(status="ready")

@@ -1,4 +1,4 @@
-"""Work that goes on beside the requests."""
+"""Background tasks and threads that live no longer than the service."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def run_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Let `work` run while the service does, and no longer."""
+    """Run `work` as a task until the block ends, then cancel it; a failure is logged."""
 
     def report(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
@@ -31,22 +31,22 @@ async def run_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[No
 
 
 async def run_in_daemon_thread(function: Callable[[], T]) -> T:
-    """Run `function` in a thread that does not keep the process alive: loading may take minutes, stopping may not."""
+    """Run `function` in a daemon thread: loading a model may take minutes and must not delay shutdown."""
     loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
+    future: asyncio.Future[T] = loop.create_future()
 
-    def settle(set_: Callable[[Any], None], value: Any) -> None:
-        if not result.done():
-            set_(value)
+    def settle(setter: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            setter(value)
 
     def run() -> None:
         outcome: tuple[Callable[[Any], None], Any]
         try:
-            outcome = (result.set_result, function())
-        except Exception as error:  # noqa: BLE001 - carried over to whoever awaits
-            outcome = (result.set_exception, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+            outcome = (future.set_result, function())
+        except Exception as error:  # noqa: BLE001 - re-raised in the task that awaits the future
+            outcome = (future.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed, so nothing awaits the future any more
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, daemon=True).start()
-    return await result
+    return await future

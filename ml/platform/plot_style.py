@@ -1,4 +1,4 @@
-"""How every figure looks: quiet lines, no frame, text that stays text; the same data gives the same file."""
+"""The style of every figure: no frame, thin grid lines, text as text; the same data gives the same file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,44 +10,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """The colours of words, of quieter words, of lines, and of the ground behind them."""
+    """The colours of text, secondary text, grid lines and background."""
 
-    ink: str
-    quiet: str
-    line: str
-    ground: str
+    text: str
+    secondary: str
+    grid: str
+    background: str
 
 
-PRINT_PALETTE = Palette(ink="#1c1f24", quiet="#5a616b", line="#e0ddd6", ground="#ffffff")
-"""Of figures that are read on their own."""
+PRINT_PALETTE = Palette(text="#1c1f24", secondary="#5a616b", grid="#e0ddd6", background="#ffffff")
+"""The palette of figures in files of their own."""
 
 
 def plot_settings(palette: Palette, font: int) -> dict[Any, Any]:
-    """Return matplotlib's settings for a palette and a size of text in points."""
+    """Return matplotlib's rcParams for a palette and a font size in points."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "tips",
         "font.size": font,
-        "text.color": palette.ink,
+        "text.color": palette.text,
         "text.parse_math": False,
-        "axes.edgecolor": palette.line,
+        "axes.edgecolor": palette.grid,
         "axes.facecolor": "none",
-        "axes.labelcolor": palette.quiet,
+        "axes.labelcolor": palette.secondary,
         "axes.spines.left": False,
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.axisbelow": True,
-        "figure.facecolor": palette.ground,
-        "grid.color": palette.line,
+        "figure.facecolor": palette.background,
+        "grid.color": palette.grid,
         "grid.linewidth": 1,
-        "xtick.color": palette.line,
-        "xtick.labelcolor": palette.quiet,
-        "ytick.color": palette.line,
-        "ytick.labelcolor": palette.quiet,
+        "xtick.color": palette.grid,
+        "xtick.labelcolor": palette.secondary,
+        "ytick.color": palette.grid,
+        "ytick.labelcolor": palette.secondary,
         "ytick.major.size": 0,
     }
 
 
 def save_figure(figure: "Figure", file: Path) -> None:
-    """Write a figure into an .svg or .png file, without the time. Raises OSError."""
+    """Write a figure to an .svg or .png file, without a timestamp. Raises OSError."""
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -1,44 +1,39 @@
-"""The recommender: `uvicorn ml.recommender.main:app`, or `create_app` with settings of one's own."""
+"""The application factory of the recommender, and the resources that live as long as the application runs."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 
 import httpx
 import structlog
 from fastapi import FastAPI
 
-from ml.platform.app_factory import build_app_or_exit, build_service, warn_if_unauthenticated
-from ml.platform.clock import Clock
+from ml.platform.app_factory import build_service, warn_if_unauthenticated
+from ml.platform.clock import Clock, utc_now
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
 from ml.recommender.recommend import Recommender
 from ml.recommender.routes import RecommenderState, router
 from ml.recommender.selection import REFRESH_SECONDS, PromptSelector, keep_learning
-from ml.recommender.serving_client import ServingClient, authorization, check_versions, known_versions
+from ml.recommender.serving_client import ServingClient, authorization, check_versions, fetch_prompt_digests
 from ml.recommender.settings import RecommenderSettings
 from ml.rewards import pages
 from ml.rewards.report import RewardReporter
+from ml.rewards.routes import router as rewards_router
 from ml.store.database import prepare_database
 from ml.store.tips import open_tip_store
 
 log = structlog.get_logger()
 
 
-def utc_now() -> datetime:
-    """Tell the time, in UTC."""
-    return datetime.now(UTC)
-
-
 def create_app(
     settings: RecommenderSettings, *, clock: Clock = utc_now, refresh_seconds: float = REFRESH_SECONDS
 ) -> FastAPI:
-    """Assemble the recommender beside a serving elsewhere. Raises ConfigurationError when the settings cannot work.
+    """Return the recommender for a serving at SERVING_URL. Raises ConfigurationError when the settings cannot work.
 
-    `refresh_seconds`: how often a policy that learns looks at what versions have earned.
+    `refresh_seconds`: how often a policy that learns reads the rewards.
     """
-    check(settings)
+    check_settings(settings)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
 
     @asynccontextmanager
@@ -50,22 +45,31 @@ def create_app(
             transport=httpx.AsyncHTTPTransport(retries=1),
             limits=httpx.Limits(max_connections=None),
         )
-        at_work = running(settings, telemetry, http, clock=clock, refresh_seconds=refresh_seconds)
-        async with http, at_work as state:
+        async with (
+            http,
+            open_state(settings, telemetry, http, clock=clock, refresh_seconds=refresh_seconds) as state,
+        ):
             yield state
 
     return build_service(
         lifespan,
         settings=settings,
         telemetry=telemetry,
-        routers=[router],
-        open_routers=[pages.router(settings.admin_password)],
+        routers=[router, rewards_router],
+        open_routers=[pages.build_router(settings.admin_password)],
         open_paths=pages.PATHS,
     )
 
 
+def create_app_with_database(settings: RecommenderSettings) -> FastAPI:
+    """Return the recommender, its database checked and, for SQLite, migrated. Raises ConfigurationError."""
+    app = create_app(settings)
+    prepare_database(settings.database_url.get_secret_value())
+    return app
+
+
 @asynccontextmanager
-async def running(
+async def open_state(
     settings: RecommenderSettings,
     telemetry: Telemetry,
     http: httpx.AsyncClient,
@@ -74,57 +78,52 @@ async def running(
     simulated: bool = False,
     refresh_seconds: float = REFRESH_SECONDS,
 ) -> AsyncIterator[RecommenderState]:
-    """Yield what the routes need until the block ends; `http` reaches serving."""
-    rotation = PromptSelector(settings.tip_prompt_version, settings.tip_prompt_policy)
+    """Open everything that the routes need, and close it when the block ends, however it ends.
+
+    `http` is a client of serving. `simulated`: the users are simulated, and the rows of their tips say so.
+    """
+    selector = PromptSelector(settings.version_weights, settings.tip_prompt_policy)
     reaction_window = timedelta(hours=settings.reaction_window_hours)
-    async with (
-        open_tip_store(settings.database_url.get_secret_value(), clock) as tip_scores,
-        keep_learning(rotation, tip_scores, reaction_window=reaction_window, clock=clock, every=refresh_seconds),
-    ):
-        serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
+    serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
+    async with AsyncExitStack() as stack:
+        tip_store = await stack.enter_async_context(
+            open_tip_store(settings.database_url.get_secret_value(), clock),
+        )
+        await stack.enter_async_context(
+            keep_learning(
+                selector, tip_store, serving, reaction_window=reaction_window, clock=clock, every=refresh_seconds
+            )
+        )
+        recommender = Recommender(
+            selector,
+            serving,
+            tip_store,
+            telemetry,
+            clock=clock,
+            candidates=settings.tip_candidates,
+            simulated=simulated,
+        )
         yield {
-            "recommender": Recommender(
-                rotation,
-                serving,
-                tip_scores,
-                telemetry,
-                clock=clock,
-                candidates=settings.tip_candidates,
-                simulated=simulated,
-            ),
-            "tip_scores": tip_scores,
-            "rewards": RewardReporter(tip_scores, reaction_window=reaction_window, versions=rotation.versions),
+            "recommender": recommender,
+            "tip_store": tip_store,
+            "reporter": RewardReporter(tip_store, reaction_window=reaction_window, versions=selector.versions),
             "clock": clock,
             "telemetry": telemetry,
-            "ready": [tip_scores.database.ping],
+            "ready": [tip_store.database.ping],
         }
 
 
-def check(settings: RecommenderSettings) -> None:
-    """Raise ConfigurationError for what only shows beside serving: its address, and the versions it knows.
+def check_settings(settings: RecommenderSettings) -> None:
+    """Raise ConfigurationError if SERVING_URL is unset, or serving does not know a version of TIP_PROMPT_VERSION.
 
-    A serving that does not answer is no mistake; then the first tip finds out.
+    If serving does not answer, the versions are checked by the first tip instead.
     """
     if not settings.serving_url:
-        raise ConfigurationError("SERVING_URL: must say where serving is; `tips serve` runs both in one process.")
-    versions = tuple(version for version, _ in settings.tip_prompt_version)
-    known = known_versions(settings.serving_url, settings.serving_api_key) if versions else ()
-    if known is None:
-        log.warning("serving_does_not_answer", reason="whether it knows all of TIP_PROMPT_VERSION will show")
+        raise ConfigurationError("SERVING_URL: must be the address of serving; `tips serve` runs both in one process.")
+    if not settings.version_weights:
+        return
+    digests = fetch_prompt_digests(settings.serving_url, settings.serving_api_key)
+    if digests is None:
+        log.warning("serving_does_not_answer", reason="the versions of TIP_PROMPT_VERSION are not checked")
     else:
-        check_versions(versions, known)
-
-
-def app_from_environment() -> FastAPI:
-    """Assemble the recommender from the environment, its database prepared; raises ConfigurationError."""
-    settings = RecommenderSettings.from_environment()
-    app = create_app(settings)
-    prepare_database(settings.database_url.get_secret_value())
-    return app
-
-
-def __getattr__(name: str) -> Any:
-    """Make `app` only for whoever asks for it (uvicorn): importing `create_app` reads no environment."""
-    if name != "app":
-        raise AttributeError(name)
-    return build_app_or_exit(app_from_environment)
+        check_versions(settings.version_weights, digests)

@@ -1,4 +1,4 @@
-"""A tip for somebody: have candidates written, show one of them, store them all, and only then answer."""
+"""One tip for a user: have candidates written, choose one, store all of them durably, then answer."""
 
 import asyncio
 import time
@@ -22,169 +22,184 @@ from ml.store.tips import TipRecord, TipStore
 
 log = structlog.get_logger()
 
-SCORE_SECONDS = 1.0
-"""How long candidates may take to be ranked, at most; and a tenth of all the time there is."""
+MAX_RANKING_SECONDS = 1.0
+"""The time to rank candidates: at most this, and at most a tenth of the time for the tip."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A tip that was written, in `ms` milliseconds, of the version that was chosen for it."""
+    """A tip that was written in `ms` milliseconds, with the selection of its prompt version."""
 
     tip_id: UUID
-    choice: PromptSelection
-    written: GeneratedTip
+    selection: PromptSelection
+    generated: GeneratedTip
     ms: int
 
 
 class Recommender:
-    """Writes tips for people through serving, and keeps a row of each."""
+    """Writes tips for users through serving, and stores the decision behind each."""
 
     def __init__(
         self,
-        rotation: PromptSelector,
+        selector: PromptSelector,
         serving: ServingClient,
-        tip_scores: TipStore,
+        tip_store: TipStore,
         telemetry: Telemetry,
         *,
         clock: Clock,
         candidates: int,
         simulated: bool,
     ) -> None:
-        """`candidates`: how many tips to show one of. `simulated`: the people do not exist, and their rows say so."""
-        self._rotation = rotation
+        """`candidates`: the number of tips to choose one of. `simulated`: the users are simulated."""
+        self._selector = selector
         self._serving = serving
-        self._tip_scores = tip_scores
+        self._tip_store = tip_store
         self._telemetry = telemetry
         self._clock = clock
         self._candidates = candidates
         self._simulated = simulated
 
-    async def tip(self, user_id: str, signals: dict[str, Any], *, within: float | None = None) -> TipRecord:
-        """Return a tip whose row is durable, and those of its rivals.
+    async def tip(self, user_id: str, signals: dict[str, Any], *, timeout: float | None = None) -> TipRecord:
+        """Return a tip that is stored durably, together with the candidates that were not chosen.
 
-        Raises what serving's client and the store raise; then there is no row. Of several candidates, those that cannot
-        be written are left out, and the first one is shown if they cannot be ranked.
+        Raises the errors of the serving client and the store; then nothing is stored. Of several candidates, those that
+        cannot be written are left out, and the first one is shown if they cannot be ranked.
         """
-        now = self._clock()
-        ids = [_time_ordered_id(now) for _ in range(self._candidates)]
-        if self._candidates == 1:
-            return await self._show(self._rows(user_id, signals, [await self._write(ids[0], user_id, signals, within)]))
-        started, seconds = time.perf_counter(), self._serving.seconds(within)
-        written = await self._write_all(ids, user_id, signals, seconds - min(SCORE_SECONDS, seconds / 10))
-        left = seconds - (time.perf_counter() - started)
-        scores = await self._rank(written, user_id, signals, min(SCORE_SECONDS, left))
-        return await self._show(_ranked(self._rows(user_id, signals, written), scores))
+        seconds = self._serving.timeout(timeout)
+        started = time.perf_counter()
+        ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if self._candidates > 1 else 0
+        candidates = await self._generate_candidates(user_id, signals, seconds - ranking_seconds)
+        records = self._records(user_id, signals, candidates)
+        if self._candidates > 1:
+            remaining = seconds - (time.perf_counter() - started)
+            ranking = await self._rank(candidates, user_id, signals, min(MAX_RANKING_SECONDS, remaining))
+            records = _with_ranking(records, ranking)
+        return await self._store(records)
 
     async def record(
-        self, user_id: str, signals: Mapping[str, Any], choice: PromptSelection, written: GeneratedTip, ms: int
+        self, user_id: str, signals: Mapping[str, Any], selection: PromptSelection, generated: GeneratedTip, ms: int
     ) -> TipRecord:
-        """Store a tip that was written in `ms` milliseconds; returns when its row is durable."""
-        tip = _Candidate(_time_ordered_id(self._clock()), choice, written, ms)
-        return await self._show(self._rows(user_id, signals, [tip]))
+        """Store a tip that was written elsewhere, in `ms` milliseconds; returns when it is durable."""
+        candidate = _Candidate(_time_ordered_id(self._clock()), selection, generated, ms)
+        return await self._store(self._records(user_id, signals, [candidate]))
 
-    async def _write(self, tip_id: UUID, user_id: str, signals: dict[str, Any], within: float | None) -> _Candidate:
-        choice = self._rotation.choose(user_id, str(tip_id))
-        started = time.perf_counter()
-        written = await self._serving.generate(signals, choice.asked, within=within)
-        return _Candidate(tip_id, choice, written, round((time.perf_counter() - started) * 1000))
+    async def _generate_candidates(self, user_id: str, signals: dict[str, Any], timeout: float) -> list[_Candidate]:
+        """Have all candidates written concurrently; return those that were.
 
-    async def _write_all(
-        self, ids: Sequence[UUID], user_id: str, signals: dict[str, Any], within: float
-    ) -> list[_Candidate]:
-        """Have them written together; return those that were. Raises why the first was not, if none was."""
-
-        async def write(tip_id: UUID) -> _Candidate | TipsError:
-            try:
-                return await self._write(tip_id, user_id, signals, within)
-            except TipsError as error:
-                log.warning("candidate_not_written", outcome=error.slug)
-                return error
-
-        outcomes = await asyncio.gather(*(write(tip_id) for tip_id in ids))
-        written = [one for one in outcomes if isinstance(one, _Candidate)]
-        errors = [one for one in outcomes if isinstance(one, TipsError)]
-        if not written:
+        Raises the error of the first one if none was.
+        """
+        now = self._clock()
+        outcomes = await asyncio.gather(
+            *(self._generate(_time_ordered_id(now), user_id, signals, timeout) for _ in range(self._candidates))
+        )
+        candidates = [outcome for outcome in outcomes if isinstance(outcome, _Candidate)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, TipsError)]
+        if not candidates:
             raise errors[0]
-        return written
+        for error in errors:
+            log.warning("candidate_not_written", outcome=error.slug)
+        return candidates
+
+    async def _generate(
+        self, tip_id: UUID, user_id: str, signals: dict[str, Any], timeout: float
+    ) -> _Candidate | TipsError:
+        """Have one candidate written; returns the error if it cannot be, so that the others are not cancelled."""
+        selection = self._selector.select(user_id, str(tip_id))
+        started = time.perf_counter()
+        try:
+            generated = await self._serving.generate(signals, selection.prompt_version, timeout=timeout)
+        except TipsError as error:
+            return error
+        return _Candidate(tip_id, selection, generated, round((time.perf_counter() - started) * 1000))
 
     async def _rank(
-        self, candidates: Sequence[_Candidate], user_id: str, signals: Mapping[str, Any], within: float
+        self, candidates: Sequence[_Candidate], user_id: str, signals: Mapping[str, Any], timeout: float
     ) -> CandidateRanking | None:
-        """Have them ranked; None when they are not."""
-        tips = [
-            {"id": str(one.tip_id), "prompt_version": one.written.prompt_version, "tip": one.written.tip}
-            for one in candidates
+        """Have the candidates ranked; None if that fails."""
+        features = [
+            {
+                "id": str(candidate.tip_id),
+                "prompt_version": candidate.generated.prompt_version,
+                "tip": candidate.generated.tip,
+            }
+            for candidate in candidates
         ]
         try:
-            return await self._serving.score(tips[0]["id"], user_id, signals, tips, within=within)
+            return await self._serving.score(features[0]["id"], user_id, signals, features, timeout=timeout)
         except TipsError as error:
             log.warning("candidates_not_ranked", outcome=error.slug, reason="the first one is shown")
             return None
 
-    def _rows(self, user_id: str, signals: Mapping[str, Any], candidates: Sequence[_Candidate]) -> list[TipRecord]:
+    def _records(self, user_id: str, signals: Mapping[str, Any], candidates: Sequence[_Candidate]) -> list[TipRecord]:
         now = self._clock()
         return [
             TipRecord(
-                tip_id=one.tip_id,
+                tip_id=candidate.tip_id,
                 user_id=user_id,
                 created_at=now,
-                policy=one.choice.policy,
-                policy_version=one.choice.policy_version,
-                options=one.choice.options or {one.written.prompt_version: 1.0},
-                probability=one.choice.probability,
-                prompt_version_asked=one.choice.asked,
-                generation_id=one.written.generation_id,
-                prompt_version=one.written.prompt_version,
-                prompt_digest=one.written.prompt_digest,
-                model=one.written.model,
-                fallback=one.written.fallback,
+                policy=candidate.selection.policy,
+                policy_version=candidate.selection.policy_version,
+                options=candidate.selection.options or {candidate.generated.prompt_version: 1.0},
+                probability=candidate.selection.probability,
+                prompt_version_asked=candidate.selection.prompt_version,
+                generation_id=candidate.generated.generation_id,
+                prompt_version=candidate.generated.prompt_version,
+                prompt_digest=candidate.generated.prompt_digest,
+                model=candidate.generated.model,
+                fallback=candidate.generated.fallback,
                 signals=signals,
                 segments=segments(signals),
-                tip=one.written.tip,
-                input_tokens=one.written.usage.input_tokens,
-                output_tokens=one.written.usage.output_tokens,
-                ms=one.ms,
+                tip=candidate.generated.tip,
+                input_tokens=candidate.generated.usage.input_tokens,
+                output_tokens=candidate.generated.usage.output_tokens,
+                ms=candidate.ms,
                 simulated=self._simulated,
                 decision_id=candidates[0].tip_id,
             )
-            for one in candidates
+            for candidate in candidates
         ]
 
-    async def _show(self, rows: Sequence[TipRecord]) -> TipRecord:
-        """Store the rows of one decision; return the one that is shown when all are durable."""
-        await self._tip_scores.add(*rows)
-        (shown,) = [row for row in rows if not row.shadow]
+    async def _store(self, records: Sequence[TipRecord]) -> TipRecord:
+        """Store the records of one decision; return the one that is shown when all are durable."""
+        await self._tip_store.add(*records)
+        (shown,) = [record for record in records if record.shown]
         self._telemetry.shown.labels(shown.prompt_version, shown.policy).inc()
-        ranked = {"score_policy": shown.score_policy} if shown.score_policy else {}
-        add_to_request_log(tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **ranked)
+        score_policy = {"score_policy": shown.score_policy} if shown.score_policy else {}
+        add_to_request_log(
+            tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **score_policy
+        )
         return shown
 
 
-def _ranked(rows: Sequence[TipRecord], scores: CandidateRanking | None) -> list[TipRecord]:
-    """Return the rows with what ranked them; without it, with the first one as the one that is shown."""
-    ids = [str(row.tip_id) for row in rows]
-    if scores is None:
-        first = replace(rows[0], score_policy=UNAVAILABLE, score_probability=1.0, candidates=ids)
-        others = [
-            replace(row, score_policy=UNAVAILABLE, score_probability=0.0, candidates=ids, shadow=True)
-            for row in rows[1:]
+def _with_ranking(records: Sequence[TipRecord], ranking: CandidateRanking | None) -> list[TipRecord]:
+    """Return the records with the ranking of their decision; without a ranking, the first one is shown."""
+    candidate_ids = [str(record.tip_id) for record in records]
+    if ranking is None:
+        return [
+            replace(
+                record,
+                shown=index == 0,
+                score_probability=1.0 if index == 0 else 0.0,
+                score_policy=UNAVAILABLE,
+                candidates=candidate_ids,
+            )
+            for index, record in enumerate(records)
         ]
-        return [first, *others]
     return [
         replace(
-            row,
-            shadow=one.id != scores.chosen,
-            score=one.score,
-            score_probability=one.probability,
-            score_policy=scores.policy.name,
-            score_policy_version=scores.policy.version,
-            candidates=ids,
-            aggregates=scores.aggregates,
+            record,
+            shown=ranked.id == ranking.chosen,
+            score=ranked.score,
+            score_probability=ranked.probability,
+            score_policy=ranking.policy.name,
+            score_policy_version=ranking.policy.version,
+            candidates=candidate_ids,
+            aggregates=ranking.aggregates,
         )
-        for row, one in zip(rows, scores.scores, strict=True)
+        for record, ranked in zip(records, ranking.scores, strict=True)
     ]
 
 
 def _time_ordered_id(now: datetime) -> UUID:
-    """Return a new UUIDv7 (RFC 9562): unique whatever the clock does, and in the order of time while it is right."""
+    """Return a new UUIDv7 (RFC 9562): unique, and in the order of time as long as the clock is right."""
     return uuid7(nanoseconds=int(now.timestamp() * 1_000_000) * 1000)

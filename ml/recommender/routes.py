@@ -1,13 +1,10 @@
-"""The HTTP interface of the recommender: parse, call one function, answer."""
+"""The HTTP interface of the recommender: each handler parses the request, calls one function and answers."""
 
-import re
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Annotated, TypedDict
 
-from fastapi import APIRouter, Depends, Query
-from pydantic import BeforeValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from fastapi import APIRouter
 
 from ml.platform.app_factory import ReadinessCheck
 from ml.platform.clock import Clock
@@ -24,133 +21,86 @@ from ml.recommender.schemas import (
     TipRequest,
     TipResponse,
 )
-from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
-from ml.rewards.schemas import RewardsResponse
-from ml.store.tips import ReactionResult, TipStore, UnknownTipsError
+from ml.rewards.report import RewardReporter
+from ml.rewards.routes import ClockDep
+from ml.store.reactions import ReactionResult, UnknownTipsError
+from ml.store.tips import TipStore
 
 MAX_CLOCK_SKEW = timedelta(minutes=1)
-"""How far a caller's clock may be ahead of ours."""
+"""How far a caller's clock may be ahead."""
 
 
 class RecommenderState(TypedDict):
-    """What a handler can ask for; born and buried in the lifespan."""
+    """The state that handlers can use; created and closed by the lifespan."""
 
     recommender: Recommender
-    tip_scores: TipStore
-    rewards: RewardReporter
+    tip_store: TipStore
+    reporter: RewardReporter
     clock: Clock
     telemetry: Telemetry
     ready: Sequence[ReadinessCheck]
 
 
 RecommenderDep = Annotated[Recommender, from_state("recommender")]
-TipStoreDep = Annotated[TipStore, from_state("tip_scores")]
-ReporterDep = Annotated[RewardReporter, from_state("rewards")]
-ClockDep = Annotated[Clock, from_state("clock")]
+TipStoreDep = Annotated[TipStore, from_state("tip_store")]
 TelemetryDep = Annotated[Telemetry, from_state("telemetry")]
-
-
-def _day(value: str | None) -> str | None:
-    if value and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
-        raise PydanticCustomError("date", "should be a day, as 2026-01-31")
-    return value or None
-
-
-Day = Annotated[
-    date | None,
-    BeforeValidator(_day),
-    WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"maxLength": 0}]}),
-]
-"""Empty, as a form sends it, is unset."""
-
-
-async def _report(
-    rewards: ReporterDep,
-    clock: ClockDep,
-    *,
-    first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
-    last: Annotated[Day, Query(alias="to", description="Last day (UTC), included.")] = None,
-    segment: Annotated[
-        str,
-        Query(
-            max_length=64,
-            pattern=r"^[\w:-]*$",
-            description="Only people of one category, such as `mood:low` or `locale:de`.",
-        ),
-    ] = "",
-    baseline: Annotated[str | None, Query(max_length=64, description="The version to compare with.")] = None,
-) -> RewardReport:
-    window = ReportWindow(first, last, segment)
-    if not window.hours:
-        raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
-    return await rewards.report(window, clock(), baseline=baseline or None)
-
-
-ReportDep = Annotated[RewardReport, Depends(_report)]
-"""The report that the query asks for."""
 
 router = APIRouter()
 
 
 @router.post(
     "/tips",
-    summary="Write a tip for somebody",
+    summary="Write a tip for a user",
     dependencies=[RequireJson],
     responses=problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
 )
-async def tips(body: TipRequest, recommender: RecommenderDep, within: CallerTimeout) -> TipResponse:
-    """Choose a prompt version, have the tip written, store it durably, then answer."""
-    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), within=within))
+async def tips(body: TipRequest, recommender: RecommenderDep, timeout: CallerTimeout) -> TipResponse:
+    """Draw a prompt version, have the tip written, store it durably, then answer."""
+    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), timeout=timeout))
 
 
 @router.post(
     "/reactions",
-    summary="Tell how somebody reacted",
+    summary="Report a reaction to a tip",
     dependencies=[RequireJson],
     responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
 )
 async def react(
-    body: ReactionRequest, tip_scores: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
+    body: ReactionRequest, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
 ) -> ReactionResponse:
-    """Store a reaction durably, then answer. The latest one of a tip counts; sending one again changes nothing."""
-    (counted,) = await _store([body], "#", tip_scores, clock, telemetry)
-    return ReactionResponse.of(counted)
+    """Store a reaction durably, then answer. The latest reaction to a tip is effective; a repeated one changes nothing."""
+    (result,) = await _store_reactions([body], "#", tip_store, clock, telemetry)
+    return ReactionResponse.of(result)
 
 
 @router.post(
     "/reactions/batch",
-    summary="Tell how several people reacted",
+    summary="Report several reactions",
     dependencies=[RequireJson],
     responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
 )
 async def react_batch(
-    body: ReactionBatch, tip_scores: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
+    body: ReactionBatch, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
 ) -> ReactionBatchResponse:
-    """Store all of the reactions durably, then answer; or none, with what is wrong with each."""
-    counted = await _store(body.reactions, "#/reactions/{}", tip_scores, clock, telemetry)
-    return ReactionBatchResponse(results=[ReactionResponse.of(one) for one in counted])
+    """Store all of the reactions durably, then answer; or none, naming what is wrong with each."""
+    results = await _store_reactions(body.reactions, "#/reactions/{}", tip_store, clock, telemetry)
+    return ReactionBatchResponse(results=[ReactionResponse.of(result) for result in results])
 
 
-async def _store(
-    given: Sequence[ReactionRequest], pointer: str, tip_scores: TipStore, clock: Clock, telemetry: Telemetry
+async def _store_reactions(
+    reactions: Sequence[ReactionRequest], pointer: str, tip_store: TipStore, clock: Clock, telemetry: Telemetry
 ) -> list[ReactionResult]:
-    """Store them all; `pointer` is where the body has the one of an index."""
+    """Store all reactions; `pointer` is the JSON pointer of the reaction at an index in the body."""
     latest = clock() + MAX_CLOCK_SKEW
-    ahead = [index for index, one in enumerate(given) if one.at and one.at > latest]
-    if ahead:
-        errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in ahead]
+    in_future = [index for index, reaction in enumerate(reactions) if reaction.at and reaction.at > latest]
+    if in_future:
+        errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in in_future]
         raise UnprocessableRequest("A reaction is in the future; nothing has been stored.", errors=errors)
     try:
-        counted = await tip_scores.react([one.reaction_at() for one in given])
-    except UnknownTipsError as missing:
-        errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in missing.indexes]
+        results = await tip_store.react([reaction.as_reaction() for reaction in reactions])
+    except UnknownTipsError as unknown:
+        errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in unknown.indexes]
         raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None
-    for one, result in zip(given, counted, strict=True):
-        telemetry.reactions.labels(one.reaction, result.outcome).inc()
-    return counted
-
-
-@router.get("/rewards", summary="Which version helps", responses=problem_responses(401, 422, 503))
-async def rewards(report: ReportDep) -> RewardsResponse:
-    """Count tips and reactions per version and digest, with intervals that may be looked at every day."""
-    return RewardsResponse.of(report)
+    for reaction, result in zip(reactions, results, strict=True):
+        telemetry.reactions.labels(reaction.reaction, result.outcome).inc()
+    return results

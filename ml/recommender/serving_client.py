@@ -1,9 +1,9 @@
-"""The way to serving: one deadline, the trace and the request id handed on, every failure as one of our errors."""
+"""The client of serving: one deadline, trace and request id passed on, every failure as an error of this service."""
 
 import asyncio
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -24,13 +24,13 @@ from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import outgoing_headers
 
 GRACE_SECONDS = 0.25
-"""Serving knows the deadline and answers by then; only if it does not, we stop waiting ourselves."""
+"""Serving knows the deadline and answers by then; after this long the client gives up by itself."""
 
 _ROUNDING = 1e-6
-"""How far probabilities may be from a sum of 1."""
+"""The allowed distance of a sum of probabilities from 1."""
 
-_OURS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
-"""Answers to what this client does wrong, not its caller."""
+_CLIENT_FAULTS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
+"""Statuses that this client causes, not its caller."""
 
 _SECONDS = re.compile(r"[0-9]{1,6}")
 
@@ -45,7 +45,7 @@ class TokenCounts(BaseModel):
 
 
 class GeneratedTip(BaseModel):
-    """A tip as serving answers it; anything that could not be stored, or shown to a person, is not one."""
+    """A tip as serving answers it; an answer that cannot be stored, or shown to a person, is not valid."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -59,11 +59,11 @@ class GeneratedTip(BaseModel):
 
 
 Name = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""That can be stored."""
+"""A name that can be stored."""
 
 
 class PolicyRef(BaseModel):
-    """What ranked candidates."""
+    """The ranking policy that scored the candidates."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -72,7 +72,7 @@ class PolicyRef(BaseModel):
 
 
 class RankedCandidate(BaseModel):
-    """What it says of one of them: the reward to expect, and with what probability it is shown."""
+    """A candidate's expected reward, and the probability with which it is chosen."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -82,7 +82,7 @@ class RankedCandidate(BaseModel):
 
 
 class CandidateRanking(BaseModel):
-    """Candidates as serving ranks them; anything from which nothing could be learned is no ranking."""
+    """A ranking as serving answers it; one whose propensities cannot be learned from is not valid."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -93,47 +93,52 @@ class CandidateRanking(BaseModel):
     aggregates: Annotated[dict[Name, float], Field(max_length=100)]
 
     @model_validator(mode="after")
-    def _is_a_distribution(self) -> Self:
-        if abs(math.fsum(one.probability for one in self.scores) - 1) > _ROUNDING:
+    def _check_distribution(self) -> Self:
+        if abs(math.fsum(candidate.probability for candidate in self.scores) - 1) > _ROUNDING:
             raise ValueError("the probabilities do not sum to 1")
-        if self.chosen not in [one.id for one in self.scores]:
-            raise ValueError("the one that is chosen is no candidate")
+        if self.chosen not in [candidate.id for candidate in self.scores]:
+            raise ValueError("the chosen one is not a candidate")
         return self
 
 
 class _Prompts(BaseModel):
     class _Prompt(BaseModel):
         version: str
+        digest: str
 
     prompts: list[_Prompt]
 
+    @property
+    def digests(self) -> dict[str, str]:
+        return {prompt.version: prompt.digest for prompt in self.prompts}
+
 
 class ServingClient:
-    """Asks serving, wherever the HTTP client reaches it."""
+    """Calls serving, wherever the HTTP client reaches it."""
 
     def __init__(self, http: httpx.AsyncClient, *, timeout: float) -> None:
-        """Take the client, with serving's address and key, and the time for one tip in seconds."""
+        """Take a client with serving's address and key, and the time for one tip in seconds."""
         self._http = http
         self._timeout = timeout
 
-    def seconds(self, within: float | None) -> float:
-        """Return how long a tip may take for somebody who waits `within` seconds, or does not say."""
-        return min(self._timeout, within or self._timeout)
+    def timeout(self, caller_timeout: float | None) -> float:
+        """Return the time for one tip, in seconds, for a caller that waits that long (None: it does not say)."""
+        return min(self._timeout, caller_timeout or self._timeout)
 
-    async def generate(self, signals: dict[str, Any], version: str | None, *, within: float | None = None) -> GeneratedTip:
-        """Have a tip written in less than `within` seconds.
+    async def generate(self, signals: dict[str, Any], prompt_version: str | None, *, timeout: float) -> GeneratedTip:
+        """Have a tip written within `timeout` seconds.
 
-        Raises what serving answered; UpstreamUnreachable, DeadlineExceeded or UpstreamFailed when it did not, or not
-        as it should; UpstreamRefused when it does not know the version, or us.
+        Raises the error that serving answered; UpstreamUnreachable, DeadlineExceeded or UpstreamFailed when it did not
+        answer, or not validly; UpstreamRefused when it does not know the version, or this client.
         """
-        body = {"signals": signals} | ({"prompt_version": version} if version else {})
-        answer = await self._post("/generate", body, self.seconds(within), grace=GRACE_SECONDS)
-        if answer.status_code != HTTPStatus.OK:
-            raise _refusal(answer, version)
+        body = {"signals": signals} | ({"prompt_version": prompt_version} if prompt_version else {})
+        response = await self._request("POST", "/generate", timeout, body, grace=GRACE_SECONDS)
+        if response.status_code != HTTPStatus.OK:
+            raise _error_of(response, prompt_version)
         try:
-            return GeneratedTip.model_validate_json(answer.content)
+            return GeneratedTip.model_validate_json(response.content)
         except ValidationError:
-            raise UpstreamFailed("Serving answered something that is not a tip.") from None
+            raise UpstreamFailed("Serving's answer is not a tip.") from None
 
     async def score(
         self,
@@ -142,74 +147,89 @@ class ServingClient:
         signals: Mapping[str, Any],
         candidates: Sequence[Mapping[str, str]],
         *,
-        within: float,
+        timeout: float,
     ) -> CandidateRanking:
-        """Have candidates ranked in less than `within` seconds, each of them given by its `id` and what is known of it.
+        """Have candidates, each given by its `id` and its features, ranked within `timeout` seconds.
 
-        Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for all that is not a ranking of just these.
+        Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer than their ranking.
         """
         body = {"event_id": event_id, "user_id": user_id, "signals": signals, "candidates": candidates}
-        answer = await self._post("/score", body, within)
-        if answer.status_code != HTTPStatus.OK:
+        response = await self._request("POST", "/score", timeout, body)
+        if response.status_code != HTTPStatus.OK:
             raise UpstreamFailed("Serving did not rank the candidates.")
         try:
-            scores = CandidateRanking.model_validate_json(answer.content)
+            ranking = CandidateRanking.model_validate_json(response.content)
         except ValidationError:
-            raise UpstreamFailed("Serving answered something that is not a ranking.") from None
-        if scores.event_id != event_id or [one.id for one in scores.scores] != [one["id"] for one in candidates]:
-            raise UpstreamFailed("Serving answered a ranking of something else.")
-        return scores
+            raise UpstreamFailed("Serving's answer is not a ranking.") from None
+        ranked_ids = [candidate.id for candidate in ranking.scores]
+        if ranking.event_id != event_id or ranked_ids != [candidate["id"] for candidate in candidates]:
+            raise UpstreamFailed("Serving's answer is a ranking of other candidates.")
+        return ranking
 
-    async def _post(self, path: str, body: Mapping[str, Any], seconds: float, *, grace: float = 0) -> httpx.Response:
-        headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(seconds * 1000)))}
+    async def prompt_digests(self) -> dict[str, str]:
+        """Return the digest of each prompt version that serving has.
+
+        Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer.
+        """
+        response = await self._request("GET", "/prompts", self._timeout)
         try:
-            async with asyncio.timeout(seconds + grace):
-                return await self._http.post(path, json=body, headers=headers, timeout=None)
+            return _Prompts.model_validate_json(response.content).digests
+        except ValidationError:
+            raise UpstreamFailed("Serving's answer is not a list of prompt versions.") from None
+
+    async def _request(
+        self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None, *, grace: float = 0
+    ) -> httpx.Response:
+        headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(timeout * 1000)))}
+        try:
+            async with asyncio.timeout(timeout + grace):
+                return await self._http.request(method, path, json=body, headers=headers, timeout=None)
         except (TimeoutError, httpx.TimeoutException):
             raise DeadlineExceeded("Serving did not answer in time.") from None
         except httpx.TransportError:
             raise UpstreamUnreachable("Serving cannot be reached.") from None
         except httpx.HTTPError:
-            raise UpstreamFailed("Serving answered something that cannot be read.") from None
+            raise UpstreamFailed("Serving's answer cannot be read.") from None
 
 
-def check_versions(versions: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Raise ConfigurationError when there is a version that serving does not know."""
-    unknown = [version for version in versions if version not in known]
+def check_versions(prompt_versions: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigurationError when serving does not know one of the versions of TIP_PROMPT_VERSION."""
+    known = tuple(known)
+    unknown = [version for version in prompt_versions if version not in known]
     if unknown:
         raise ConfigurationError(
             f"TIP_PROMPT_VERSION: serving does not know {', '.join(unknown)}; it knows {', '.join(known)}."
         )
 
 
-def known_versions(url: str, key: SecretStr | None, *, timeout: float = 3) -> tuple[str, ...] | None:
-    """Ask serving for its prompt versions; None when it does not answer, or not that."""
+def fetch_prompt_digests(url: str, key: SecretStr | None, *, timeout: float = 3) -> dict[str, str] | None:
+    """Return the digest of each prompt version of the serving at `url`; None when it does not answer validly."""
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/prompts", headers=authorization(key), timeout=timeout)
-        return tuple(prompt.version for prompt in _Prompts.model_validate_json(answer.content).prompts)
+        response = httpx.get(f"{url.rstrip('/')}/prompts", headers=authorization(key), timeout=timeout)
+        return _Prompts.model_validate_json(response.content).digests
     except (httpx.HTTPError, ValidationError):
         return None
 
 
 def authorization(key: SecretStr | None) -> dict[str, str]:
-    """Return the header that shows serving our key."""
+    """Return the header with the key of serving."""
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 
-def _refusal(answer: httpx.Response, version: str | None) -> TipsError:
-    wait = answer.headers.get("retry-after", "")
+def _error_of(response: httpx.Response, prompt_version: str | None) -> TipsError:
+    retry_after = response.headers.get("retry-after", "")
     try:
-        document = answer.json()
+        document = response.json()
     except (ValueError, RecursionError):
         document = None
-    error = error_from_problem(document, int(wait) if _SECONDS.fullmatch(wait) else None)
-    if answer.status_code in _OURS:
+    error = error_from_problem(document, int(retry_after) if _SECONDS.fullmatch(retry_after) else None)
+    if response.status_code in _CLIENT_FAULTS:
         return UpstreamRefused("Serving refuses this service's request or its SERVING_API_KEY.")
-    if error is None or error.status != answer.status_code or type(error) is TipsError:
+    if error is None or error.status != response.status_code or type(error) is TipsError:
         return UpstreamFailed("Serving failed.")
     if isinstance(error, UnprocessableRequest):
         for field in error.errors:
             if field.pointer == "#/prompt_version":
                 known = f"; it knows {', '.join(field.allowed)}" if field.allowed else ""
-                return UpstreamRefused(f"TIP_PROMPT_VERSION: serving does not know {version}{known}.")
+                return UpstreamRefused(f"TIP_PROMPT_VERSION: serving does not know {prompt_version}{known}.")
     return error

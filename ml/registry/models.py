@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ml.experiments.ranking import RankingPolicy, UnusablePolicy
+from ml.experiments.ranking import RankingPolicy, UnusablePolicyError
 from ml.platform.settings import ConfigurationError
 
 # Read while it is imported: it would call home, draw bars, and write lines that are not ours.
@@ -30,7 +30,7 @@ _FOLDER, _POLICY, _CARD = "policy", "policy.zip", "card.json"
 
 
 def fetch(uri: str, tracking_uri: str) -> bytes:
-    """Return the policy that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises UnusablePolicy."""
+    """Return the policy that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises UnusablePolicyError."""
     name, at, alias = uri.removeprefix(SCHEME).partition("@")
     try:
         client = mlflow.MlflowClient(tracking_uri, tracking_uri)
@@ -44,7 +44,7 @@ def fetch(uri: str, tracking_uri: str) -> bytes:
             )
             return Path(file).read_bytes()
     except (MlflowException, OSError):
-        raise UnusablePolicy("is not in MLflow's registry, or that cannot be reached") from None
+        raise UnusablePolicyError("is not in MLflow's registry, or that cannot be reached") from None
 
 
 def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = None) -> str:

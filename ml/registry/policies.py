@@ -1,16 +1,18 @@
 """Policies that rank candidates, deployed: from signals and candidates, as they are on the wire, to a ranking."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ml.experiments.ranking import Ranking, RankingPolicy, UnusablePolicy
+from ml.experiments.exploration import Ranking
+from ml.experiments.ranking import RankingPolicy, UnusablePolicyError
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
 
 
-class Policy(Protocol):
+class Ranker(Protocol):
     """Ranks candidates for a person."""
 
     @property
@@ -23,7 +25,7 @@ class Policy(Protocol):
         """Rank n >= 1 candidates for somebody of whom these signals and aggregates are known."""
 
 
-class Uniform:
+class UniformRanker:
     """Nothing was learned yet: each candidate is as likely, and its expected reward that of the uniform prior."""
 
     name = "uniform"
@@ -33,18 +35,18 @@ class Uniform:
         return Ranking(np.full(len(tips), 0.5), np.full(len(tips), 1 / len(tips)))
 
 
-class Learned:
+class LearnedPolicy:
     """A policy that was learned from features that are known here still, and mean the same."""
 
     def __init__(self, policy: RankingPolicy) -> None:
-        """Raises UnusablePolicy for a policy that was made for other features."""
+        """Raises UnusablePolicyError for a policy that was made for other features."""
         card = policy.card
         self._candidates = candidate_encoder(card.versions)
         unknown = sorted(
             {*card.context}.difference(CONTEXT_ENCODER.columns) | {*card.candidate}.difference(self._candidates.columns)
         )
         if unknown:
-            raise UnusablePolicy(f"was made for other features, such as {unknown[0]}")
+            raise UnusablePolicyError(f"was made for other features, such as {unknown[0]}")
         # A column that came after the policy is none of its business.
         self._in_context = [CONTEXT_ENCODER.columns.index(column) for column in card.context]
         self._in_candidates = [self._candidates.columns.index(column) for column in card.candidate]
@@ -64,21 +66,34 @@ class Learned:
         return self._policy.card.trained_until
 
     def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        context = CONTEXT_ENCODER.of_rows([person])[0, self._in_context]
-        return self._policy.rank(context, self._candidates.of_rows(tips)[:, self._in_candidates])
+        context = CONTEXT_ENCODER.encode_rows([person])[0, self._in_context]
+        return self._policy.rank(context, self._candidates.encode_rows(tips)[:, self._in_candidates])
 
 
-def load(source: str, tracking_uri: str) -> Learned:
+def validate_policy_source(value: str) -> str:
+    """Return a source of a learned policy unchanged: a file, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises ValueError, whose message is the end of a sentence, for anything else.
+    """
+    if value.startswith("models:/"):
+        if not re.fullmatch(r"models:/[\w.-]+(@[\w-]+|/[0-9]+)", value):
+            raise ValueError("should be models:/NAME@ALIAS, models:/NAME/VERSION or a file")
+    elif not Path(value).is_file():
+        raise ValueError("is neither a file that can be read, nor models:/NAME@ALIAS or models:/NAME/VERSION")
+    return value
+
+
+def load(source: str, tracking_uri: str) -> LearnedPolicy:
     """Load the policy that is in a file, or, as `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in MLflow's registry.
 
-    Raises UnusablePolicy.
+    Raises UnusablePolicyError.
     """
     if source.startswith("models:/"):
         from ml.registry.models import fetch  # MLflow takes seconds to import, and is an extra
 
-        return Learned(RankingPolicy.load(fetch(source, tracking_uri)))
+        return LearnedPolicy(RankingPolicy.load(fetch(source, tracking_uri)))
     try:
         blob = Path(source).read_bytes()
     except OSError:
-        raise UnusablePolicy("is not a file that can be read") from None
-    return Learned(RankingPolicy.load(blob))
+        raise UnusablePolicyError("is not a file that can be read") from None
+    return LearnedPolicy(RankingPolicy.load(blob))

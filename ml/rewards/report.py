@@ -111,14 +111,14 @@ class SampleRatio:
 
 @dataclass(frozen=True, slots=True)
 class RewardReport:
-    """All variants, the baseline first; `fallback` and `shadow` tips are in none of them, `dependent` ones are."""
+    """All variants, the baseline first; `fallback` and `not_shown` tips are in none of them, `dependent` ones are."""
 
     window: ReportWindow
     baseline: str | None
     variants: tuple[Variant, ...]
     sample_ratio: SampleRatio
     fallback: int
-    shadow: int
+    not_shown: int
     simulated: int
     dependent: int
 
@@ -132,7 +132,7 @@ class RewardReporter:
         self.reaction_window = reaction_window
         self._versions = versions
 
-    async def build_report(self, window: ReportWindow, now: datetime, *, baseline: str | None = None) -> RewardReport:
+    async def report(self, window: ReportWindow, now: datetime, *, baseline: str | None = None) -> RewardReport:
         """Report on the tips of a window. A tip is old enough when its whole hour is older than the reaction window.
 
         Raises UnprocessableRequest for a baseline that has no tips in the window, StorageUnavailable.
@@ -166,8 +166,8 @@ def build_report(
         baseline=base.label if base else None,
         variants=tuple(sorted(variants, key=lambda variant: variant.comparison is not None)),
         sample_ratio=_sample_ratio(assigned),
-        fallback=sum(one.tips for one in counts if one.reaction == ALL_TIPS and one.fallback and not one.shadow),
-        shadow=sum(one.tips for one in counts if one.reaction == ALL_TIPS and one.shadow),
+        fallback=sum(one.tips for one in counts if one.reaction == ALL_TIPS and one.fallback and one.shown),
+        not_shown=sum(one.tips for one in counts if one.reaction == ALL_TIPS and not one.shown),
         simulated=sum(one.simulated for one in counts),
         dependent=sum(variant.dependent for variant in variants),
     )
@@ -233,7 +233,7 @@ class _Tally:
 
 def _tallies(counts: Sequence[DayCounts]) -> list[_Tally]:
     """One for each version and digest that has tips, by name; where a version has several, labels show the digest."""
-    compared = [count for count in counts if count.tips and not (count.fallback or count.shadow)]
+    compared = [count for count in counts if count.tips and count.shown and not count.fallback]
     keys = sorted({(count.prompt_version, count.prompt_digest) for count in compared})
     digests = Counter(version for version, _ in keys)
     tallies = {

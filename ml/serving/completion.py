@@ -1,4 +1,4 @@
-"""What is asked of a model, and what it answers: whole, or as a stream."""
+"""A request to a language model and its answer, whole or as a stream."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """What is asked of a model: the messages, how to sample, and whom it is for (see `PromptContext`)."""
+    """The messages, the sampling parameters, and the reader's locale and crisis flag (see `PromptContext`)."""
 
     messages: Sequence[Message]
     parameters: Parameters
@@ -23,7 +23,7 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Tokens read and written; sums when a tip took more than one try."""
+    """Tokens read and written; additive over several calls for one tip."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -34,7 +34,7 @@ class TokenUsage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model answered. `model`: the id of the one that really did; `fallback`: it was not the first."""
+    """The text of a model. `model`: the id of the model that wrote it; `fallback`: it was not the first model."""
 
     text: str
     model: str
@@ -45,7 +45,10 @@ class Completion:
 
 @dataclass
 class CompletionStream:
-    """An answer that is being written: iterate it once, close it always; `completion` is what has come so far."""
+    """A completion that is being written. Iterate it once and always close it.
+
+    `completion` is what has arrived so far. `deadline`: in the event loop's time.
+    """
 
     model: str
     fallback: bool
@@ -56,28 +59,29 @@ class CompletionStream:
     _finish_reason: str = "stop"
 
     async def start(self) -> Self:
-        """Wait for the first words. Raises UnusableTip when there are none."""
+        """Wait for the first text. Raises UnusableTip when there is none."""
         async for chunk in self.chunks:
-            if self._take(chunk):
+            if self._add(chunk):
                 return self
-        raise UnusableTip("The model answered nothing.")
+        raise UnusableTip("The model's answer is empty.")
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Yield the text piece by piece. Raises DeadlineExceeded, or an upstream's error if it breaks off."""
+        """Yield the text piece by piece. Raises DeadlineExceeded, or an upstream error if the stream breaks."""
         yield self._pieces[0]
         while (chunk := await with_deadline(self.deadline, anext(self.chunks, None))) is not None:
-            if text := self._take(chunk):
+            if text := self._add(chunk):
                 yield text
 
     async def aclose(self) -> None:
-        """Stop the model, if it is still writing."""
+        """Stop the model if it is still writing."""
         await self.chunks.aclose()
 
     @property
     def completion(self) -> Completion:
         return Completion("".join(self._pieces), self.model, self.fallback, self._usage, self._finish_reason)
 
-    def _take(self, chunk: Any) -> str:
+    def _add(self, chunk: Any) -> str:
+        """Add a chunk and return its text."""
         self._usage += token_usage(chunk)
         choice = next(iter(chunk.choices or ()), None)
         if choice is None:
@@ -89,14 +93,14 @@ class CompletionStream:
         return text
 
 
-def token_usage(answer: Any) -> TokenUsage:
-    """Return the tokens that an answer of LiteLLM, or a chunk of one, tells of; none if it tells of none."""
-    usage = getattr(answer, "usage", None)
+def token_usage(response: Any) -> TokenUsage:
+    """Return the token usage in a LiteLLM response or chunk; zero if it has none."""
+    usage = getattr(response, "usage", None)
     return TokenUsage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else TokenUsage()
 
 
 async def with_deadline(deadline: float, awaitable: Awaitable[T]) -> T:
-    """Await something until `deadline` (the event loop's time). Raises DeadlineExceeded."""
+    """Await something until `deadline` (in the event loop's time). Raises DeadlineExceeded."""
     try:
         async with asyncio.timeout_at(deadline):
             return await awaitable

@@ -136,7 +136,7 @@ class EmbeddedModel:
                 with anyio.CancelScope(shield=True):
                     await done
 
-    async def warm(self, prefixes: Sequence[Sequence[Mapping[str, str]]]) -> None:
+    async def warm_up(self, prefixes: Sequence[Sequence[Mapping[str, str]]]) -> None:
         """Read each prefix once, so that the first tip that starts with it need not: 2 s instead of 10 s."""
         for prefix in prefixes:
             messages = [*prefix, {"role": "user", "content": "Write one tip."}]

@@ -1,4 +1,4 @@
-"""From signals to a tip: context, prompt version, messages, model, check. Nothing is kept between requests."""
+"""One tip, from signals to answer: context, prompt version, messages, model, check. Nothing is kept between requests."""
 
 import asyncio
 import uuid
@@ -18,7 +18,7 @@ from ml.serving.tip import validate_tip
 
 @dataclass(frozen=True, slots=True)
 class TipOrigin:
-    """Where a tip comes from: the prompt version with its digest, and the model that really answered."""
+    """The prompt version and digest that wrote a tip, and the model that answered."""
 
     generation_id: str
     prompt_version: str
@@ -29,7 +29,7 @@ class TipOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """A tip that has been checked, and where it comes from."""
+    """A tip that has passed the checks, with its origin."""
 
     origin: TipOrigin
     text: str
@@ -39,21 +39,23 @@ class Tip:
 
 @dataclass(frozen=True, slots=True)
 class TipStream:
-    """A tip that is being written: `pieces` yields its text and, last of all, the whole tip."""
+    """A tip that is being written: `pieces` yields its text and, at the end, the whole tip."""
 
     origin: TipOrigin
     pieces: AsyncGenerator[str | Tip, None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    version: str
-    digest: str
+class _Generation:
+    """The generation of one tip: the resolved prompt version, the request to the model, and the deadline."""
+
+    prompt_version: str
+    prompt_digest: str
     request: CompletionRequest
     deadline: float
 
     def origin(self, answer: Completion | CompletionStream) -> TipOrigin:
-        return TipOrigin(uuid.uuid4().hex, self.version, self.digest, answer.model, answer.fallback)
+        return TipOrigin(uuid.uuid4().hex, self.prompt_version, self.prompt_digest, answer.model, answer.fallback)
 
     def tip(self, origin: TipOrigin, completion: Completion, usage: TokenUsage) -> Tip:
         text = validate_tip(completion.text, locale=self.request.locale, finish_reason=completion.finish_reason)
@@ -63,73 +65,79 @@ class _Task:
 class TipGenerator:
     """Writes tips with the models behind a gateway."""
 
-    def __init__(self, gateway: Gateway, telemetry: Telemetry, *, default_version: str, timeout: float) -> None:
-        """Take the prompt version for requests that name none, and the time for one tip, in seconds."""
+    def __init__(self, gateway: Gateway, telemetry: Telemetry, *, default_prompt_version: str, timeout: float) -> None:
+        """Take the prompt version for requests that name none, and the time for one tip in seconds."""
         self._gateway = gateway
         self._telemetry = telemetry
-        self._default_version = default_version
+        self._default_prompt_version = default_prompt_version
         self._timeout = timeout
 
     async def generate(
-        self, signals: Mapping[str, Any], version: str | None = None, *, within: float | None = None
+        self, signals: Mapping[str, Any], prompt_version: str | None = None, *, timeout: float | None = None
     ) -> Tip:
-        """Write a tip, in less than `within` seconds; a model that writes something unusable gets one more try.
+        """Write a tip, within `timeout` seconds; after an unusable text the model gets a second attempt.
 
-        Raises UnprocessableRequest for an unknown version, UnusableTip, and what the gateway raises.
+        Raises UnprocessableRequest for an unknown prompt version, UnusableTip, and what the gateway raises.
         """
-        task = self._task(signals, version, within)
+        generation = self._prepare(signals, prompt_version, timeout)
         usage = TokenUsage()
-        with self._telemetry.generation(task.version, task.digest) as generation:
-            for last_try in (False, True):
-                completion = await self._gateway.complete(task.request, task.deadline)
+        with self._telemetry.generation(generation.prompt_version, generation.prompt_digest) as record:
+            for is_last_attempt in (False, True):
+                completion = await self._gateway.complete(generation.request, generation.deadline)
                 usage += completion.usage
-                _record(generation, completion, usage)
+                _fill_in(record, completion, usage)
                 try:
-                    return task.tip(task.origin(completion), completion, usage)
+                    return generation.tip(generation.origin(completion), completion, usage)
                 except UnusableTip:
-                    if last_try:
+                    if is_last_attempt:
                         raise
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
     async def stream(
-        self, signals: Mapping[str, Any], version: str | None = None, *, within: float | None = None
+        self, signals: Mapping[str, Any], prompt_version: str | None = None, *, timeout: float | None = None
     ) -> TipStream:
-        """Write a tip piece by piece; returns once its first words are there, and raises until then like `generate`.
+        """Write a tip piece by piece. Returns when its first text is there; until then it raises what `generate` does.
 
-        What has been shown cannot be taken back: a text that proves unusable raises from the stream.
+        Text that has been sent cannot be taken back, so an unusable text raises from the stream, without a retry.
         """
-        task = self._task(signals, version, within)
+        generation = self._prepare(signals, prompt_version, timeout)
         with ExitStack() as stack:
-            generation = stack.enter_context(self._telemetry.generation(task.version, task.digest))
+            record = stack.enter_context(
+                self._telemetry.generation(generation.prompt_version, generation.prompt_digest)
+            )
             try:
-                begun = await self._gateway.stream(task.request, task.deadline)
-            except UnusableTip:  # not a word: nothing has been shown yet
-                begun = await self._gateway.stream(task.request, task.deadline)
-            generation.model = begun.model
-            origin = task.origin(begun)
-            return TipStream(origin, _pieces(task, origin, begun, generation, stack.pop_all()))
+                completion_stream = await self._gateway.stream(generation.request, generation.deadline)
+            except UnusableTip:  # an empty answer: nothing has been sent yet
+                completion_stream = await self._gateway.stream(generation.request, generation.deadline)
+            record.model = completion_stream.model
+            origin = generation.origin(completion_stream)
+            return TipStream(origin, _pieces(generation, origin, completion_stream, record, stack.pop_all()))
 
-    def _task(self, signals: Mapping[str, Any], version: str | None, within: float | None) -> _Task:
-        deadline = asyncio.get_running_loop().time() + min(self._timeout, within or self._timeout)
-        name, prompt = resolve_prompt(version, self._default_version)
+    def _prepare(self, signals: Mapping[str, Any], prompt_version: str | None, timeout: float | None) -> _Generation:
+        deadline = asyncio.get_running_loop().time() + min(self._timeout, timeout or self._timeout)
+        prompt_version, prompt = resolve_prompt(prompt_version, self._default_prompt_version)
         context = assemble_context(signals)
         request = CompletionRequest(prompt.render(context), prompt.parameters, context.locale, context.crisis)
-        return _Task(name, prompt.digest, request, deadline)
+        return _Generation(prompt_version, prompt.digest, request, deadline)
 
 
 async def _pieces(
-    task: _Task, origin: TipOrigin, begun: CompletionStream, generation: GenerationRecord, ending: AbstractContextManager[Any]
+    generation: _Generation,
+    origin: TipOrigin,
+    completion_stream: CompletionStream,
+    record: GenerationRecord,
+    measurement: AbstractContextManager[Any],
 ) -> AsyncGenerator[str | Tip, None]:
-    with ending:
-        async with aclosing(begun):
-            async for piece in begun:
+    with measurement:
+        async with aclosing(completion_stream):
+            async for piece in completion_stream:
                 yield piece
-        completion = begun.completion
-        _record(generation, completion, completion.usage)
-        yield task.tip(origin, completion, completion.usage)
+        completion = completion_stream.completion
+        _fill_in(record, completion, completion.usage)
+        yield generation.tip(origin, completion, completion.usage)
 
 
-def _record(generation: GenerationRecord, completion: Completion, usage: TokenUsage) -> None:
-    generation.model = completion.model
-    generation.input_tokens, generation.output_tokens = usage.input_tokens, usage.output_tokens
-    generation.finish_reason = completion.finish_reason
+def _fill_in(record: GenerationRecord, completion: Completion, usage: TokenUsage) -> None:
+    record.model = completion.model
+    record.input_tokens, record.output_tokens = usage.input_tokens, usage.output_tokens
+    record.finish_reason = completion.finish_reason

@@ -1,18 +1,17 @@
-"""The HTTP interface of serving: parse, call one function, answer."""
+"""The HTTP interface of serving: each handler parses the request, calls one function and answers."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ml.platform.app_factory import ReadinessCheck
-from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, require_json, require_local_request
+from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, require_local_request
 from ml.platform.errors import TipsError
 from ml.platform.middleware.in_flight_limit import InFlightLimit
 from ml.platform.problem_json import error_from_validation, problem_responses
@@ -32,12 +31,12 @@ from ml.serving.settings import ServingSettings
 
 GENERATION_PATHS = frozenset({"/generate"})
 
-SCORE_LIMIT = InFlightLimit(frozenset({"/score"}), most=8)
-"""At some two milliseconds each, more at once would be a queue that nobody wants to stand in."""
+SCORE_LIMIT = InFlightLimit(frozenset({"/score"}), max_requests=8)
+"""Each takes about two milliseconds of CPU: more at once would exceed the latency budget."""
 
 
 class ServingState(TypedDict):
-    """What a handler can ask for; born and buried in the lifespan."""
+    """The state that handlers can use; created and closed by the lifespan."""
 
     serving_settings: ServingSettings
     generator: TipGenerator
@@ -50,31 +49,7 @@ GeneratorDep = Annotated[TipGenerator, from_state("generator")]
 ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 
-class StraightRoute(APIRoute):
-    """A route of which a body and the scorer are all that it needs, each of them taken straight from the request.
-
-    The document is made of the handler's signature as ever, but nothing is looked up by it for each request, and
-    pydantic reads the body itself: that takes a sixth off what ranking costs.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        body: type[BaseModel] = self.endpoint.__annotations__["body"]
-
-        async def handle(request: Request) -> Response:
-            await require_json(request)
-            try:
-                asked = body.model_validate_json(await request.body())
-            except ValidationError as error:
-                raise error_from_validation(error.errors()) from None
-            answer: Response = await self.endpoint(asked, request.state.scorer)
-            return answer
-
-        return handle
-
-
 router = APIRouter()
-straight = APIRouter(route_class=StraightRoute)
-
 
 _EVENT = {
     "type": "object",
@@ -109,12 +84,76 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
         **problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
     },
 )
-async def generate(body: GenerateRequest, generator: GeneratorDep, within: CallerTimeout) -> Any:
-    """Write one tip for the person whom the signals describe, with the prompt version asked for or the default."""
+async def generate(body: GenerateRequest, generator: GeneratorDep, timeout: CallerTimeout) -> Any:
+    """Write one tip for the person whom the signals describe, with the requested prompt version or the default."""
     if body.stream:
-        stream = await generator.stream(body.signals.known(), body.prompt_version, within=within)
+        stream = await generator.stream(body.signals.known(), body.prompt_version, timeout=timeout)
         return event_stream(stream, _done)
-    return GenerateResponse.of(await generator.generate(body.signals.known(), body.prompt_version, within=within))
+    return GenerateResponse.of(await generator.generate(body.signals.known(), body.prompt_version, timeout=timeout))
+
+
+@router.post(
+    "/score",
+    summary="Rank candidate tips and draw the one to show",
+    dependencies=[RequireJson],
+    response_model=ScoreResponse,
+    responses=problem_responses(400, 401, 413, 415, 422, 503),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}},
+        }
+    },
+)
+async def score(request: Request, scorer: ScorerDep) -> Response:
+    """Rank the candidates for the person whom the signals describe, and draw the one to show.
+
+    Pydantic parses the body from its bytes and writes the response: a sixth less CPU than FastAPI's own conversion.
+    """
+    try:
+        body = ScoreRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise error_from_validation(error.errors()) from None
+    result = await scorer.score(
+        [candidate.id for candidate in body.candidates],
+        [candidate.known() for candidate in body.candidates],
+        body.signals.known(),
+        event_id=body.event_id,
+        user_id=body.user_id,
+    )
+    return Response(ScoreResponse.of(result).model_dump_json(), media_type="application/json")
+
+
+async def _require_operator(request: Request, settings: SettingsDep) -> None:
+    """Raise Forbidden unless the caller has shown a key (checked by the middleware) or is on this machine."""
+    if not settings.api_keys:
+        require_local_request(request, "Without API_KEYS, this is for callers on the service's machine only.")
+
+
+@router.post(
+    "/admin/reload",
+    summary="Reload the ranking policies",
+    dependencies=[Depends(_require_operator)],
+    responses=problem_responses(401, 403, 409),
+)
+async def reload(scorer: ScorerDep) -> PoliciesResponse:
+    """Load the policies that the settings name again and make them active; if one cannot be used, nothing changes.
+
+    Needs a key; without configured keys, the caller must be on the service's own machine.
+    """
+    return PoliciesResponse.of(await scorer.reload())
+
+
+@router.get("/prompts", summary="The prompt versions", responses=problem_responses(401))
+async def prompts(settings: SettingsDep) -> PromptsResponse:
+    """List the registered prompt versions with their digests, and the default."""
+    return PromptsResponse(
+        default=settings.default_prompt_version,
+        prompts=[
+            PromptInfo(version=version, description=prompt.description, digest=prompt.digest)
+            for version, prompt in PROMPTS.items()
+        ],
+    )
 
 
 async def _done(tip: Tip) -> Mapping[str, Any]:
@@ -122,7 +161,7 @@ async def _done(tip: Tip) -> Mapping[str, Any]:
 
 
 def event_stream(stream: TipStream, done: Callable[[Tip], Awaitable[Mapping[str, Any]]]) -> EventSourceResponse:
-    """Answer with a tip as it is written; `done` returns what the last event says of it, or raises a TipsError."""
+    """Return a response that streams a tip as it is written; `done` returns the data of the last event, or raises TipsError."""
     return EventSourceResponse(_events(stream, done), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 
@@ -141,57 +180,3 @@ async def _events(stream: TipStream, done: Callable[[Tip], Awaitable[Mapping[str
 
 def _event(name: str, data: Mapping[str, Any]) -> bytes:
     return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))
-
-
-@straight.post(
-    "/score",
-    summary="Choose one of several tips",
-    response_model=ScoreResponse,
-    responses=problem_responses(400, 401, 413, 415, 422, 503),
-)
-async def score(body: ScoreRequest, scorer: ScorerDep) -> Response:
-    """Rank the candidates for the person whom the signals describe, and draw the one to show."""
-    decision = await scorer.score(
-        [candidate.id for candidate in body.candidates],
-        [candidate.known() for candidate in body.candidates],
-        body.signals.known(),
-        event_id=body.event_id,
-        user_id=body.user_id,
-    )
-    # Written here: the framework would check each part of it once more.
-    return Response(ScoreResponse.of(decision).model_dump_json(), media_type="application/json")
-
-
-router.include_router(straight)
-
-
-async def _operator(request: Request, settings: SettingsDep) -> None:
-    """Where there are keys, the caller has shown one by now."""
-    if not settings.api_keys:
-        require_local_request(request, "Without API_KEYS, this is for callers on the service's machine only.")
-
-
-@router.post(
-    "/admin/reload",
-    summary="Load the ranking policies anew",
-    dependencies=[Depends(_operator)],
-    responses=problem_responses(401, 403, 409),
-)
-async def reload(scorer: ScorerDep) -> PoliciesResponse:
-    """Put the policies that the settings name in force as they are now; if one cannot be used, nothing changes.
-
-    Needs a key; where there are no keys, a caller on the service's own machine.
-    """
-    return PoliciesResponse.of(await scorer.reload())
-
-
-@router.get("/prompts", summary="The prompt versions", responses=problem_responses(401))
-async def prompts(settings: SettingsDep) -> PromptsResponse:
-    """List the registered prompt versions with their digests, and the default."""
-    return PromptsResponse(
-        default=settings.default_prompt_version,
-        prompts=[
-            PromptInfo(version=version, description=prompt.description, digest=prompt.digest)
-            for version, prompt in PROMPTS.items()
-        ],
-    )

@@ -1,4 +1,4 @@
-"""What goes over the wire, in and out."""
+"""Request and response schemas of serving."""
 
 from dataclasses import asdict
 from typing import Annotated, Self
@@ -72,7 +72,10 @@ class GenerateResponse(TipMetadata):
     @classmethod
     def of(cls, tip: Tip) -> Self:
         return cls(
-            **asdict(tip.origin), tip=tip.text, usage=UsageResponse(**asdict(tip.usage)), finish_reason=tip.finish_reason
+            **asdict(tip.origin),
+            tip=tip.text,
+            usage=UsageResponse(**asdict(tip.usage)),
+            finish_reason=tip.finish_reason,
         )
 
 
@@ -145,27 +148,30 @@ class ScoreResponse(BaseModel):
     aggregates: dict[str, float] = Field(description="What the online store said of the person.")
 
     @classmethod
-    def of(cls, decision: ScoreResult) -> Self:
+    def of(cls, result: ScoreResult) -> Self:
         ranked = zip(
-            decision.ids, decision.ranking.scores.tolist(), decision.ranking.probabilities.tolist(), strict=True
+            result.candidate_ids, result.ranking.scores.tolist(), result.ranking.probabilities.tolist(), strict=True
         )
         return cls.model_validate(
             {
-                "event_id": decision.event_id,
-                "policy": {"name": decision.policy.name, "version": decision.policy.version},
-                "chosen": decision.chosen,
-                "scores": [{"id": one, "score": score, "probability": p} for one, score, p in ranked],
-                "aggregates": decision.aggregates,
+                "event_id": result.event_id,
+                "policy": {"name": result.policy.name, "version": result.policy.version},
+                "chosen": result.chosen,
+                "scores": [
+                    {"id": candidate_id, "score": score, "probability": probability}
+                    for candidate_id, score, probability in ranked
+                ],
+                "aggregates": result.aggregates,
             }
         )
 
 
 class PoliciesResponse(BaseModel):
-    """The policies in force."""
+    """The active policies."""
 
     policy: PolicyInfo
     shadow: PolicyInfo | None
 
     @classmethod
-    def of(cls, deployed: ActivePolicies) -> Self:
-        return cls.model_validate(deployed, from_attributes=True)
+    def of(cls, policies: ActivePolicies) -> Self:
+        return cls.model_validate(policies, from_attributes=True)

@@ -1,21 +1,22 @@
-"""Which of several tips to show somebody: a ranking, and a choice drawn from it, with nothing kept in between."""
+"""Ranking of candidate tips, and the draw of the one to show. Nothing is kept between requests."""
 
 import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import structlog
 
 from ml.experiments.assignment import Assignment, draw_weighted, hash_to_unit_interval
-from ml.experiments.ranking import Ranking
+from ml.experiments.exploration import Ranking
 from ml.features.online_store import OnlineStore
 from ml.platform.errors import FieldError, PolicyReloadFailed, UnprocessableRequest
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, add_to_request_log
-from ml.registry.policies import Policy
+from ml.registry.policies import Ranker
 from ml.serving.shadow import ShadowScorer
 
 log = structlog.get_logger()
@@ -23,106 +24,118 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ActivePolicies:
-    """The policies in force: the one that answers, and perhaps one that is only asked."""
+    """The live policy, which answers, and the shadow policy, if any, which is asked but never answers."""
 
-    policy: Policy
-    shadow: Policy | None = None
+    policy: Ranker
+    shadow: Ranker | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """What was decided: scores and probabilities are those of the candidates, in their order."""
+    """The ranking of the candidates, in their order, and the id of the chosen one."""
 
     event_id: str
-    policy: Policy
+    policy: Ranker
     chosen: str
-    ids: Sequence[str]
+    candidate_ids: Sequence[str]
     ranking: Ranking
     aggregates: Mapping[str, float]
 
 
 class Scorer:
-    """Ranks candidates by the policies in force, which can be replaced as a whole."""
+    """Ranks candidates with the active policies, which can be replaced together.
 
-    def __init__(self, load: Callable[[], ActivePolicies], store: OnlineStore | None, telemetry: Telemetry) -> None:
-        """Load the policies; `load` raises ConfigurationError when one cannot be used, and does so here."""
+    A context manager: leaving it ends the shadow's thread.
+    """
+
+    def __init__(
+        self,
+        policies: ActivePolicies,
+        load: Callable[[], ActivePolicies],
+        online_store: OnlineStore,
+        telemetry: Telemetry,
+    ) -> None:
+        """Take the active policies, and how to load them again; `load` may raise ConfigurationError."""
+        self.policies = policies
         self._load = load
-        self._store = store
+        self._online_store = online_store
         self._telemetry = telemetry
-        self._reloading = asyncio.Lock()
-        self._shadow = ShadowScorer(telemetry)
-        self.deployed = load()
+        self._reload_lock = asyncio.Lock()
+        self._shadow_scorer = ShadowScorer(telemetry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._shadow_scorer.close()
 
     async def score(
         self,
-        ids: Sequence[str],
-        tips: Sequence[Mapping[str, Any]],
+        candidate_ids: Sequence[str],
+        candidates: Sequence[Mapping[str, Any]],
         signals: Mapping[str, Any],
         *,
         event_id: str | None = None,
         user_id: str | None = None,
     ) -> ScoreResult:
-        """Rank candidates, each an id with what is known of it; the same event gets the same choice from a policy.
+        """Rank candidates, each an id with its features, and draw one; the same event id repeats a policy's draw.
 
-        Raises UnprocessableRequest when two ids are the same.
+        Raises UnprocessableRequest when two ids are equal.
         """
-        _refuse_repeated(ids)
-        deployed = self.deployed  # the ones in force now, however long this takes
+        _refuse_repeated_ids(candidate_ids)
+        policy, shadow = self.policies.policy, self.policies.shadow  # unaffected by a reload from here on
         event_id = event_id or uuid.uuid4().hex
-        aggregates = await self._store.read(user_id, datetime.now(UTC)) if self._store and user_id else {}
-        person = {**signals, **aggregates}
-        ranking = deployed.policy.rank(person, tips)
-        choice = _choose(event_id, ids, ranking)
-        self._telemetry.scores.labels(deployed.policy.name, deployed.policy.version).inc()
+        aggregates = await self._online_store.read(user_id, datetime.now(UTC)) if user_id else {}
+        context = {**signals, **aggregates}
+        ranking = policy.rank(context, candidates)
+        drawn = _draw(event_id, candidate_ids, ranking)
+        self._telemetry.scores.labels(policy.name, policy.version).inc()
         add_to_request_log(
             event_id=event_id,
-            policy=deployed.policy.name,
-            policy_version=deployed.policy.version,
-            candidates=len(ids),
-            chosen=choice.option,
-            probability=choice.probability,
+            policy=policy.name,
+            policy_version=policy.version,
+            candidates=len(candidate_ids),
+            chosen=drawn.option,
+            probability=drawn.probability,
         )
-        if shadow := deployed.shadow:
-            self._shadow.ask(
-                shadow, lambda: _choose(event_id, ids, shadow.rank(person, tips)), event_id, deployed.policy, choice
+        if shadow:
+            self._shadow_scorer.submit(
+                shadow,
+                lambda: _draw(event_id, candidate_ids, shadow.rank(context, candidates)),
+                event_id,
+                policy,
+                drawn,
             )
-        return ScoreResult(event_id, deployed.policy, choice.option, ids, ranking, aggregates)
+        return ScoreResult(event_id, policy, drawn.option, candidate_ids, ranking, aggregates)
 
     async def reload(self) -> ActivePolicies:
-        """Load the policies anew and put them in force together. Raises PolicyUnusable; then nothing has changed."""
-        async with self._reloading:
+        """Load the policies again and make them active together. Raises PolicyReloadFailed; then nothing changes."""
+        async with self._reload_lock:
             try:
-                self.deployed = await asyncio.to_thread(self._load)
+                self.policies = await asyncio.to_thread(self._load)
             except ConfigurationError as error:
                 log.warning("policies_not_loaded", reason=str(error))
                 raise PolicyReloadFailed(str(error)) from None
-        deployed = self.deployed
-        log.info("policies_loaded", **{role: f"{one.name} {one.version}" for role, one in _roles(deployed).items()})
-        return deployed
-
-    def close(self) -> None:
-        """Let go of the store, and of the shadow's thread."""
-        self._shadow.close()
-        if self._store:
-            self._store.close()
+        policies = self.policies
+        names = {"policy": policies.policy} | ({"shadow": policies.shadow} if policies.shadow else {})
+        log.info("policies_loaded", **{role: f"{policy.name} {policy.version}" for role, policy in names.items()})
+        return policies
 
 
-def _choose(event_id: str, ids: Sequence[str], ranking: Ranking) -> Assignment:
-    """Draw a candidate by its probability; the event's id is the only source of chance."""
-    probabilities = dict(zip(ids, ranking.probabilities.tolist(), strict=True))
+def _draw(event_id: str, candidate_ids: Sequence[str], ranking: Ranking) -> Assignment:
+    """Draw a candidate by its probability; the hash of the event id is the only source of randomness."""
+    probabilities = dict(zip(candidate_ids, ranking.probabilities.tolist(), strict=True))
     return draw_weighted(probabilities, hash_to_unit_interval("score", event_id))
 
 
-def _refuse_repeated(ids: Sequence[str]) -> None:
-    if len({*ids}) < len(ids):
-        first = {candidate: place for place, candidate in reversed([*enumerate(ids)])}
+def _refuse_repeated_ids(candidate_ids: Sequence[str]) -> None:
+    if len({*candidate_ids}) < len(candidate_ids):
+        first_index = {candidate_id: index for index, candidate_id in reversed([*enumerate(candidate_ids)])}
         errors = [
-            FieldError(f"#/candidates/{place}/id", f"is the same as that of candidate {first[candidate]}")
-            for place, candidate in enumerate(ids)
-            if first[candidate] != place
+            FieldError(f"#/candidates/{index}/id", f"is the same as that of candidate {first_index[candidate_id]}")
+            for index, candidate_id in enumerate(candidate_ids)
+            if first_index[candidate_id] != index
         ]
-        raise UnprocessableRequest("Candidates need ids of their own.", errors=errors)
-
-
-def _roles(deployed: ActivePolicies) -> dict[str, Policy]:
-    return {"policy": deployed.policy} | ({"shadow": deployed.shadow} if deployed.shadow else {})
+        raise UnprocessableRequest("Each candidate needs its own id.", errors=errors)

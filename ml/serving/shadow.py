@@ -1,4 +1,4 @@
-"""The policy that is only asked: beside the answers, in a thread of its own, where nothing touches them."""
+"""The shadow policy: it is asked in a thread of its own, its decisions are logged, and it never affects an answer."""
 
 import threading
 import time
@@ -10,60 +10,60 @@ import structlog
 
 from ml.experiments.assignment import Assignment
 from ml.platform.telemetry import Telemetry
-from ml.registry.policies import Policy
+from ml.registry.policies import Ranker
 
 log = structlog.get_logger()
 
 MAX_WAITING = 64
-"""Decisions; a shadow that does not keep up misses some, rather than be late with all of them."""
+"""Decisions that may wait for the shadow policy; beyond that, new ones are dropped, so that none is late."""
 
 
 class ShadowScorer:
-    """Logs what another policy would have chosen, beside what was chosen."""
+    """Logs the decisions of a shadow policy together with those of the live policy."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
-        self._room = threading.BoundedSemaphore(MAX_WAITING)
+        self._free_slots = threading.BoundedSemaphore(MAX_WAITING)
 
-    def ask(
-        self, shadow: Policy, choose: Callable[[], Assignment], event_id: str, policy: Policy, choice: Assignment
+    def submit(
+        self, shadow: Ranker, draw: Callable[[], Assignment], event_id: str, policy: Ranker, drawn: Assignment
     ) -> None:
-        """Have both decisions logged in one event, soon; or not at all, if too many wait already."""
+        """Log the shadow's draw and the live policy's (`drawn`) as one event, soon; dropped if too many wait."""
         outcomes = self._telemetry.shadow_scores
-        if not self._room.acquire(blocking=False):
+        if not self._free_slots.acquire(blocking=False):
             outcomes.labels(shadow.name, shadow.version, "dropped").inc()
             return
 
-        def ask() -> None:
+        def run() -> None:
             started = time.perf_counter()
-            other = choose()
+            shadow_drawn = draw()
             log.info(
                 "shadow_decision",
                 event_id=event_id,
-                candidates=len(choice.distribution),
+                candidates=len(drawn.distribution),
                 policy=policy.name,
                 policy_version=policy.version,
-                chosen=choice.option,
-                probability=choice.probability,
+                chosen=drawn.option,
+                probability=drawn.probability,
                 shadow_policy=shadow.name,
                 shadow_policy_version=shadow.version,
-                shadow_chosen=other.option,
-                shadow_probability=other.probability,
-                shadow_probability_of_chosen=other.distribution[choice.option],
+                shadow_chosen=shadow_drawn.option,
+                shadow_probability=shadow_drawn.probability,
+                shadow_probability_of_chosen=shadow_drawn.distribution[drawn.option],
                 shadow_ms=round((time.perf_counter() - started) * 1000, 2),
             )
 
-        def done(future: Future[None]) -> None:
-            self._room.release()
+        def on_done(future: Future[None]) -> None:
+            self._free_slots.release()
             if future.cancelled():
                 return
             if error := future.exception():
                 log.warning("shadow_failed", event_id=event_id, exc_info=(type(error), error, error.__traceback__))
             outcomes.labels(shadow.name, shadow.version, "failed" if error else "ok").inc()
 
-        self._thread.submit(copy_context().run, ask).add_done_callback(done)
+        self._thread.submit(copy_context().run, run).add_done_callback(on_done)
 
     def close(self) -> None:
-        """Forget what still waits."""
+        """End the thread; decisions that still wait are dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)

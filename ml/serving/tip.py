@@ -37,7 +37,7 @@ _MARKUP = re.compile(
 _RULES: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
         "is empty": lambda tip: not tip,
-        f"is longer than {LONGEST} characters": lambda tip: len(tip) > MAX_TIP_LENGTH,
+        f"is longer than {MAX_TIP_LENGTH} characters": lambda tip: len(tip) > MAX_TIP_LENGTH,
         "has more than one line": lambda tip: any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in tip),
         "is in quotation marks": lambda tip: tip[0] in _QUOTES and tip[-1] in _QUOTES,
         "has markup in it": _MARKUP.search,
@@ -59,7 +59,7 @@ def validate_tip(text: str, *, locale: str | None = None, finish_reason: str = "
     if finish_reason == "length":
         broken = "was cut off"
     elif broken is None and len(_sentences(tip, locale)) > MAX_SENTENCES:
-        broken = f"has more than {MOST_SENTENCES} sentences"
+        broken = f"has more than {MAX_SENTENCES} sentences"
     if broken:
         raise UnusableTip(f"What the model wrote cannot be shown: it {broken}.")
     return tip

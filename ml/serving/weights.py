@@ -46,7 +46,9 @@ QWEN = Weights(
 )
 
 
-def find_weights(path: Path | None, weights: Weights = QWEN, *, cache: Path | None = None, hub: str | None = None) -> Path:
+def find_weights(
+    path: Path | None, weights: Weights = QWEN, *, cache: Path | None = None, hub: str | None = None
+) -> Path:
     """Return a file with the weights, verified; this may take minutes the first time.
 
     `path`: the operator's own file, any GGUF; its hash is logged, not enforced. Otherwise `weights` is taken from the

@@ -1,5 +1,6 @@
 """The figure of what policies lose, readable on its own: on a light ground, with each name at the end of its line."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def draw(played: RegretComparison, file: Path) -> None:
     with mpl.rc_context(plot_settings(PRINT_PALETTE, _FONT)):
         figure = Figure(figsize=(8, 4.4), dpi=144)
         axes = figure.add_axes((0.085, 0.125, 0.715, 0.68))
-        for outcome, (colour, stroke) in zip(played.policies, _LINES, strict=True):
+        for outcome, (colour, stroke) in zip(played.policies, cycle(_LINES), strict=False):
             axes.plot(outcome.regret, stroke, color=colour, linewidth=2.25)
         days = played.oracle.regret.size - 1
         axes.set_xlim(0, days)
@@ -36,7 +37,7 @@ def draw(played: RegretComparison, file: Path) -> None:
         _names_beside(axes, played)
         figure.text(0.02, 0.93, "Regret: tips that would have helped if everybody's taste had been known", size=14)
         words = f"Added up over {played.tips:,} simulated tips for each policy; it learns of reactions a day late"
-        figure.text(0.02, 0.87, words, color=PRINT_PALETTE.quiet)
+        figure.text(0.02, 0.87, words, color=PRINT_PALETTE.secondary)
         save_figure(figure, file)
 
 
@@ -46,7 +47,7 @@ def _names_beside(axes: "Axes", played: RegretComparison) -> None:
     placed = -apart
     ends = [
         (float(outcome.regret[-1]), outcome.policy, colour)
-        for outcome, (colour, _) in zip(played.policies, _LINES, strict=True)
+        for outcome, (colour, _) in zip(played.policies, cycle(_LINES), strict=False)
     ]
     for regret, policy, colour in sorted(ends):
         placed = max(placed + apart, regret)

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from ml.experiments.arrays import Floats
-from ml.experiments.assignment import draw_sticky, draw_weighted, hash_to_unit_interval
+from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
+from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
 from ml.experiments.ranking import Learner, RankingPolicy
 from ml.experiments.statistics import Sample
-from ml.experiments.thompson import ThompsonSampling
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.simulation.people import TASTES, Progress, Visit, visits
 
@@ -72,35 +72,22 @@ class _Oracle:
         pass
 
 
-class _Uniform:
-    name = "uniform"
-    weights: Mapping[str, float] = _EQUAL
+class _PromptPolicyPlayer:
+    """One of `POLICIES`, with equal weights."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._policy = POLICIES[name]
+        self._rewards = dict.fromkeys(TASTES, Sample())
+        self._distribution = self._policy.distribution(_EQUAL, self._rewards)
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [_drawn(self.weights, visit) for visit in today]
-
-    def learn(self, yesterday: _Log) -> None:
-        pass
-
-
-class _Sticky(_Uniform):
-    name = "sticky"
-
-    def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [draw_sticky(self.weights, visit.user_id, salt=self.name).option for visit in today]
-
-
-class _Thompson(_Uniform):
-    name = "thompson"
-
-    def __init__(self) -> None:
-        self._earned = dict.fromkeys(TASTES, Sample())
-        self.weights = ThompsonSampling().distribution(self._earned)
+        return [self._policy.draw(self._distribution, visit.user_id, visit.id).option for visit in today]
 
     def learn(self, yesterday: _Log) -> None:
         for _, version, reward in yesterday:
-            self._earned[version] += Sample(1, reward, reward**2)
-        self.weights = ThompsonSampling().distribution(self._earned)
+            self._rewards[version] += Sample(1, reward, reward**2)
+        self._distribution = self._policy.distribution(_EQUAL, self._rewards)
 
 
 class _Ranking:
@@ -110,13 +97,15 @@ class _Ranking:
 
     def __init__(self) -> None:
         space = candidate_encoder([*TASTES])
-        self._candidates = dict(zip(TASTES, space.of_rows([candidate_row(version, None) for version in TASTES]), strict=True))
+        self._candidates = dict(
+            zip(TASTES, space.encode_rows([candidate_row(version, None) for version in TASTES]), strict=True)
+        )
         self._learner = Learner(CONTEXT_ENCODER.columns, space.columns)
         self._tips = self._nights = 0
         self._deployed: RankingPolicy | None = None
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        contexts = CONTEXT_ENCODER.of_rows([visit.signals for visit in today])
+        contexts = CONTEXT_ENCODER.encode_rows([visit.signals for visit in today])
         return [_drawn(self._weights(context), visit) for context, visit in zip(contexts, today, strict=True)]
 
     def _weights(self, context: Floats) -> Mapping[str, float]:
@@ -126,7 +115,7 @@ class _Ranking:
         return dict(zip(self._candidates, ranking.probabilities.tolist(), strict=True))
 
     def learn(self, yesterday: _Log) -> None:
-        contexts = CONTEXT_ENCODER.of_rows([visit.signals for visit, _, _ in yesterday])
+        contexts = CONTEXT_ENCODER.encode_rows([visit.signals for visit, _, _ in yesterday])
         for context, (_, version, reward) in zip(contexts, yesterday, strict=True):
             self._learner.learn(context, self._candidates[version], reward)
         self._tips += len(yesterday)
@@ -140,9 +129,13 @@ class _Ranking:
 def compare_policies(*, users: int, days: int, seed: int, progress: Progress) -> RegretComparison:
     """Let each policy choose for all who come in `days` days; the same seed gives the same outcomes.
 
-    Raises UnusablePolicy without the `ranking` extra.
+    Raises UnusablePolicyError without the `ranking` extra.
     """
-    players: tuple[_Policy, ...] = (_Oracle(), _Uniform(), _Sticky(), _Thompson(), _Ranking())
+    players: tuple[_Policy, ...] = (
+        _Oracle(),
+        *(_PromptPolicyPlayer(name) for name in SELECTABLE_POLICIES),
+        _Ranking(),
+    )
     earned = np.zeros((len(players), days + 1))
     tips = 0
     for day in progress(range(days)):

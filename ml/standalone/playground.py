@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,13 +13,14 @@ from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import SecretStr
 
+from ml.experiments.policies import PLAYGROUND, POLICIES
 from ml.features.definitions import SIGNALS
 from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, Text, Texts, TimeOfDay
 from ml.platform.dependencies import CallerTimeout, RequireJson, require_admin
-from ml.platform.pages import render_page
-from ml.recommender import selection as rotation
+from ml.platform.pages import PageTemplates
 from ml.recommender.routes import RecommenderDep, react
 from ml.recommender.schemas import ReactionResponse, TipRequest
+from ml.recommender.selection import PromptSelection
 from ml.recommender.serving_client import GeneratedTip, TokenCounts
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
@@ -27,7 +29,9 @@ from ml.serving.routes import GeneratorDep, event_stream
 PATHS = ("/", "/playground")
 """Guarded by the password, not by keys: a browser sends none."""
 
-GENERATING_PATHS = frozenset({"/playground/tips"})
+GENERATION_PATHS = frozenset({"/playground/tips"})
+
+_TEMPLATES = PageTemplates(Path(__file__).with_name("templates"))
 
 REACTIONS = {"helpful": "Helps", "not_helpful": "Does not help"}
 
@@ -64,10 +68,10 @@ def build_router(password: SecretStr | None) -> APIRouter:
 
 async def show() -> HTMLResponse:
     """Show the page, to a person of its own."""
-    return render_page(
+    return _TEMPLATES.render(
         "playground.html",
         nonce=secrets.token_urlsafe(16),
-        fields=[form_field(name, signal.kind) for name, signal in SIGNALS.items()],
+        fields=[form_field(name, signal.type) for name, signal in SIGNALS.items()],
         versions={version: prompt.description for version, prompt in PROMPTS.items()},
         reactions=REACTIONS,
         user_id=f"playground-{uuid4()}",
@@ -75,18 +79,19 @@ async def show() -> HTMLResponse:
 
 
 async def write(
-    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, within: CallerTimeout
+    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, timeout: CallerTimeout
 ) -> EventSourceResponse:
     """Write a tip as /generate streams it; `done` comes when its row is durable, with the id for reactions."""
     started = time.perf_counter()
     signals = body.signals.known()
-    stream = await generator.stream(signals, body.prompt_version, within=within)
+    stream = await generator.stream(signals, body.prompt_version, timeout=timeout)
 
     async def stored(tip: Tip) -> Mapping[str, Any]:
         ms = round((time.perf_counter() - started) * 1000)
-        choice = rotation.Choice(body.prompt_version, rotation.PLAYGROUND, {body.prompt_version: 1.0})
-        written = GeneratedTip(**asdict(tip.origin), tip=tip.text, usage=TokenCounts(**asdict(tip.usage)))
-        row = await recommender.record(body.user_id, signals, choice, written, ms)
+        options = {body.prompt_version: 1.0}
+        selection = PromptSelection(body.prompt_version, PLAYGROUND, POLICIES[PLAYGROUND].version, options)
+        generated = GeneratedTip(**asdict(tip.origin), tip=tip.text, usage=TokenCounts(**asdict(tip.usage)))
+        row = await recommender.record(body.user_id, signals, selection, generated, ms)
         return {"tip": row.tip, "tip_id": str(row.tip_id)}
 
     return event_stream(stream, stored)
@@ -106,7 +111,10 @@ def form_field(name: str, kind: FeatureType) -> FormField:
             return FormField(name, "text", options=options)
         case Texts():
             return FormField(name, "texts", hint="one a line")
-    attributes: dict[type[FeatureType], dict[str, Any]] = {TimeOfDay: {"type": "time"}, Language: {"placeholder": "en-GB"}}
+    attributes: dict[type[FeatureType], dict[str, Any]] = {
+        TimeOfDay: {"type": "time"},
+        Language: {"placeholder": "en-GB"},
+    }
     longest = {"maxlength": kind.longest} if isinstance(kind, Text) else {}
     return FormField(name, "text", attributes.get(type(kind), {}) | longest)
 

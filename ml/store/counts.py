@@ -1,4 +1,4 @@
-"""The counts of `rollup.py`, kept in the transactions that change what they count: they are never stale."""
+"""The stored counters of `rollup.py`, changed in the transactions of the rows that they count."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,24 +12,24 @@ from ml.store.database import Database
 from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts
 from ml.store.tables import as_row, assignment_hours, reward_hours
 
-_VARIANT = ("prompt_version", "prompt_digest", "fallback", "shadow")
-_WHOLE = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "dependent")
-_SUMS = (*_WHOLE, "reward", "reward_squared")
-_NOTHING = 1e-6
-"""A sum of propensities is below this when it is zero but for rounding."""
+_VARIANT = ("prompt_version", "prompt_digest", "fallback", "shown")
+_INTEGER_SUMS = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "dependent")
+_SUMS = (*_INTEGER_SUMS, "reward", "reward_squared")
+_ROUNDING = 1e-6
+"""A sum of propensities below this is zero."""
 
 
 class Counts:
-    """What is counted, by the hour. All that reads raises StorageUnavailable."""
+    """The hourly counters. Every method that reads raises StorageUnavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Made once: SQLAlchemy then knows them again, and need not look at all their parts each time.
-        self._add_rewards = _adding_up(database.upsert(reward_hours))
-        self._add_assignments = _adding_up(database.upsert(assignment_hours))
+        # Built once, so that SQLAlchemy's statement cache finds them by identity.
+        self._add_rewards = _add_to_existing(database.upsert(reward_hours))
+        self._add_assignments = _add_to_existing(database.upsert(assignment_hours))
 
     async def days(self, segment: str, hours: range, mature_before: int) -> list[DayCounts]:
-        """Return the counts of these hours, day by day; tips of hours below `mature_before` are old enough."""
+        """Return the counts of these hours by day; tips of hours below `mature_before` are mature."""
         table = reward_hours
         day = (table.c.hour // 24).label("day")
         mature = (table.c.hour < mature_before).label("mature")
@@ -39,32 +39,33 @@ class Counts:
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings()
             return [
-                DayCounts(**{**row, **{name: int(row[name]) for name in _WHOLE}, "mature": bool(row["mature"])})
+                DayCounts(**{**row, **{name: int(row[name]) for name in _INTEGER_SUMS}, "mature": bool(row["mature"])})
                 for row in rows
             ]
 
-    async def earned(self, before: int) -> dict[str, Sample]:
-        """Return the rewards of each version over all hours below `before`, no reaction being one of 0."""
+    async def rewards(self, before: int) -> dict[tuple[str, str], Sample]:
+        """Return the rewards of each (prompt version, digest) over all hours below `before`; no reaction counts as 0."""
         table = reward_hours
+        version = (table.c.prompt_version, table.c.prompt_digest)
         tips = func.sum(case((table.c.reaction == ALL_TIPS, table.c.tips), else_=0))
-        query = select(table.c.prompt_version, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
-        query = query.where(table.c.segment == EVERYONE, table.c.hour < before, ~table.c.fallback, ~table.c.shadow)
+        query = select(*version, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
+        query = query.where(table.c.segment == EVERYONE, table.c.hour < before, ~table.c.fallback, table.c.shown)
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.group_by(table.c.prompt_version))
-            return {version: Sample(int(n), total, squares) for version, n, total, squares in rows}
+            rows = await connection.execute(query.group_by(*version))
+            return {(name, digest): Sample(int(n), total, squares) for name, digest, n, total, squares in rows}
 
     async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
-        """Return, for each version, how often it was taken and how often it should have been."""
+        """Return, for each prompt version, how often it was drawn and the expected number."""
         table = assignment_hours
         query = select(table.c.prompt_version, func.sum(table.c.taken), func.sum(table.c.expected))
         query = query.where(*_within(table, segment, hours)).group_by(table.c.prompt_version)
         async with self._database.reading() as connection:
             return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
 
-    async def add(self, connection: AsyncConnection, changes: CounterDelta) -> None:
-        """Add changes in the transaction of the rows that they come from."""
-        rewards = _rows(changes.rewards)
-        assignments = _rows(changes.assignments)
+    async def add(self, connection: AsyncConnection, delta: CounterDelta) -> None:
+        """Add a change in the transaction of its rows."""
+        rewards = _rows(delta.rewards)
+        assignments = _rows(delta.assignments)
         if rewards:
             await connection.execute(self._add_rewards, rewards)
         if assignments:
@@ -76,19 +77,19 @@ class Counts:
             await connection.execute(delete(table).where(table.c.hour < before))
 
     async def remove_empty(self, connection: AsyncConnection) -> None:
-        """Remove the counts of nothing: where somebody was forgotten, they would tell that there was somebody."""
+        """Remove counters that are zero: after a user was forgotten, they would show that the user existed."""
         for table, counted in ((reward_hours, "tips"), (assignment_hours, "expected")):
-            await connection.execute(delete(table).where(func.abs(table.c[counted]) < _NOTHING))
+            await connection.execute(delete(table).where(func.abs(table.c[counted]) < _ROUNDING))
 
 
-def _adding_up(upsert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
-    """Add to the counts that are there already."""
+def _add_to_existing(upsert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
+    """Return an insert that adds to the counters that exist already."""
     sums = {c.name: c + upsert.excluded[c.name] for c in upsert.table.columns if not c.primary_key}
     return upsert.on_conflict_do_update(index_elements=list(upsert.table.primary_key), set_=sums)
 
 
 def _rows(counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Return counts as rows in the order of their keys, so that two writers never wait each for the other."""
+    """Return counters as rows in the order of their keys, so that two writers cannot deadlock."""
     rows = [{**as_row(key), **as_row(count)} for key, count in counts.items()]
     return sorted(rows, key=lambda row: tuple(row.values()))
 

@@ -1,4 +1,4 @@
-"""The database, SQLite or PostgreSQL: its transactions, its schema, and its failures as ours."""
+"""The database, SQLite or PostgreSQL: transactions, schema, and the mapping of its failures to StorageUnavailable."""
 
 import asyncio
 import sqlite3
@@ -20,15 +20,18 @@ from ml.store import tables as schema
 
 log = structlog.get_logger()
 
-LOCKED_SECONDS = 5
+LOCK_TIMEOUT_SECONDS = 5
 """How long to wait for another writer, or for a connection."""
 
+MAX_PARAMETERS = 5_000
+"""The ids in one statement: databases bound the number of parameters."""
+
 _DATA_EXCEPTION = "22"
-"""The class of SQLSTATE for values that cannot be stored; SQLAlchemy has no error of its own for asyncpg's."""
+"""The SQLSTATE class of values that cannot be stored; SQLAlchemy has no exception of its own for asyncpg's."""
 
 
 class Database:
-    """Connections to what a URL names. Whatever fails there raises StorageUnavailable."""
+    """Connections to the database at a URL. All failures of the database raise StorageUnavailable."""
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
@@ -36,20 +39,20 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection that sees one state of the data."""
+        """Yield a connection with a consistent snapshot of the data."""
         with _storage_errors():
             async with self.engine.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Yield a connection in a transaction, which is durable once the block has ended."""
+        """Yield a connection in a transaction, which is durable when the block has ended."""
         with _storage_errors():
             async with self.engine.execution_options(writes=True).begin() as connection:
                 yield connection
 
     def upsert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """Return an insert that can say what to do about rows that are there already."""
+        """Return an insert statement for `table` that supports ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     async def ping(self) -> None:
@@ -57,15 +60,15 @@ class Database:
         async with self.reading() as connection:
             await connection.execute(select(literal(1)))
 
-    async def migrate_database(self) -> None:
-        """Bring it up to the newest schema."""
+    async def migrate(self) -> None:
+        """Migrate to the newest schema."""
         if self.is_sqlite:
-            self._open_once()
+            self._check_file()
         async with self.writing() as connection:
             await connection.run_sync(schema.migrate)
 
-    async def prepare_database(self) -> None:
-        """Migrate an SQLite database; raise ConfigurationError for another one that has not the newest schema."""
+    async def prepare(self) -> None:
+        """Migrate an SQLite database; raise ConfigurationError for another one without the newest schema."""
         if self.is_sqlite:
             await self.migrate()
             return
@@ -73,13 +76,13 @@ class Database:
             if not await connection.run_sync(schema.is_current):
                 raise ConfigurationError("DATABASE_URL: the database has an older schema, or none; run `tips migrate`.")
 
-    def _open_once(self) -> None:
-        """Find out whether the file can be opened, with no thread: a failing driver would leave one without a loop."""
+    def _check_file(self) -> None:
+        """Open the file without the driver's thread, which a failure to open would leave behind without an event loop."""
         with _storage_errors(), closing(sqlite3.connect(self.engine.url.database or "")) as connection:
             connection.execute("PRAGMA schema_version")
 
-    async def wipe(self) -> None:
-        """Leave no bytes of what was deleted: write SQLite's file anew (`secure_delete` misses some), empty its log."""
+    async def wipe_deleted(self) -> None:
+        """Leave no bytes of deleted rows: rewrite SQLite's file (`secure_delete` misses some) and truncate its log."""
         if self.is_sqlite:
             async with self.reading() as connection:
                 raw: Any = (await connection.get_raw_connection()).driver_connection
@@ -87,22 +90,22 @@ class Database:
                 await raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async def close(self) -> None:
-        """Give back all connections."""
+        """Close all connections."""
         await self.engine.dispose()
 
 
 def prepare_database(url: str) -> None:
-    """Make sure, before anything is served, that the database can be used. Raises ConfigurationError."""
-    _at_once(url, Database.prepare)
+    """Check at start-up that the database can be used, and migrate SQLite. Raises ConfigurationError."""
+    _run_once(url, Database.prepare)
 
 
 def migrate_database(url: str) -> None:
-    """Bring the database that `url` names up to the newest schema. Raises ConfigurationError."""
-    _at_once(url, Database.migrate)
+    """Migrate the database at `url` to the newest schema. Raises ConfigurationError."""
+    _run_once(url, Database.migrate)
 
 
-def _at_once(url: str, work: Any) -> None:
-    async def open_once() -> None:
+def _run_once(url: str, work: Any) -> None:
+    async def open_and_work() -> None:
         database = Database(url)
         try:
             await work(database)
@@ -110,25 +113,25 @@ def _at_once(url: str, work: Any) -> None:
             await database.close()
 
     try:
-        # In a thread, since a program's event loop may be running already.
+        # In a thread, since the program's event loop may be running already.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(lambda: asyncio.run(open_once())).result()
+            thread.submit(lambda: asyncio.run(open_and_work())).result()
     except StorageUnavailable:
         raise ConfigurationError("DATABASE_URL: the database cannot be opened or reached.") from None
 
 
 def _engine(url: str) -> AsyncEngine:
     if not url.startswith("sqlite"):
-        # A connection that has gone is noticed before it is used; nobody waits for ever for one that hangs.
-        limits = {"timeout": LOCKED_SECONDS, "command_timeout": 2 * LOCKED_SECONDS}
-        return create_async_engine(url, pool_pre_ping=True, pool_timeout=LOCKED_SECONDS, connect_args=limits)
-    engine = create_async_engine(url, connect_args={"timeout": LOCKED_SECONDS})
+        # A broken connection is noticed before it is used, and a hanging one times out.
+        limits = {"timeout": LOCK_TIMEOUT_SECONDS, "command_timeout": 2 * LOCK_TIMEOUT_SECONDS}
+        return create_async_engine(url, pool_pre_ping=True, pool_timeout=LOCK_TIMEOUT_SECONDS, connect_args=limits)
+    engine = create_async_engine(url, connect_args={"timeout": LOCK_TIMEOUT_SECONDS})
 
     @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions by itself
         cursor = connection.cursor()
-        # 32 MB of cache, and as much of log before it is moved into the file: pages that change often are written less.
+        # 32 MB of cache, and as much log before a checkpoint: pages that change often are written less often.
         speed = ("cache_size=-32768", "wal_autocheckpoint=8192")
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", *speed):
             cursor.execute(f"PRAGMA {pragma}")
@@ -136,7 +139,7 @@ def _engine(url: str) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that reads first and then writes could fail half-way, when another has written meanwhile.
+        # A transaction that reads first and writes later fails when another one has written in between.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -145,7 +148,7 @@ def _engine(url: str) -> AsyncEngine:
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Map what the database and its drivers raise; a defect of ours passes through, to be seen as one."""
+    """Map errors of the database and its drivers; errors in the statements themselves are defects and pass through."""
     try:
         yield
     except (DataError, IntegrityError, ProgrammingError):

@@ -1,6 +1,6 @@
-"""What the store tells those who learn: decisions with what came of them, and what is known of people beforehand.
+"""The decision log, as learning and evaluation read it: decisions with their rewards, and the aggregates of users.
 
-Both are read in parts: there may be more of them than there is memory.
+Both are read in pages or streamed, since they may be larger than memory.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -10,68 +10,72 @@ from uuid import UUID
 from sqlalchemy import RowMapping, case, func, or_, select
 
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.experiments.policies import PLAYGROUND
-from ml.store import tables as schema
+from ml.experiments.policies import POLICIES
+from ml.store import tables
 from ml.store.database import Database
 from ml.store.rollup import UNAVAILABLE
 
 _PAGE = 500
-"""Decisions; their candidates must not be more parameters than a statement can have."""
-_REWARDS_OF = timedelta(days=30)
-_TIPS_OF = timedelta(days=7)
+"""Decisions; their candidates must fit into the parameters of one statement."""
+_REWARD_RATE_PERIOD = timedelta(days=30)
+_TIP_COUNT_PERIOD = timedelta(days=7)
 
-_TIPS = schema.tip_scores.c
-_SHOWN = (
+_TIPS = tables.tip_scores.c
+_SHOWN_TIPS = (
     select(
         *(_TIPS[name] for name in ("tip_id", "decision_id", "user_id", "created_at", "signals", "aggregates")),
-        *(_TIPS[name] for name in ("options", "prompt_version_asked", "prompt_version", "reward")),
+        *(_TIPS[name] for name in ("options", "prompt_version_asked", "prompt_version", "prompt_digest", "reward")),
         *(_TIPS[name] for name in ("candidates", "score_policy")),
     )
-    .where(~_TIPS.shadow, ~_TIPS.fallback, _TIPS.policy != PLAYGROUND)
+    .where(
+        _TIPS.shown,
+        ~_TIPS.fallback,
+        _TIPS.policy.not_in([name for name, policy in POLICIES.items() if not policy.selectable]),
+    )
     .order_by(_TIPS.created_at, _TIPS.tip_id)
     .limit(_PAGE)
 )
-_CANDIDATES = select(_TIPS.tip_id, _TIPS.prompt_version, _TIPS.tip, _TIPS.score_probability)
+_CANDIDATES = select(_TIPS.tip_id, _TIPS.prompt_version, _TIPS.prompt_digest, _TIPS.tip, _TIPS.score_probability)
 
 
 async def decisions(database: Database, before: datetime, since: datetime | None) -> AsyncIterator[LoggedDecision]:
-    """Yield the decisions from `since` to `before`, the first one included, in the order of time.
+    """Yield the decisions from `since` (included) to `before`, in the order of time.
 
-    Raises StorageUnavailable.
+    Tips of policies that draw no version and tips of a fallback model are left out. Raises StorageUnavailable.
     """
-    within = _SHOWN.where(_TIPS.created_at < before)
-    page = within if since is None else within.where(_TIPS.created_at >= since)
+    in_period = _SHOWN_TIPS.where(_TIPS.created_at < before)
+    page = in_period if since is None else in_period.where(_TIPS.created_at >= since)
     while True:
         async with database.reading() as connection:
             rows = (await connection.execute(page)).mappings().all()
-            ids = [UUID(one) for row in rows if _ranked(row) for one in row["candidates"]]
+            ids = [UUID(candidate_id) for row in rows if _is_ranked(row) for candidate_id in row["candidates"]]
             found = (await connection.execute(_CANDIDATES.where(_TIPS.tip_id.in_(ids)))).mappings() if ids else ()
-            tips = {str(tip["tip_id"]): tip for tip in found}
+            candidates = {str(candidate["tip_id"]): candidate for candidate in found}
         for row in rows:
-            if decision := _decision(row, tips):
+            if decision := _decision(row, candidates):
                 yield decision
         if len(rows) < _PAGE:
             return
         at, tip_id = rows[-1]["created_at"], rows[-1]["tip_id"]
-        page = within.where(_TIPS.created_at >= at, or_(_TIPS.created_at > at, _TIPS.tip_id > tip_id))
+        page = in_period.where(_TIPS.created_at >= at, or_(_TIPS.created_at > at, _TIPS.tip_id > tip_id))
 
 
 async def user_aggregates(
     database: Database, now: datetime, reaction_window: timedelta
 ) -> AsyncIterator[tuple[str, Mapping[str, float]]]:
-    """Yield what is known of each person who was shown a tip in the 30 days before `now`.
+    """Yield each user who was shown a tip in the 30 days before `now`, with their aggregates.
 
-    `reward_rate_30d`, in [0, 1]: the mean reward of these tips, as far as they are older than the reaction window; left
-    out when none is. `tips_7d`: how many tips the last seven days had. Raises StorageUnavailable.
+    `reward_rate_30d`, in [0, 1]: the mean reward of the mature ones among these tips; left out if there is none.
+    `tips_7d`: the number of tips in the last seven days. Raises StorageUnavailable.
     """
-    old = _TIPS.created_at < now - reaction_window
+    is_mature = _TIPS.created_at < now - reaction_window
     query = (
         select(
             _TIPS.user_id,
-            func.avg(case((old, func.coalesce(_TIPS.reward, 0.0)))),
-            func.count(case((_TIPS.created_at >= now - _TIPS_OF, 1))),
+            func.avg(case((is_mature, func.coalesce(_TIPS.reward, 0.0)))),
+            func.count(case((_TIPS.created_at >= now - _TIP_COUNT_PERIOD, 1))),
         )
-        .where(~_TIPS.shadow, _TIPS.created_at >= now - _REWARDS_OF, _TIPS.created_at <= now)
+        .where(_TIPS.shown, _TIPS.created_at >= now - _REWARD_RATE_PERIOD, _TIPS.created_at <= now)
         .group_by(_TIPS.user_id)
     )
     async with database.reading() as connection:
@@ -79,32 +83,40 @@ async def user_aggregates(
             yield user_id, ({} if rate is None else {"reward_rate_30d": float(rate)}) | {"tips_7d": int(tips)}
 
 
-def _ranked(row: RowMapping) -> bool:
+def _is_ranked(row: RowMapping) -> bool:
     return row["score_policy"] not in {None, UNAVAILABLE}
 
 
-def _decision(row: RowMapping, tips: Mapping[str, RowMapping]) -> LoggedDecision | None:
-    """Return the decision that a tip was the outcome of; None when one of its candidates is being purged just now."""
-    if _ranked(row):
-        if any(one not in tips for one in row["candidates"]):
+def _decision(row: RowMapping, candidates: Mapping[str, RowMapping]) -> LoggedDecision | None:
+    """Return the decision by which a tip was shown; None if one of its candidates is being purged."""
+    if _is_ranked(row):
+        if any(candidate_id not in candidates for candidate_id in row["candidates"]):
             return None
-        candidates = [
-            LoggedCandidate(tip["prompt_version"], tip["score_probability"], tip["tip"])
-            for tip in (tips[one] for one in row["candidates"])
+        logged = [
+            LoggedCandidate(
+                candidate["prompt_version"],
+                candidate["score_probability"],
+                candidate["tip"],
+                candidate["prompt_digest"],
+            )
+            for candidate in (candidates[candidate_id] for candidate_id in row["candidates"])
         ]
-        decision_id, taken = row["decision_id"], row["candidates"].index(str(row["tip_id"]))
+        decision_id, chosen = row["decision_id"], row["candidates"].index(str(row["tip_id"]))
     else:
-        candidates = [LoggedCandidate(version, probability) for version, probability in row["options"].items()]
         asked = row["prompt_version_asked"] or row["prompt_version"]
-        decision_id, taken = row["tip_id"], [*row["options"]].index(asked)
+        logged = [
+            LoggedCandidate(version, probability, prompt_digest=row["prompt_digest"] if version == asked else None)
+            for version, probability in row["options"].items()
+        ]
+        decision_id, chosen = row["tip_id"], [*row["options"]].index(asked)
     return LoggedDecision(
         id=str(decision_id),
         user_id=row["user_id"],
         at=row["created_at"].timestamp(),
         signals=row["signals"],
         aggregates=row["aggregates"] or {},
-        candidates=tuple(candidates),
-        taken=taken,
+        candidates=tuple(logged),
+        chosen=chosen,
         reward=row["reward"] or 0.0,
-        ranked=_ranked(row),
+        ranked=_is_ranked(row),
     )

@@ -1,26 +1,33 @@
-"""How people react to a tip, what that is worth, and which of several reactions counts."""
+"""Reactions to tips: their rewards, the rule for which of several is effective, and their storage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
+
+from sqlalchemy import RowMapping, bindparam, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ml.store import tables
+from ml.store.database import MAX_PARAMETERS, Database
+from ml.store.rollup import CounterDelta, Row, TipDimensions
 
 REACTIONS: Mapping[str, float] = MappingProxyType(
     {"helpful": 1.0, "done": 1.0, "saved": 0.5, "dismissed": 0.0, "not_helpful": 0.0}
 )
-"""Each kind of reaction with its reward in [0, 1]; no reaction is worth 0. To add one, add an entry."""
+"""Each kind of reaction with its reward in [0, 1]; no reaction has a reward of 0. To add one, add an entry."""
 
 Outcome = Literal["recorded", "repeated", "superseded"]
-"""The reaction counts now; it did already; or a later one counts."""
+"""The reaction is effective now; it was already; or a later one is effective."""
 
 _INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """What somebody says about a tip; `at`, in UTC, is when they said it, None for just now."""
+    """A reaction to a tip, as a caller reports it; `at`, in UTC, is when the user reacted, None for now."""
 
     tip_id: UUID
     kind: str
@@ -29,23 +36,135 @@ class Reaction:
 
 @dataclass(frozen=True, slots=True, order=True)
 class EffectiveReaction:
-    """A reaction that has its time and its reward; the greatest one of a tip is the one that counts."""
+    """A reaction with its time and its reward; the greatest one of a tip is the effective one."""
 
     at: datetime
     kind: str
     reward: float
 
 
-def resolve_reaction(given: Reaction, counted: EffectiveReaction | None, now: datetime) -> tuple[EffectiveReaction, EffectiveReaction, Outcome]:
-    """Return a reaction with its time and reward, the one that counts from now on, and what became of it.
+@dataclass(frozen=True, slots=True)
+class ReactionResult:
+    """The outcome of storing a reaction, and the effective reaction of its tip."""
 
-    The later one counts, whatever order they arrive in; of two at the same instant, the one whose name comes later in
-    the alphabet. One without a time is the latest, even if the clock went back; it repeats a counted one of its kind.
+    tip_id: UUID
+    outcome: Outcome
+    reaction: str
+    reward: float
+
+
+class UnknownTipsError(Exception):
+    """Some of several reactions are to tips that are not stored; `indexes` are their positions."""
+
+    def __init__(self, indexes: Sequence[int]) -> None:
+        super().__init__(f"unknown tips: {len(indexes)}")
+        self.indexes = tuple(indexes)
+
+
+def resolve_reaction(
+    reaction: Reaction, effective: EffectiveReaction | None, now: datetime
+) -> tuple[EffectiveReaction, EffectiveReaction, Outcome]:
+    """Return a reaction with its time and reward, the effective one from now on, and the outcome.
+
+    The latest reaction is effective, in whatever order they arrive; of two at the same instant, the one whose name
+    comes later in the alphabet. A reaction without a time is the latest, even if the clock went back, and repeats an
+    effective one of its kind.
     """
-    if given.at is None and counted and counted.kind == given.kind:
-        return counted, counted, "repeated"
-    at = given.at or (max(now, counted.at + _INSTANT) if counted else now)
-    placed = EffectiveReaction(at, given.kind, REACTIONS[given.kind])
-    if counted is None or (placed.at, placed.kind) > (counted.at, counted.kind):
-        return placed, placed, "recorded"
-    return placed, counted, "repeated" if (placed.at, placed.kind) == (counted.at, counted.kind) else "superseded"
+    if reaction.at is None and effective and effective.kind == reaction.kind:
+        return effective, effective, "repeated"
+    at = reaction.at or (max(now, effective.at + _INSTANT) if effective else now)
+    resolved = EffectiveReaction(at, reaction.kind, REACTIONS[reaction.kind])
+    if effective is None or (resolved.at, resolved.kind) > (effective.at, effective.kind):
+        return resolved, resolved, "recorded"
+    is_same = (resolved.at, resolved.kind) == (effective.at, effective.kind)
+    return resolved, effective, "repeated" if is_same else "superseded"
+
+
+_EFFECTIVE_COLUMNS = ("reaction", "reward", "reacted_at")
+_TIP_COLUMNS = [tables.tip_scores.c[name] for name in ("tip_id", *TipDimensions.__slots__, *_EFFECTIVE_COLUMNS)]
+
+# Locked, and in the same order everywhere, so that two writers cannot deadlock.
+_SELECT_TIPS = (
+    select(*_TIP_COLUMNS)
+    .where(tables.tip_scores.c.tip_id.in_(bindparam("ids", expanding=True)))
+    .order_by(tables.tip_scores.c.tip_id)
+    .with_for_update()
+)
+_UPDATE_EFFECTIVE = (
+    update(tables.tip_scores)
+    .where(tables.tip_scores.c.tip_id == bindparam("of_tip"))
+    .values(reaction=bindparam("new_kind"), reward=bindparam("new_reward"), reacted_at=bindparam("new_at"))
+)
+
+
+def effective_reaction(row: Row) -> EffectiveReaction | None:
+    """Return the effective reaction in a row of `tip_scores`; None if nobody has reacted."""
+    return EffectiveReaction(row["reacted_at"], row["reaction"], row["reward"]) if row["reaction"] else None
+
+
+class ReactionWriter:
+    """Stores reactions in a transaction of the caller."""
+
+    def __init__(self, database: Database) -> None:
+        # Built once, so that SQLAlchemy's statement cache finds it by identity.
+        self._insert = database.upsert(tables.reactions).on_conflict_do_nothing()
+
+    async def store(
+        self, connection: AsyncConnection, batches: Sequence[Sequence[Reaction]], delta: CounterDelta, now: datetime
+    ) -> list[list[ReactionResult] | UnknownTipsError]:
+        """Store batches of reactions, each whole or not at all, and add the change of the counters to `delta`.
+
+        Returns the results of each batch, or the error of a batch with reactions to unknown tips.
+        """
+        rows = await self._select_tips(connection, {reaction.tip_id for batch in batches for reaction in batch})
+        before = {tip_id: effective_reaction(row) for tip_id, row in rows.items()}
+        after = dict(before)
+        history: list[dict[str, Any]] = []
+        answers: list[list[ReactionResult] | UnknownTipsError] = []
+        for batch in batches:
+            unknown = [index for index, reaction in enumerate(batch) if reaction.tip_id not in rows]
+            if unknown:
+                answers.append(UnknownTipsError(unknown))
+                continue
+            results = []
+            for reaction in batch:
+                tip_id = reaction.tip_id
+                resolved, effective, outcome = resolve_reaction(reaction, after[tip_id], now)
+                after[tip_id] = effective
+                if outcome != "repeated":
+                    history.append(_history_row(tip_id, resolved, now))
+                results.append(ReactionResult(tip_id, outcome, effective.kind, effective.reward))
+            answers.append(results)
+        changed = {tip_id: new for tip_id, new in after.items() if new and new != before[tip_id]}
+        for tip_id, new in changed.items():
+            tip = TipDimensions.of(rows[tip_id])
+            if old := before[tip_id]:
+                delta.add_reaction(tip, old.kind, old.reward, -1)
+            delta.add_reaction(tip, new.kind, new.reward)
+        if history:
+            await connection.execute(self._insert, history)
+        if changed:
+            updates = [
+                {"of_tip": tip_id, "new_kind": new.kind, "new_reward": new.reward, "new_at": new.at}
+                for tip_id, new in changed.items()
+            ]
+            await connection.execute(_UPDATE_EFFECTIVE, updates)
+        return answers
+
+    async def _select_tips(self, connection: AsyncConnection, tip_ids: set[UUID]) -> dict[UUID, RowMapping]:
+        ids = sorted(tip_ids)
+        rows: dict[UUID, RowMapping] = {}
+        for start in range(0, len(ids), MAX_PARAMETERS):
+            chunk = {"ids": ids[start : start + MAX_PARAMETERS]}
+            rows |= {row["tip_id"]: row for row in (await connection.execute(_SELECT_TIPS, chunk)).mappings()}
+        return rows
+
+
+def _history_row(tip_id: UUID, resolved: EffectiveReaction, now: datetime) -> dict[str, Any]:
+    return {
+        "tip_id": tip_id,
+        "at": resolved.at,
+        "reaction": resolved.kind,
+        "reward": resolved.reward,
+        "received_at": now,
+    }

@@ -1,7 +1,8 @@
-"""What is counted of tips and reactions, by the hour: small additive counts, so that they can be kept as they happen.
+"""The hourly counts of tips and reactions: which counters a tip or a reaction changes, and by how much. Pure.
 
-A tip is counted under its version, its digest and the hour (UTC) in which it was stored, once for everyone and once for
-each segment that its person belongs to. A reaction that counts is counted beside it, in the hour of the *tip*.
+A tip is counted in the hour (UTC) in which it was stored, under its prompt version and digest, once for everyone and
+once for each segment of its user. The effective reaction to it is counted in the hour of the *tip*. All counts are
+additive, so they can be kept up to date as rows change, and a deleted row can be subtracted.
 """
 
 from collections import defaultdict
@@ -10,27 +11,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from ml.store.reactions import EffectiveReaction
+from ml.experiments.policies import POLICIES
 
 EVERYONE = ""
+"""The segment that every user belongs to."""
+
 ALL_TIPS = ""
-"""In the place of a reaction: all tips, whether they are reacted to or not."""
+"""The value of `reaction` under which tips are counted, whether or not somebody reacted to them."""
 
 UNAVAILABLE = "unavailable"
-"""In the place of a policy that ranks candidates: none answered, so the first candidate was shown."""
+"""The score policy of a decision whose candidates could not be ranked, so that the first one was shown."""
 
-_NOT_RANKED = frozenset({None, "uniform", UNAVAILABLE})
-"""Policies under which it does not depend on a candidate whether it is shown."""
-
-_DRAWN_ONCE = "sticky"
-"""The policy that draws a version for a person, not for a tip: its tips come in heaps, however fairly it draws."""
+_INDEPENDENT_SCORE_POLICIES = frozenset({None, "uniform", UNAVAILABLE})
+"""Score policies under which the choice of a candidate does not depend on its features."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 
 
 def hour_of(at: datetime) -> int:
-    """Return the full hours since 1970 (UTC) at a time."""
+    """Return the number of whole hours from 1970 (UTC) to a time."""
     return (at - _EPOCH) // _HOUR
 
 
@@ -40,20 +40,20 @@ def start_of(hour: int) -> datetime:
 
 
 class Row(Protocol):
-    """Values by the names of their columns."""
+    """Values by column name."""
 
     def __getitem__(self, name: str, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TipDimensions:
-    """What matters of a tip for counting it: columns of `tip_scores`."""
+    """The columns of `tip_scores` that decide where and how a tip is counted."""
 
     created_at: datetime
     prompt_version: str
     prompt_digest: str
     fallback: bool
-    shadow: bool
+    shown: bool
     simulated: bool
     segments: Sequence[str]
     policy: str
@@ -65,31 +65,35 @@ class TipDimensions:
     ms: int
 
     @classmethod
-    def of(cls, row: Row) -> "Facts":
-        """Take them from a row of `tip_scores`."""
+    def of(cls, row: Row) -> "TipDimensions":
+        """Take the columns from a row of `tip_scores`."""
         return cls(**{name: row[name] for name in cls.__slots__})
+
+    @property
+    def drawn_per_user(self) -> bool:
+        """Whether the prompt version was drawn for the user, not for this tip."""
+        return self.policy in POLICIES and POLICIES[self.policy].per_user
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class RewardKey:
-    """Where a tip, or the reaction to it, is counted."""
+    """The counter of a tip, or of the reaction to it."""
 
     segment: str
     hour: int
     prompt_version: str
     prompt_digest: str
     fallback: bool
-    shadow: bool
+    shown: bool
     reaction: str
 
 
 @dataclass(frozen=True, slots=True)
 class RewardCounts:
-    """Sums over tips; rewards only over reactions, all that comes after them only over `SHOWN`.
+    """Sums over tips: rewards under each reaction, all the others under `ALL_TIPS`.
 
-    `simulated`: how many were written for people who do not exist. `dependent`: how many are no sample of their
-    version's tips from which an interval follows, because a policy that learned ranked them above others, or because
-    their version was drawn for a person and not for a tip.
+    `simulated`: tips written for simulated users. `dependent`: tips that are not an independent sample of their prompt
+    version's tips, because a learned policy ranked them above others or their version was drawn per user.
     """
 
     tips: int = 0
@@ -116,7 +120,7 @@ class RewardCounts:
 
 @dataclass(frozen=True, slots=True, order=True)
 class AssignmentKey:
-    """Where a choice among several versions is counted, for each version that it could have taken."""
+    """The counter of a draw among several prompt versions, one for each version that could have been drawn."""
 
     segment: str
     hour: int
@@ -125,7 +129,7 @@ class AssignmentKey:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentCounts:
-    """How often a version was taken, and how often it should have been: the sum of its logged propensities."""
+    """How often a version was drawn, and the expected number: the sum of its logged propensities."""
 
     taken: int = 0
     expected: float = 0.0
@@ -136,49 +140,49 @@ class AssignmentCounts:
 
 @dataclass(slots=True)
 class CounterDelta:
-    """What tips and reactions add to the counts, or take off them."""
+    """The change that tips and reactions make to the counters. `sign`: 1 to add, -1 to subtract."""
 
     rewards: dict[RewardKey, RewardCounts] = field(default_factory=lambda: defaultdict(RewardCounts))
     assignments: dict[AssignmentKey, AssignmentCounts] = field(default_factory=lambda: defaultdict(AssignmentCounts))
 
-    def tip(self, tip: TipDimensions, times: int = 1) -> None:
-        """Count a tip; `times` is -1 to take it off."""
+    def add_tip(self, tip: TipDimensions, sign: int = 1) -> None:
+        """Count a tip, and the draw of its prompt version."""
         counts = RewardCounts(
-            tips=times,
-            input_tokens=times * tip.input_tokens,
-            output_tokens=times * tip.output_tokens,
-            ms=times * tip.ms,
-            simulated=times * tip.simulated,
-            dependent=times * (tip.score_policy not in _NOT_RANKED or tip.policy == _DRAWN_ONCE),
+            tips=sign,
+            input_tokens=sign * tip.input_tokens,
+            output_tokens=sign * tip.output_tokens,
+            ms=sign * tip.ms,
+            simulated=sign * tip.simulated,
+            dependent=sign * (tip.score_policy not in _INDEPENDENT_SCORE_POLICIES or tip.drawn_per_user),
         )
-        for key in _keys(tip, ALL_TIPS):
+        for key in _reward_keys(tip, ALL_TIPS):
             self.rewards[key] += counts
-        # A choice with one option, and a tip of another model, say nothing about how versions were drawn. A candidate
-        # that was not shown does: without it, the versions that are shown more often would seem to be drawn more often.
-        if len(tip.options) > 1 and tip.policy != _DRAWN_ONCE and not tip.fallback:
+        # A draw with one option says nothing about the shares, and a fallback model's tip may be missing for another
+        # reason than the draw. Candidates that were not shown count: leaving them out would make versions that are
+        # shown more often look as if they had been drawn more often.
+        if len(tip.options) > 1 and not tip.drawn_per_user and not tip.fallback:
             for segment in (EVERYONE, *tip.segments):
-                for version, probability in tip.options.items():
-                    key_ = AssignmentKey(segment, hour_of(tip.created_at), version)
-                    taken = version == tip.prompt_version_asked
-                    self.assignments[key_] += AssignmentCounts(times * taken, times * probability)
+                for prompt_version, probability in tip.options.items():
+                    key_ = AssignmentKey(segment, hour_of(tip.created_at), prompt_version)
+                    drawn = prompt_version == tip.prompt_version_asked
+                    self.assignments[key_] += AssignmentCounts(sign * drawn, sign * probability)
 
-    def reaction(self, tip: TipDimensions, counted: EffectiveReaction, times: int = 1) -> None:
-        """Count the reaction that counts for a tip; `times` is -1 to take it off."""
-        counts = RewardCounts(times, times * counted.reward, times * counted.reward**2)
-        for key in _keys(tip, counted.kind):
+    def add_reaction(self, tip: TipDimensions, kind: str, reward: float, sign: int = 1) -> None:
+        """Count the effective reaction to a tip."""
+        counts = RewardCounts(sign, sign * reward, sign * reward**2)
+        for key in _reward_keys(tip, kind):
             self.rewards[key] += counts
 
 
 @dataclass(frozen=True, slots=True)
 class DayCounts:
-    """The counts over one day, for the tips that are old enough to count without a reaction, or are not."""
+    """The counts of one day (since 1970), separately for mature tips, whose reaction window has ended, and others."""
 
     day: int
-    """Since 1970."""
     prompt_version: str
     prompt_digest: str
     fallback: bool
-    shadow: bool
+    shown: bool
     reaction: str
     mature: bool
     tips: int
@@ -191,7 +195,7 @@ class DayCounts:
     dependent: int
 
 
-def _keys(tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
+def _reward_keys(tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
     hour = hour_of(tip.created_at)
     for segment in (EVERYONE, *tip.segments):
-        yield RewardKey(segment, hour, tip.prompt_version, tip.prompt_digest, tip.fallback, tip.shadow, reaction)
+        yield RewardKey(segment, hour, tip.prompt_version, tip.prompt_digest, tip.fallback, tip.shown, reaction)

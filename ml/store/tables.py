@@ -1,4 +1,4 @@
-"""The tables, and bringing a database up to them. Times are UTC; SQLite keeps no zone, it is put back on reading."""
+"""The tables and their migrations. Times are in UTC; SQLite stores no time zone, so it is added on reading."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +28,11 @@ from sqlalchemy import (
 )
 
 VERSION_TABLE = "tips_schema"
-"""Alembic's own; named so that other programs' tables can live in the same database."""
+"""Alembic's version table, named so that other programs can use the same database."""
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A point in time, in UTC; a naive one is refused."""
+    """A point in time in UTC; a naive datetime is refused."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -54,13 +54,13 @@ tip_scores = Table(
     Column("tip_id", Uuid, primary_key=True),
     Column("user_id", String(128), nullable=False, index=True),
     Column("created_at", UtcTime, nullable=False, index=True),
-    # How the version was chosen, when it was: without the propensity, nothing can be learned from the row.
+    # How the prompt version was drawn: without the propensity, nothing can be learned from the row.
     Column("policy", String(40), nullable=False),
     Column("policy_version", String(64), nullable=False),
     Column("options", JSON, nullable=False),
     Column("probability", Float, nullable=False),
     Column("prompt_version_asked", String(64)),
-    # What came of it, as serving said.
+    # The answer of serving.
     Column("generation_id", String(64), nullable=False),
     Column("prompt_version", String(64), nullable=False),
     Column("prompt_digest", String(64), nullable=False),
@@ -72,22 +72,23 @@ tip_scores = Table(
     Column("input_tokens", Integer, nullable=False),
     Column("output_tokens", Integer, nullable=False),
     Column("ms", Integer, nullable=False),
-    # Written, but shown to nobody; written for people who do not exist.
-    Column("shadow", Boolean, nullable=False),
+    # False for a candidate that was not chosen.
+    Column("shown", Boolean, nullable=False),
+    # True for a tip that was written for a simulated user.
     Column("simulated", Boolean, nullable=False),
-    # The reaction that counts.
+    # The effective reaction.
     Column("reaction", String(40)),
     Column("reward", Float),
     Column("reacted_at", UtcTime),
-    # The candidates among which this tip was shown or, as a shadow, was not: all rows of one decision have the same
-    # `decision_id`, which is the tip_id of the first, and all of their ids, in order; NULL where there was one only.
+    # The decision among several candidates: all rows of one decision have the same `decision_id`, the tip_id of the
+    # first, and the ids of all `candidates`, in order; NULL if there was one only.
     Column("decision_id", Uuid),
     Column("score", Float),
     Column("score_probability", Float),
     Column("score_policy", String(64)),
     Column("score_policy_version", String(64)),
     Column("candidates", JSON(none_as_null=True)),
-    # What serving knew of the person beforehand.
+    # The user's precomputed features that the ranking used.
     Column("aggregates", JSON(none_as_null=True)),
 )
 
@@ -101,7 +102,7 @@ reactions = Table(
     Column("received_at", UtcTime, nullable=False),
 )
 
-# The counts of rollup.py, kept in the transaction that changes what they count.
+# The counters of rollup.py, changed in the transaction of the rows that they count.
 reward_hours = Table(
     "reward_hours",
     metadata,
@@ -110,7 +111,7 @@ reward_hours = Table(
     Column("prompt_version", String(64), primary_key=True),
     Column("prompt_digest", String(64), primary_key=True),
     Column("fallback", Boolean, primary_key=True),
-    Column("shadow", Boolean, primary_key=True),
+    Column("shown", Boolean, primary_key=True),
     Column("reaction", String(40), primary_key=True),
     Column("tips", BigInteger, nullable=False),
     Column("reward", Float, nullable=False),
@@ -134,31 +135,31 @@ assignment_hours = Table(
 
 
 def as_row(value: Any) -> dict[str, Any]:
-    """Return a value's fields by name, as they are (`asdict` copies all that is in them, which takes long)."""
+    """Return the fields of a dataclass with slots by name, uncopied (`asdict` copies deeply, which takes long)."""
     return {name: getattr(value, name) for name in value.__slots__}
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the database up to the newest schema, in the caller's transaction; it may be there already."""
+    """Migrate the database to the newest schema, in the caller's transaction."""
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
 def is_current(connection: Connection) -> bool:
-    """Tell whether the database has the newest schema."""
+    """Return whether the database has the newest schema."""
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     return set(context.get_current_heads()) == set(ScriptDirectory.from_config(_config()).get_heads())
 
 
 def configuration(connection: Connection) -> dict[str, Any]:
-    """Return how Alembic is to look at the database."""
+    """Return the options of Alembic's migration context."""
     return {
         "connection": connection,
         "target_metadata": metadata,
         "version_table": VERSION_TABLE,
         "render_as_batch": True,
-        # Other programs' tables are none of our business.
+        # Tables of other programs are ignored.
         "include_name": lambda name, kind, _: kind != "table" or name in metadata.tables,
     }
 

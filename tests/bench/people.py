@@ -77,7 +77,7 @@ def decisions(everybody: Sequence[Person]) -> Iterator[LoggedDecision]:
             signals=person.signals,
             aggregates=person.aggregates,
             candidates=tuple(LoggedCandidate(each["prompt_version"], 0.05, each["tip"]) for each in person.candidates),
-            taken=chance.randrange(CANDIDATES),
+            chosen=chance.randrange(CANDIDATES),
             reward=float(chance.random() < 0.3),
             ranked=True,
         )

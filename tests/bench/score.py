@@ -112,8 +112,8 @@ def mlflow(everybody: Sequence[Person], policy: Path, executables: Path, directo
 def forms(person: Person) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what MLflow is asked: named arrays, in which 0 stands for what is missing, and a data frame without it."""
     of_candidates = candidate_encoder(VERSIONS)
-    context = CONTEXT_ENCODER.of_rows([{**person.signals, **person.aggregates}])[0].round(6)
-    rows = of_candidates.of_rows(person.candidates).round(6)
+    context = CONTEXT_ENCODER.encode_rows([{**person.signals, **person.aggregates}])[0].round(6)
+    rows = of_candidates.encode_rows(person.candidates).round(6)
     known = ~np.isnan(context)
     arrays = {"context": np.nan_to_num(context).tolist(), "candidates": rows.tolist()}
     frame = {

@@ -288,7 +288,7 @@ def test_the_same_decisions_several_times_over_tell_no_more(both: tuple[Log, Rew
         np.tile(model.options, times), np.tile(model.means, (times, 1)), np.tile(model.target, (times, 1))
     )
     estimates = every_estimate(again, model_again)
-    assert again.effective_people == pytest.approx(once.effective_people)
+    assert again.effective_clusters == pytest.approx(once.effective_clusters)
     for name, one in every_estimate(once, model).items():
         assert numbers_of(estimates[name]) == pytest.approx(numbers_of(one), abs=1e-9)
 
@@ -331,7 +331,7 @@ def test_the_width_of_an_interval_is_that_of_the_jackknife_over_people(estimator
         values.append(part.value)
         gains.append(part.gain.estimate)
     whole = estimator(log)
-    t = -float(special.stdtrit(log.effective_people - 1, 0.025))
+    t = -float(special.stdtrit(log.effective_clusters - 1, 0.025))
     for width, left_out in ((whole.high - whole.low, values), (whole.gain.high - whole.gain.low, gains)):
         # Terms of people with many decisions pull on the mean of all: hence the room.
         assert width == pytest.approx(2 * t * math.sqrt(149 * float(np.var(left_out))), rel=0.05)
@@ -377,7 +377,7 @@ def test_nothing_is_gained_over_oneself(log: Log) -> None:
     own = Log(log.rewards, log.propensities, log.propensities)
     for estimate in (ips(own), snips(own)):
         assert estimate.gain.estimate == pytest.approx(0, abs=1e-12)
-        assert not estimate.tells_apart
+        assert not estimate.is_significant
         if log.rewards.size > 1:
             assert (estimate.gain.low, estimate.gain.high) == pytest.approx((0, 0), abs=1e-12)
 
@@ -402,12 +402,12 @@ def test_more_and_less_than_the_log_are_told_apart_from_it_and_worthless_estimat
     for target, better in ((best, True), (worst, False)):
         log, options, groups = simulated(rng, 2_000, target)
         for estimate in every_estimate(log, RewardModel(options, RATES[groups], target[groups])).values():
-            assert estimate.tells_apart
+            assert estimate.is_significant
             assert (estimate.gain.low > 0) is better
             assert (estimate.gain.high < 0) is not better
         few = Log(log.rewards[:150], log.propensities[:150], log.targets[:150])
         assert snips(few).refusal
-        assert not snips(few).tells_apart
+        assert not snips(few).is_significant
 
 
 # What makes an estimate worthless

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ml.experiments.thompson import ThompsonSampling
 
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import FLOOR
 from ml.experiments.statistics import Sample, probability_best
+from ml.experiments.thompson import ThompsonSampling
 from tests.experiments.test_assignment import DECISIONS, fits
 
 chances = st.floats(0, 1, exclude_max=True)

@@ -14,12 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ml.experiments.ranking import Encoder, Learner, RankingPolicy, UnusablePolicy, _loaded
+from ml.experiments.ranking import Encoder, Learner, RankingPolicy, UnusablePolicyError, _loaded
 from ml.features.definitions import SIGNALS
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.features.feature_types import Floats
 from ml.pipelines.training import train
-from ml.registry.policies import Learned
+from ml.registry.policies import LearnedPolicy
 from tests.features.test_context import some_signals
 from tests.policies import TIPS, decisions, policy
 
@@ -44,7 +44,7 @@ anything = st.text(st.characters(exclude_categories=[]), max_size=80) | st.sampl
     ]
 )
 numbers = st.floats(-1e6, 1e6) | st.floats(0, 1) | st.just(math.nan)
-LEARNED = Learned(RankingPolicy.load(policy()))
+LEARNED = LearnedPolicy(RankingPolicy.load(policy()))
 OF_TIPS = candidate_encoder([*TIPS])
 ENCODER = Encoder(CONTEXT_ENCODER.columns, OF_TIPS.columns)
 MODEL = _loaded(zipfile.ZipFile(io.BytesIO(policy())).read("model.vw"))
@@ -70,7 +70,7 @@ def test_any_text_in_any_field_yields_as_many_actions_as_candidates_and_only_dec
 ) -> None:
     person = {**signals, "goal": goal, "mood": goal, "local_time": signals.get("local_time")}
     rows = [candidate_row(version, tip) for version, tip in tips]
-    lines = ENCODER.encode(CONTEXT_ENCODER.of_rows([person])[0], OF_TIPS.of_rows(rows))
+    lines = ENCODER.encode(CONTEXT_ENCODER.encode_rows([person])[0], OF_TIPS.encode_rows(rows))
     assert len(lines) == len(tips) + 1
     assert set().union(*map(names, lines)) <= {*CONTEXT_ENCODER.columns, *OF_TIPS.columns}
     assert all("\n" not in line and "\r" not in line for line in lines)
@@ -200,7 +200,7 @@ def test_ranking_is_the_same_from_several_threads() -> None:
 def test_a_truncated_policy_is_refused_wherever_it_ends() -> None:
     blob = policy()
     for end in range(0, len(blob), max(1, len(blob) // 60)):
-        with pytest.raises(UnusablePolicy):
+        with pytest.raises(UnusablePolicyError):
             RankingPolicy.load(blob[:end])
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_policy_is_refused_wherever_the_damage_is() -> None:
     for place in range(start, start + 600, 37):
         damaged = bytearray(blob)
         damaged[place] ^= 0xFF
-        with pytest.raises(UnusablePolicy):
+        with pytest.raises(UnusablePolicyError):
             RankingPolicy.load(bytes(damaged))
 
 
@@ -239,7 +239,7 @@ def changed(**changes: Any) -> bytes:
     ids=["empty", "too short", "a pickle", "a bare model", "an unknown field", "a bad name", "a reserved name"],
 )
 def test_what_is_no_policy_is_refused(blob: bytes) -> None:
-    with pytest.raises(UnusablePolicy, match="is damaged, or is no policy"):
+    with pytest.raises(UnusablePolicyError, match="is damaged, or is no policy"):
         RankingPolicy.load(blob)
 
 
@@ -253,14 +253,16 @@ def test_what_is_no_policy_is_refused(blob: bytes) -> None:
     ],
 )
 def test_a_policy_made_for_other_features_is_refused_and_one_is_named(changes: dict[str, Any], column: str) -> None:
-    with pytest.raises(UnusablePolicy, match=f"was made for other features, such as {column}"):
-        Learned(RankingPolicy.load(changed(**changes)))
+    with pytest.raises(UnusablePolicyError, match=f"was made for other features, such as {column}"):
+        LearnedPolicy(RankingPolicy.load(changed(**changes)))
 
 
 def test_a_policy_that_knows_fewer_features_than_there_are_still_ranks() -> None:
-    some = Learned(RankingPolicy.load(changed(context=["mood=low", "stress/10"])))
+    some = LearnedPolicy(RankingPolicy.load(changed(context=["mood=low", "stress/10"])))
     assert (
-        some.rank({"mood": "low", "stress": 3, "goal": "x"}, [candidate_row("v1", "Dim."), candidate_row("v2-mentor", None)]).scores.size
+        some.rank(
+            {"mood": "low", "stress": 3, "goal": "x"}, [candidate_row("v1", "Dim."), candidate_row("v2-mentor", None)]
+        ).scores.size
         == 2
     )
     assert len(CONTEXT_ENCODER.columns) > len(SIGNALS)

@@ -67,5 +67,7 @@ def test_what_was_learned_is_drawn_as_often_as_its_probabilities_say(kind: int) 
     # Two of each topic: ties among the best, and among the others.
     probabilities = policy.rank(ONE_HOT[kind], np.tile(ONE_HOT, (2, 1))).probabilities
     claimed = {str(place): float(probability) for place, probability in enumerate(probabilities)}
-    seen = Counter(draw_weighted(claimed, hash_to_unit_interval("score", f"{kind}-{n}")).option for n in range(DECISIONS))
+    seen = Counter(
+        draw_weighted(claimed, hash_to_unit_interval("score", f"{kind}-{n}")).option for n in range(DECISIONS)
+    )
     assert fits(seen, claimed)

@@ -59,7 +59,9 @@ def test_no_signal_text_escapes_its_quotation_marks(signals: dict[str, object]) 
     # Outside the quotation marks only our own words remain, whatever was written inside them.
     outside = context.text.split('"')[::2]
     assert len(outside) == len(shown) + 1 or not shown
-    harmless = {**signals, "goal": "x"} if "goal" in signals and quote_free_text(str(signals["goal"]), 200) else dict(signals)
+    harmless = (
+        {**signals, "goal": "x"} if "goal" in signals and quote_free_text(str(signals["goal"]), 200) else dict(signals)
+    )
     harmless["recent_tips"] = ["x" for text in signals.get("recent_tips", []) if quote_free_text(text, 280)]  # type: ignore[attr-defined]
     assert outside == assemble_context(harmless).text.split('"')[::2]
 

@@ -61,7 +61,9 @@ def through_duckdb(rows: Sequence[Row], space: FeatureEncoder, *, at_once: int) 
         connection.execute("CREATE TABLE stored AS SELECT * FROM rows_to_store")
         reader = connection.execute("SELECT * FROM stored").to_arrow_reader(at_once)
         batches = [
-            space.of_columns({name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names})
+            space.encode_columns(
+                {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
+            )
             for batch in reader
         ]
     assert len(batches) > 1
@@ -75,35 +77,35 @@ def bits(numbers: Floats) -> bytes:
 
 def test_a_person_has_the_same_numbers_alone_in_chunks_in_a_million_and_through_duckdb() -> None:
     people = some_people(5_000)
-    batch = CONTEXT_ENCODER.of_rows(people)
+    batch = CONTEXT_ENCODER.encode_rows(people)
     assert batch.shape == (5_000, len(CONTEXT_ENCODER.columns))
-    assert bits(np.concatenate([CONTEXT_ENCODER.of_rows([one]) for one in people])) == bits(batch)
-    chunks = [CONTEXT_ENCODER.of_rows(people[start : start + 617]) for start in range(0, len(people), 617)]
+    assert bits(np.concatenate([CONTEXT_ENCODER.encode_rows([one]) for one in people])) == bits(batch)
+    chunks = [CONTEXT_ENCODER.encode_rows(people[start : start + 617]) for start in range(0, len(people), 617)]
     assert bits(np.concatenate(chunks)) == bits(batch)
     readable = [
         {**one, "goal": one.get("goal", "").replace("\ud83d", "")} for one in people
     ]  # no half characters there
-    assert bits(through_duckdb(readable, CONTEXT_ENCODER, at_once=2_048)) == bits(CONTEXT_ENCODER.of_rows(readable))
+    assert bits(through_duckdb(readable, CONTEXT_ENCODER, at_once=2_048)) == bits(CONTEXT_ENCODER.encode_rows(readable))
 
 
 def test_a_tip_has_the_same_numbers_alone_and_through_duckdb() -> None:
     texts = ["Dim the lights.", "Geh zehn Minuten spazieren.", "x" * 280, None]
     tips = [candidate_row(version, text) for version in (*VERSIONS, "v9", None) for text in texts] * 300
-    batch = TIPS.of_rows(tips)
-    assert bits(np.concatenate([TIPS.of_rows([tip]) for tip in tips])) == bits(batch)
+    batch = TIPS.encode_rows(tips)
+    assert bits(np.concatenate([TIPS.encode_rows([tip]) for tip in tips])) == bits(batch)
     assert bits(through_duckdb(tips, TIPS, at_once=2_048)) == bits(batch)
 
 
 @given(some_signals)
 def test_any_signals_that_validate_become_numbers_of_a_known_range(signals: dict[str, Any]) -> None:
-    numbers = CONTEXT_ENCODER.of_rows([signals])[0]
+    numbers = CONTEXT_ENCODER.encode_rows([signals])[0]
     known = numbers[~np.isnan(numbers)]
     assert ((known >= 0) & (known <= 1)).all()
 
 
 @given(some_signals)
 def test_what_is_missing_is_nan_and_changes_nothing_else(signals: dict[str, Any]) -> None:
-    numbers = dict(zip(CONTEXT_ENCODER.columns, CONTEXT_ENCODER.of_rows([signals])[0], strict=True))
+    numbers = dict(zip(CONTEXT_ENCODER.columns, CONTEXT_ENCODER.encode_rows([signals])[0], strict=True))
     for name, kind in CONTEXT_ENCODER.kinds.items():
         for column in kind.columns(name):
             assert np.isnan(numbers[column]) == (signals.get(name) is None)
@@ -127,35 +129,37 @@ def test_columns_are_named_after_what_they_hold_and_no_two_alike() -> None:
 def test_a_clock_falls_into_quarters_of_the_day() -> None:
     times = {"00:00": "night", "05:59": "night", "06:00": "morning", "12:00": "afternoon", "23:59": "evening"}
     for time, part in times.items():
-        numbers = dict(zip(CONTEXT_ENCODER.columns, CONTEXT_ENCODER.of_rows([{"local_time": time}])[0], strict=True))
+        numbers = dict(
+            zip(CONTEXT_ENCODER.columns, CONTEXT_ENCODER.encode_rows([{"local_time": time}])[0], strict=True)
+        )
         assert [column for column, one in numbers.items() if one == 1] == [f"local_time={part}"]
 
 
 def test_a_text_counts_by_its_topics_and_a_tip_by_its_length_too() -> None:
-    (numbers,) = TIPS.of_rows([candidate_row("v1", "Walk outside, then put your phone in the bedroom.")])
+    (numbers,) = TIPS.encode_rows([candidate_row("v1", "Walk outside, then put your phone in the bedroom.")])
     said = dict(zip(TIPS.columns, numbers, strict=True))
     assert said["length(tip)/280"] == 49 / 280
     assert {topic for topic in TOPICS if said[f"tip~{topic}"]} == {"sleep", "movement", "outdoors", "screens"}
 
 
 def test_a_version_that_was_never_seen_is_missing() -> None:
-    (numbers,) = TIPS.of_rows([candidate_row("v9", "Walk.")])
+    (numbers,) = TIPS.encode_rows([candidate_row("v9", "Walk.")])
     assert np.isnan(numbers[:2]).all()
     assert not np.isnan(numbers[2:]).any()
 
 
 @pytest.mark.parametrize("space", [CONTEXT_ENCODER, TIPS], ids=["people", "tips"])
 def test_no_rows_are_no_rows_of_as_many_numbers(space: FeatureEncoder) -> None:
-    assert space.of_rows([]).shape == (0, len(space.columns))
+    assert space.encode_rows([]).shape == (0, len(space.columns))
     for name, kind in space.kinds.items():
         assert kind.numbers(np.array([], object)).shape == (0, len(kind.columns(name)))
 
 
 def test_a_name_that_is_no_feature_is_an_error() -> None:
     with pytest.raises(KeyError, match="shoe_size"):
-        CONTEXT_ENCODER.of_columns({"shoe_size": np.array([43])})
+        CONTEXT_ENCODER.encode_columns({"shoe_size": np.array([43])})
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=5))
 def test_texts_of_any_characters_are_read(texts: list[str]) -> None:
-    assert TIPS.of_rows([candidate_row(None, text) for text in texts]).shape == (len(texts), len(TIPS.columns))
+    assert TIPS.encode_rows([candidate_row(None, text) for text in texts]).shape == (len(texts), len(TIPS.columns))

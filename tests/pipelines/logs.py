@@ -58,7 +58,7 @@ def log_of(
                 at=start + 600.0 * index,
                 signals={"mood": mood},
                 candidates=candidates,
-                taken=taken,
+                chosen=taken,
                 reward=float(rng.random() < rates[mood][candidates[taken].prompt_version]),
             )
         )
@@ -78,7 +78,8 @@ def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> li
         probabilities = rng.dirichlet(np.full(size, 2.0)) * 0.9 + 0.1 / size
         tips = ["Go to sleep early tonight." if rng.random() < 0.5 else "Take a short walk." for _ in range(size)]
         candidates = tuple(
-            LoggedCandidate(VERSIONS[int(rng.integers(3))], float(p), tip) for p, tip in zip(probabilities, tips, strict=True)
+            LoggedCandidate(VERSIONS[int(rng.integers(3))], float(p), tip)
+            for p, tip in zip(probabilities, tips, strict=True)
         )
         taken = int(rng.choice(size, p=probabilities))
         helps = 0.6 if ("sleep" in tips[taken]) == (mood == "low") else 0.2
@@ -90,7 +91,7 @@ def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> li
                 at=600.0 * index,
                 signals={"mood": mood},
                 candidates=candidates,
-                taken=taken,
+                chosen=taken,
                 reward=float(rng.random() < helps),
                 ranked=True,
             )

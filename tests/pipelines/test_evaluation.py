@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml.experiments.thompson import ThompsonSampling as Sampling
 
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.experiments.statistics import Sample
+from ml.experiments.thompson import ThompsonSampling as Sampling
 from ml.pipelines.evaluation import EvaluationReport, NothingToEvaluate, evaluate
 from ml.pipelines.targets import Ranked, Target, Thompson, Uniform, Versions, read
 from ml.pipelines.training import train
@@ -50,7 +50,7 @@ def test_the_best_of_three_versions_is_found_to_earn_what_it_does_and_more_than_
     assert report.earned.low < 0.3 < report.earned.high
     assert finds(report, MEANS["v3"])
     for estimate in report.estimates.values():
-        assert estimate.tells_apart
+        assert estimate.is_significant
         assert 0 < estimate.gain.low < 0.1 < estimate.gain.high
         assert estimate.effective_sample_size == pytest.approx(2_000, rel=0.1)
         assert estimate.largest_weight == pytest.approx(3)
@@ -63,7 +63,7 @@ def test_the_best_of_three_versions_is_found_to_earn_what_it_does_and_more_than_
 def test_a_worse_version_is_found_to_lose() -> None:
     report = evaluate(log_of(6_000), target("v1"))
     assert finds(report, MEANS["v1"])
-    assert report.best.tells_apart
+    assert report.best.is_significant
     assert report.best.gain.high < 0
     assert f"): {100 * report.best.gain.estimate:.1f} points (-" in report.verdict
 
@@ -73,7 +73,7 @@ def test_what_the_log_did_anyway_is_not_told_apart_from_it() -> None:
         report = evaluate(log_of(1_000), target(policy))
         assert report.estimates["snips"].value == pytest.approx(report.earned.value)
         assert report.best.value == pytest.approx(report.earned.value, abs=0.01)
-        assert not any(estimate.tells_apart for estimate in report.estimates.values())
+        assert not any(estimate.is_significant for estimate in report.estimates.values())
         assert report.verdict.endswith("), which may be chance.")
 
 
@@ -86,7 +86,7 @@ def test_weights_are_those_of_the_setting() -> None:
 def test_a_version_that_the_log_hardly_took_is_refused_in_words() -> None:
     report = evaluate(log_of(2_000, shares={"v1": 0.49, "v2": 0.49, "v3": 0.02}), target("v3"))
     assert "The log tells no more than" in (report.best.refusal or "")
-    assert not report.best.tells_apart
+    assert not report.best.is_significant
     assert " What v3 would have earned cannot be told from it: the log tells no more than " in report.verdict
 
 
@@ -120,7 +120,7 @@ def test_decisions_from_before_a_version_came_are_left_out_and_counted() -> None
 def test_decisions_without_a_choice_are_left_out_where_another_would_have_been_taken() -> None:
     outage = (LoggedCandidate("v1", 1.0, "One."), LoggedCandidate("v3", 0.0, "Two."))
     mixed = [
-        replace(one, candidates=outage, taken=0, ranked=True) if index % 10 == 0 else one
+        replace(one, candidates=outage, chosen=0, ranked=True) if index % 10 == 0 else one
         for index, one in enumerate(log_of(6_000))
     ]
     report = evaluate(mixed, target("v3"))
@@ -139,7 +139,7 @@ def test_a_version_is_judged_by_decisions_among_tips_of_which_one_is_its() -> No
     there = sum(any(one.prompt_version == "v3" for one in each.candidates) for each in log)
     assert 0 < report.decisions == there < 6_000
     assert finds(report, 0.5)
-    assert report.best.tells_apart
+    assert report.best.is_significant
     assert finds(evaluate(log, target("uniform")), 0.4)
 
 
@@ -162,7 +162,7 @@ def test_versions_share_their_weight_among_their_tips_and_absent_ones_leave_thei
 
 def test_thompson_sampling_is_found_to_earn_more_once_it_has_learned() -> None:
     report = evaluate(log_of(6_000), target("thompson"))
-    assert report.best.tells_apart
+    assert report.best.is_significant
     assert report.best.low > MEANS["v2"]
     assert report.best.high < MEANS["v3"] + 0.05
 
@@ -173,7 +173,7 @@ def by_hand(decisions: Sequence[LoggedDecision], window: float) -> list[list[flo
     for one in decisions:
         earned = {candidate.prompt_version: Sample() for candidate in one.candidates}
         for past in decisions:
-            version = past.candidates[past.taken].prompt_version
+            version = past.candidates[past.chosen].prompt_version
             if past.at + window < one.at and version in earned:
                 earned[version] += Sample(1, past.reward, past.reward**2)
         found.append([*Sampling().distribution(earned).values()])
@@ -183,7 +183,7 @@ def by_hand(decisions: Sequence[LoggedDecision], window: float) -> list[list[flo
 def test_it_knows_of_rewards_when_they_are_in_and_not_before() -> None:
     # Two hours apart, in 16 days: it looks before each of them.
     log = [replace(one, at=2 * HOUR * index) for index, one in enumerate(log_of(190))]
-    log[100:] = [replace(one, candidates=one.candidates[:2], taken=one.taken % 2) for one in log[100:]]
+    log[100:] = [replace(one, candidates=one.candidates[:2], chosen=one.chosen % 2) for one in log[100:]]
     for window in (0.0, DAY):
         found = [[] if one is None else one.tolist() for one in Thompson(window).distributions(log)]
         assert found == [pytest.approx(each) for each in by_hand(log, window)]
@@ -224,7 +224,7 @@ def test_a_learned_policy_is_judged_by_what_it_has_not_seen_and_found_to_be_bett
     truth = float((np.array(taken) * rates).sum(axis=1).mean())
     assert truth > 0.55
     assert finds(report, truth)
-    assert report.best.tells_apart
+    assert report.best.is_significant
     assert report.best.gain.low > 0.1
     # No version is as good for all as the right one is for each.
     assert evaluate(log[4_000:], target("v3")).best.high < report.best.low
@@ -233,7 +233,7 @@ def test_a_learned_policy_is_judged_by_what_it_has_not_seen_and_found_to_be_bett
 def test_a_learned_policy_is_judged_by_the_tips_that_it_ranks(tmp_path: Path) -> None:
     log = ranked_log_of(8_000)
     report = evaluate(log, learned(log[:4_000], tmp_path))
-    assert report.best.tells_apart
+    assert report.best.is_significant
     assert report.best.gain.low > 0.05
 
 
@@ -254,7 +254,7 @@ def test_the_text_of_the_one_tip_that_was_written_tells_nothing(tmp_path: Path) 
         replace(
             one,
             candidates=tuple(
-                replace(each, tip="Go to sleep." if index == one.taken else None)
+                replace(each, tip="Go to sleep." if index == one.chosen else None)
                 for index, each in enumerate(one.candidates)
             ),
         )
@@ -291,7 +291,7 @@ def test_a_log_of_one_version_tells_what_it_earned(policy: str) -> None:
     report = evaluate(log_of(500, shares={"v1": 1.0}), target(policy))
     assert report.best.value == pytest.approx(report.earned.value)
     assert report.best.refusal is None
-    assert not report.best.tells_apart
+    assert not report.best.is_significant
 
 
 def test_where_nobody_ever_reacted_nothing_is_known() -> None:
@@ -337,7 +337,7 @@ def small_logs(draw: st.DrawFn) -> list[LoggedDecision]:
                     LoggedCandidate(str(name), float(p), "Rest." if ranked else None)
                     for name, p in zip(names, probabilities, strict=True)
                 ),
-                taken=int(rng.integers(size)),
+                chosen=int(rng.integers(size)),
                 reward=float(rng.choice([0, 0.5, 1])),
                 ranked=ranked,
             )

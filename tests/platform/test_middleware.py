@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from ml.serving.settings import ServingSettings
 
 from ml.features.definitions import SIGNALS
 from ml.serving.app import create_app
 from ml.serving.prompts import PROMPTS
+from ml.serving.settings import ServingSettings
 from tests.conftest import Serve, eventually
 from tests.server import running
 from tests.upstream import Upstream

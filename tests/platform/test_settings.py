@@ -2,11 +2,11 @@ import re
 from pathlib import Path
 
 import pytest
-from ml.recommender.settings import RecommenderSettings
-from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 from pydantic import SecretStr
 
 from ml.platform.settings import ConfigurationError
+from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,9 +8,9 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import httpx
 import pytest
-from ml.recommender.settings import RecommenderSettings
 
 from ml.recommender.app import create_app
+from ml.recommender.settings import RecommenderSettings
 from ml.store.database import migrate_database
 from tests.databases import Database, on_server, postgres
 from tests.example_tips import SetClock

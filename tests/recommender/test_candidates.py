@@ -12,7 +12,6 @@ from uuid import UUID
 
 import httpx
 import pytest
-from ml.recommender.settings import RecommenderSettings
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
@@ -20,6 +19,7 @@ from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.decisions import LoggedDecision
 from ml.recommender.app import create_app as create_recommender
 from ml.recommender.selection import SALT
+from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app as create_serving
 from ml.standalone.app import create_app as create_both
 from ml.store.tips import open_tip_store
@@ -139,7 +139,10 @@ def test_each_candidate_s_version_is_drawn_by_the_policy_and_drawn_again_from_it
     mixed = {row["decision_id"] for row in rows if row["prompt_version"] == "v1"}
     assert mixed & {row["decision_id"] for row in rows if row["prompt_version"] == "v2-mentor"}
     for row in rows:
-        assert draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option == row["prompt_version_asked"]
+        assert (
+            draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option
+            == row["prompt_version_asked"]
+        )
 
 
 @ON_SQLITE
@@ -172,7 +175,10 @@ def test_a_candidate_that_cannot_be_written_is_left_out(
     assert rows[0]["decision_id"] == rows[0]["tip_id"]
     assert tip["tip_id"] == rows[1]["tip_id"]
     for row in rows:
-        assert draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option == row["prompt_version_asked"]
+        assert (
+            draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option
+            == row["prompt_version_asked"]
+        )
 
 
 @ON_SQLITE

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import httpx
 import pytest
-from ml.recommender.settings import RecommenderSettings
 from sqlalchemy import event
 
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
@@ -17,6 +16,7 @@ from ml.experiments.statistics import Sample
 from ml.platform.telemetry import Telemetry
 from ml.recommender.app import running
 from ml.recommender.selection import SALT, PromptSelector, keep_learning
+from ml.recommender.settings import RecommenderSettings
 from ml.store.reactions import Reaction
 from ml.store.rollup import hour_of
 from ml.store.tips import open_tip_store

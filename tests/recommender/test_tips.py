@@ -10,12 +10,12 @@ from uuid import UUID
 
 import httpx
 import pytest
-from ml.recommender.settings import RecommenderSettings
 
 from ml.experiments.statistics import sample_ratio_p_value
 from ml.recommender.app import create_app as create_recommender
 from ml.recommender.recommend import _time_ordered_id
 from ml.recommender.selection import POLICY_VERSION
+from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app as create_serving
 from ml.serving.prompts import PROMPTS
 from ml.standalone.app import create_app as create_both

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ml.experiments.ranking import RankingPolicy, UnusablePolicy
+from ml.experiments.ranking import RankingPolicy, UnusablePolicyError
 from ml.platform.settings import ConfigurationError
 from ml.registry.models import register
 from ml.registry.policies import load
@@ -49,13 +49,13 @@ def test_its_card_lies_beside_it_to_be_read_by_people(uri: str, folder: Path) ->
 @pytest.mark.parametrize("source", ["models:/a@nobody", "models:/a/9", "models:/none@champion"])
 def test_what_is_not_in_the_registry_cannot_be_used(uri: str, source: str) -> None:
     register(policy(), "a", uri)
-    with pytest.raises(UnusablePolicy, match="is not in MLflow's registry"):
+    with pytest.raises(UnusablePolicyError, match="is not in MLflow's registry"):
         load(source, uri)
 
 
 def test_a_registry_that_cannot_be_reached_is_one_sentence() -> None:
     nowhere = "http://127.0.0.1:9"
-    with pytest.raises(UnusablePolicy, match="or that cannot be reached"):
+    with pytest.raises(UnusablePolicyError, match="or that cannot be reached"):
         load("models:/tips@champion", nowhere)
     with pytest.raises(ConfigurationError, match="MLflow does not take the policy"):
         register(policy(), "tips", nowhere)

@@ -13,10 +13,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from ml.recommender.settings import RecommenderSettings
 from playwright.sync_api import Browser, Page
 
 from ml.recommender.app import create_app
+from ml.recommender.settings import RecommenderSettings
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.browser import serious_problems

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 
 from ml.platform.errors import NotReady
 from ml.serving.embedded import EmbeddedModel
 from ml.serving.prompts import PROMPTS
+from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 from ml.serving.tip import validate_tip
 from tests.conftest import Serve, client, eventually
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-from ml.serving.settings import ServingSettings
 from scipy import special
 
 from ml.features import online_store as store
@@ -21,6 +20,7 @@ from ml.features.definitions import CANDIDATE, SIGNALS
 from ml.platform.settings import ConfigurationError
 from ml.serving.app import create_app
 from ml.serving.routes import SCORE_LIMIT
+from ml.serving.settings import ServingSettings
 from tests.conftest import eventually
 from tests.policies import LIKED, TIPS, policy
 from tests.process import TIPS as COMMAND

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from ml.experiments.ranking import Ranking
+from ml.experiments.exploration import Ranking
 from ml.platform.telemetry import Telemetry
-from ml.registry.policies import Uniform
+from ml.registry.policies import UniformRanker
 from ml.serving import shadow as shadow_module
 from ml.serving.score import ActivePolicies, Scorer
 from tests.conftest import eventually
@@ -53,8 +53,8 @@ def outcomes(telemetry: Telemetry) -> dict[str, float]:
 
 def test_a_failing_shadow_is_logged_without_its_message_and_the_answer_is_the_same() -> None:
     telemetry = Telemetry()
-    scorer = Scorer(lambda: ActivePolicies(Uniform(), Failing()), None, telemetry)
-    alone = Scorer(lambda: ActivePolicies(Uniform()), None, Telemetry())
+    scorer = Scorer(lambda: ActivePolicies(UniformRanker(), Failing()), None, telemetry)
+    alone = Scorer(lambda: ActivePolicies(UniformRanker()), None, Telemetry())
     with capture_logs() as log:
         answer = asyncio.run(scorer.score(IDS, TIPS, {"goal": "private"}, event_id="d"))
         assert eventually(lambda: outcomes(telemetry) == {"failed": 1})
@@ -70,7 +70,7 @@ def test_a_slow_shadow_delays_no_answer_and_misses_what_it_cannot_keep_up_with(
 ) -> None:
     monkeypatch.setattr(shadow_module, "MOST_WAITING", 3)
     telemetry, slow = Telemetry(), Slow()
-    scorer = Scorer(lambda: ActivePolicies(Uniform(), slow), None, telemetry)
+    scorer = Scorer(lambda: ActivePolicies(UniformRanker(), slow), None, telemetry)
 
     async def ask() -> list[str]:
         return [(await scorer.score(IDS, TIPS, {}, event_id=f"d{number}")).chosen for number in range(10)]

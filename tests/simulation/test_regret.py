@@ -52,7 +52,10 @@ def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_lea
 
 def test_the_same_seed_gives_the_same_outcomes_and_another_others() -> None:
     def once(seed: int) -> list[list[float]]:
-        return [one.regret.tolist() for one in compare_policies(users=60, days=3, seed=seed, progress=lambda days: days).policies]
+        return [
+            one.regret.tolist()
+            for one in compare_policies(users=60, days=3, seed=seed, progress=lambda days: days).policies
+        ]
 
     assert once(1) == once(1) != once(2)
 

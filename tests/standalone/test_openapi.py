@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from ml.recommender.settings import RecommenderSettings
-from ml.serving.settings import ServingSettings
 
 from ml.features.definitions import SIGNALS
+from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app
 from tests.conftest import Serve
 from tests.server import running

@@ -64,7 +64,7 @@ def test_a_tip_without_rivals_was_a_choice_between_versions(database: Database) 
         signals={"mood": "low"},
         aggregates={},
         candidates=(LoggedCandidate("v1", 0.25), LoggedCandidate("v2-mentor", 0.75)),
-        taken=1,
+        chosen=1,
         reward=0.5,
         ranked=False,
     )
@@ -73,12 +73,12 @@ def test_a_tip_without_rivals_was_a_choice_between_versions(database: Database) 
 def test_where_serving_s_default_decided_the_version_that_wrote_was_taken(database: Database) -> None:
     tip = a_tip(prompt_version="v7", prompt_version_asked=None, options={"v7": 1.0})
     (decision,) = read(database, [tip])
-    assert (decision.candidates, decision.taken, decision.reward) == ((LoggedCandidate("v7", 1.0),), 0, 0)
+    assert (decision.candidates, decision.chosen, decision.reward) == ((LoggedCandidate("v7", 1.0),), 0, 0)
 
 
 def test_what_counts_is_the_version_that_was_asked_for(database: Database) -> None:
     (decision,) = read(database, [a_tip(prompt_version="v1.1", prompt_version_asked="v2-mentor")])
-    assert decision.candidates[decision.taken].prompt_version == "v2-mentor"
+    assert decision.candidates[decision.chosen].prompt_version == "v2-mentor"
 
 
 def test_ranked_candidates_come_with_their_texts_in_their_order(database: Database) -> None:
@@ -91,19 +91,23 @@ def test_ranked_candidates_come_with_their_texts_in_their_order(database: Databa
         at=NOW.timestamp(),
         signals={"mood": "low"},
         aggregates={"tips_7d": 3.0},
-        candidates=(LoggedCandidate("v1", 0.1, "Tip 1."), LoggedCandidate("v2", 0.7, "Tip 2."), LoggedCandidate("v3", 0.2, "Tip 3.")),
-        taken=1,
+        candidates=(
+            LoggedCandidate("v1", 0.1, "Tip 1."),
+            LoggedCandidate("v2", 0.7, "Tip 2."),
+            LoggedCandidate("v3", 0.2, "Tip 3."),
+        ),
+        chosen=1,
         reward=1.0,
         ranked=True,
     )
-    assert (second.id, second.taken, second.reward, len(second.candidates)) == (str(other[0].tip_id), 0, 0, 2)
+    assert (second.id, second.chosen, second.reward, len(second.candidates)) == (str(other[0].tip_id), 0, 0, 2)
 
 
 def test_where_nothing_ranked_them_the_first_one_was_a_choice_between_versions(database: Database) -> None:
     rows = a_decision(1.0, 0.0, score_policy="unavailable", aggregates=None)
     (decision,) = read(database, rows)
     assert decision.candidates == (LoggedCandidate("v1", 0.5), LoggedCandidate("v2-mentor", 0.5))
-    assert (decision.id, decision.taken, decision.ranked) == (str(rows[0].tip_id), 0, False)
+    assert (decision.id, decision.chosen, decision.ranked) == (str(rows[0].tip_id), 0, False)
     (uniform,) = [one for one in read(database, a_decision(0.5, 0.5, score_policy="uniform")) if one.ranked]
     assert [candidate.probability for candidate in uniform.candidates] == [0.5, 0.5]
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 import uvicorn
-from ml.recommender.settings import RecommenderSettings
 
 from ml.recommender.app import create_app
+from ml.recommender.settings import RecommenderSettings
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip

@@ -120,7 +120,9 @@ async def live(history: History, store: TipStore) -> None:
 
 async def check_reports(history: History, store: TipStore) -> None:
     for segment in ("", "mood:low", "locale:de"):
-        report = await RewardReporter(store, reaction_window=WINDOW, versions=()).report(ReportWindow(segment=segment), NOW)
+        report = await RewardReporter(store, reaction_window=WINDOW, versions=()).report(
+            ReportWindow(segment=segment), NOW
+        )
         found = {
             (one.prompt_version, one.prompt_digest): {
                 "tips": one.tips,

@@ -1,4 +1,4 @@
-"""What Alembic runs for each command: it is handed a connection, with a transaction begun."""
+"""Alembic's environment: it receives a connection on which a transaction has begun."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Tips, the reactions to them, and what is counted of both."""
+"""Create the tables of tips, reactions and their hourly counts."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -74,6 +74,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take back."""
+    """Revert."""
     for table in ("assignment_hours", "reward_hours", "reactions", "tip_scores"):
         op.drop_table(table)

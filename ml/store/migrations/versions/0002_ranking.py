@@ -1,4 +1,4 @@
-"""Candidates of one decision, and how they were ranked."""
+"""Add the candidates of a decision and their ranking."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ def upgrade() -> None:
     """Apply."""
     for column in _columns():
         op.add_column("tip_scores", column)
-    # A recommender of the version before goes on writing while others are renewed: it does not know of this one.
+    # The default serves recommenders of the previous release, which write without this column during an upgrade.
     op.add_column("reward_hours", sa.Column("dependent", sa.BigInteger, nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
-    """Take back."""
+    """Revert."""
     with op.batch_alter_table("reward_hours") as table:
         table.drop_column("dependent")
     with op.batch_alter_table("tip_scores") as table:

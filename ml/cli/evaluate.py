@@ -1,0 +1,57 @@
+"""`tips evaluate`: off-policy evaluation."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from ml.cli.options import check_figure_file, parse_age
+from ml.cli.stores import mature_decisions, needs_recommender_extra, reaction_window
+from ml.platform.settings import ConfigurationError
+from ml.serving.settings import ServingSettings
+
+
+def evaluate(
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="A value of TIP_PROMPT_POLICY, prompt versions as in TIP_PROMPT_VERSION, or a learned policy: a file "
+            "or models:/NAME@ALIAS."
+        ),
+    ],
+    since: Annotated[
+        timedelta | None,
+        typer.Option(parser=parse_age, metavar="AGE", help="Only from tips of the last days or hours, such as 30d."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=check_figure_file, help="Draw the estimates to this file (.svg or .png).")
+    ] = None,
+) -> None:
+    """Estimate from the logged decisions what another policy would have earned."""
+    with needs_recommender_extra():
+        from ml.pipelines import evaluation, plots, targets
+    target = targets.parse_target(
+        policy,
+        reaction_window=reaction_window(),
+        tracking_uri=ServingSettings.from_environment().mlflow_tracking_uri,
+    )
+    try:
+        report = evaluation.evaluate(mature_decisions(since=since), target)
+    except evaluation.NothingToEvaluate as nothing:
+        sys.exit(str(nothing))
+    names, *rows = report.table
+    table = Table(*(Column(name, justify="right" if index else "left") for index, name in enumerate(names)))
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    print(*report.notes, report.verdict, sep="\n")
+    if plot:
+        try:
+            with needs_recommender_extra():
+                plots.draw(report, plot)
+        except OSError:
+            raise ConfigurationError(f"{plot} cannot be written.") from None

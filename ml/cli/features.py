@@ -1,0 +1,29 @@
+"""`tips features`: compute the users' aggregates."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ml.cli.stores import reaction_window, with_tip_store
+from ml.features import online_store
+from ml.platform.clock import utc_now
+from ml.platform.settings import ConfigurationError
+from ml.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from ml.store.tips import TipStore
+
+
+def features() -> None:
+    """Compute each user's aggregates into the store of ONLINE_STORE_URL; to be run every day."""
+    url = ServingSettings.from_environment().online_store_url
+    if not url:
+        raise ConfigurationError("ONLINE_STORE_URL: must say where to write, such as sqlite:///features.db.")
+    now, window = utc_now(), reaction_window()
+
+    async def compute(store: "TipStore") -> list[tuple[str, Mapping[str, float]]]:
+        return [aggregates async for aggregates in store.user_aggregates(now, window)]
+
+    try:
+        print(f"written: {online_store.replace_all(url, with_tip_store(compute), now):,} users")
+    except online_store.OnlineStoreUnavailable as error:
+        raise ConfigurationError(f"ONLINE_STORE_URL: the file {error}.") from None

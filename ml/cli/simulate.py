@@ -1,0 +1,80 @@
+"""`tips simulate`: simulated users, for the reward page or for comparing policies."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ml.cli.options import check_figure_file
+from ml.cli.stores import needs_recommender_extra
+from ml.platform.clock import utc_now
+from ml.platform.settings import ConfigurationError
+from ml.platform.telemetry import configure_logging
+
+
+def simulate(
+    users: Annotated[int, typer.Option(min=1, max=100_000, help="The number of users.")] = 500,
+    days: Annotated[int, typer.Option(min=1, max=365, help="The number of days, up to now.")] = 14,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same users.")] = 1,
+    regret: Annotated[
+        Path | None,
+        typer.Option(
+            callback=check_figure_file,
+            help="Instead, let each policy choose for these users, and draw its regret to this file (.svg or .png); "
+            "nothing is stored.",
+        ),
+    ] = None,
+) -> None:
+    """Fill the database with simulated users' tips and reactions, for the reward page to show."""
+    console = Console(stderr=True)
+
+    def progress(steps: Iterable[int]) -> Iterable[int]:
+        return track([*steps], "Simulating", console=console)
+
+    if regret:
+        _compare_policies(users, days, seed, regret, progress)
+        return
+    with needs_recommender_extra():
+        from ml.recommender.settings import RecommenderSettings
+        from ml.simulation.service import simulate as run_simulation
+        from ml.store.database import prepare_database
+    settings = RecommenderSettings.from_environment()
+    prepare_database(settings.database_url.get_secret_value())
+    configure_logging(logging.CRITICAL, sys.stderr)
+    done = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
+    print(f"simulated: {done.tips} tips, {done.reactions} reactions; `tips serve` shows them on /admin/rewards")
+
+
+def _compare_policies(
+    users: int, days: int, seed: int, file: Path, progress: Callable[[Iterable[int]], Iterable[int]]
+) -> None:
+    with needs_recommender_extra():
+        from ml.simulation.plots import draw
+        from ml.simulation.regret import compare_policies
+
+        try:
+            comparison = compare_policies(users=users, days=days, seed=seed, progress=progress)
+            draw(comparison, file)
+        except OSError:
+            raise ConfigurationError(f"{file} cannot be written.") from None
+    table = Table("policy", "mean reward", "of the oracle's", "regret", "of uniform's")
+    for outcome in (comparison.oracle, *comparison.policies):
+        table.add_row(
+            outcome.policy,
+            f"{outcome.reward:.3f}",
+            _share(outcome.reward, comparison.oracle.reward),
+            f"{outcome.regret[-1]:,.0f}",
+            _share(outcome.regret[-1], comparison.policies[0].regret[-1]),
+        )
+    Console().print(table)
+    print(f"{comparison.tips:,} tips per policy; regret over time: {file}")
+
+
+def _share(part: float, total: float) -> str:
+    return f"{part / total:.1%}" if total else "-"

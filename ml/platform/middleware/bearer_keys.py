@@ -1,0 +1,34 @@
+"""Middleware that checks bearer keys."""
+
+import secrets
+from collections.abc import Collection, Sequence
+
+from pydantic import SecretStr
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ml.platform.errors import Unauthorized
+from ml.platform.problem_json import problem_response
+
+
+class BearerKeyMiddleware:
+    """Answers 401 to requests without one of the keys, except on `open_paths` and below; without keys, to none."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
+        self.app = app
+        self.keys = [key.get_secret_value().encode() for key in keys]
+        self.open_paths = tuple(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.keys and not self._is_open(scope["path"]):
+            authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            scheme, _, token = authorization.partition(b" ")
+            # Every key is compared, each in constant time, so that timing tells nothing about the keys.
+            matches = [secrets.compare_digest(token.strip(), key) for key in self.keys]
+            if scheme.lower() != b"bearer" or not any(matches):
+                error = Unauthorized("This needs a known key: `Authorization: Bearer <key>`.")
+                await problem_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return any(path == open_path or path.startswith(f"{open_path}/") for open_path in self.open_paths)

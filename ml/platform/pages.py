@@ -1,0 +1,36 @@
+"""HTML pages for operators: a common layout, and headers that keep everything from other hosts out."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+PRIVATE_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_LAYOUT = Path(__file__).with_name("templates")
+
+
+class PageTemplates:
+    """The page templates of one package, which extend the layout `base.html`."""
+
+    def __init__(self, directory: Path, filters: Mapping[str, Callable[[Any], str]] | None = None) -> None:
+        """Take the directory of the templates, and filters for them."""
+        self._environment = Environment(
+            loader=FileSystemLoader([directory, _LAYOUT]),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= filters or {}
+
+    def render(self, template: str, *, nonce: str = "", **values: Any) -> HTMLResponse:
+        """Return a page that loads nothing from other hosts; `nonce` admits the page's own script, if it has one."""
+        script = f"; script-src 'nonce-{nonce}'; connect-src 'self'" if nonce else ""
+        headers = PRIVATE_HEADERS | {"Content-Security-Policy": _CONTENT_SECURITY_POLICY + script}
+        return HTMLResponse(self._environment.get_template(template).render(nonce=nonce, **values), headers=headers)

@@ -1,0 +1,137 @@
+"""Errors as problem+json documents (RFC 9457): rendering, parsing, OpenAPI responses and exception handlers."""
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ml.platform.errors import (
+    PROBLEM_TYPE_PREFIX,
+    FieldError,
+    InvalidRequest,
+    TipsError,
+    UnprocessableRequest,
+)
+
+PROBLEM_JSON = "application/problem+json"
+MAX_FIELD_ERRORS = 20
+MAX_NAME_LENGTH = 60
+MAX_DETAIL_LENGTH = 500
+
+_NOT_JSON = "The request body is not valid JSON."
+
+
+def error_from_problem(document: Any, retry_after: int | None) -> TipsError | None:
+    """Return the error that a problem document of one of these services stands for; None for any other document."""
+    match document:
+        case {"type": str(problem_type), "detail": str(detail)}:
+            error_class = _classes_by_slug(TipsError).get(problem_type.removeprefix(PROBLEM_TYPE_PREFIX))
+        case _:
+            error_class = None
+    if error_class is None:
+        return None
+    fields = document.get("errors")
+    errors = [_field_error(field) for field in fields if isinstance(field, dict)] if isinstance(fields, list) else []
+    return error_class(detail[:MAX_DETAIL_LENGTH], errors=errors, retry_after=retry_after)
+
+
+def _field_error(field: Mapping[str, Any]) -> FieldError:
+    allowed = field.get("allowed")
+    return FieldError(
+        str(field.get("pointer", "#"))[:MAX_DETAIL_LENGTH],
+        str(field.get("detail", ""))[:MAX_DETAIL_LENGTH],
+        tuple(str(value)[:MAX_NAME_LENGTH] for value in allowed) if isinstance(allowed, list) else (),
+    )
+
+
+def _classes_by_slug(root: type[TipsError]) -> dict[str, type[TipsError]]:
+    classes = {root.slug: root}
+    for child in root.__subclasses__():
+        classes |= _classes_by_slug(child)
+    return classes
+
+
+def problem_response(error: TipsError) -> JSONResponse:
+    """Render an error as a problem+json response."""
+    return JSONResponse(error.problem(), int(error.status), headers=error.headers, media_type=PROBLEM_JSON)
+
+
+_PROBLEM_SCHEMA = {
+    "title": "Problem",
+    "description": "An error (RFC 9457).",
+    "type": "object",
+    "required": ["type", "title", "status"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "A JSON pointer into the request body."},
+                    "detail": {"type": "string"},
+                    "allowed": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
+    },
+}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of a route that can answer with these statuses."""
+    content = {PROBLEM_JSON: {"schema": _PROBLEM_SCHEMA}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make `app` answer every error, its own and the framework's, with problem+json."""
+
+    @app.exception_handler(TipsError)
+    def tips_error(_: Request, error: TipsError) -> JSONResponse:
+        return problem_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(error_from_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    def framework_error(_: Request, error: HTTPException) -> JSONResponse:
+        members = {"type": "about:blank", "title": HTTPStatus(error.status_code).phrase, "status": error.status_code}
+        return JSONResponse(members, error.status_code, headers=error.headers, media_type=PROBLEM_JSON)
+
+
+def error_from_validation(errors: Iterable[Mapping[str, Any]]) -> TipsError:
+    """Return the error for pydantic's errors about a request body, without the values that were sent."""
+    fields = [field for error in errors for field in _field_errors(error)]
+    if any(field.detail == _NOT_JSON for field in fields):
+        return InvalidRequest(_NOT_JSON)
+    summary = "; ".join(f"{field.pointer}: {field.detail}" for field in fields[:3])
+    return UnprocessableRequest(f"The request is not valid. {summary}.", errors=fields[:MAX_FIELD_ERRORS])
+
+
+def _field_errors(error: Mapping[str, Any]) -> Iterable[FieldError]:
+    if error["type"] == "json_invalid":
+        return [FieldError("#", _NOT_JSON)]
+    context = error.get("ctx", {})
+    location = [*error["loc"]]
+    if location[:1] == ["body"]:
+        del location[0]
+    names = context.get("unknown")
+    locations = [[*location, name] for name in names] if names else [location]
+    allowed = tuple(context.get("allowed", ()))
+    return [FieldError(_pointer(location), error["msg"], allowed) for location in locations]
+
+
+def _pointer(location: Iterable[str | int]) -> str:
+    """Return a JSON pointer as a URI fragment; unknown names, which the caller chose, are cut to a readable length."""
+    tokens = (str(part)[:MAX_NAME_LENGTH].replace("~", "~0").replace("/", "~1") for part in location)
+    return "#" + "".join(f"/{token}" for token in tokens)

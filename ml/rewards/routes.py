@@ -1,0 +1,67 @@
+"""`GET /rewards`, and the report that its query parameters ask for."""
+
+import re
+from datetime import date
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from ml.platform.clock import Clock
+from ml.platform.dependencies import from_state
+from ml.platform.errors import FieldError, UnprocessableRequest
+from ml.platform.problem_json import problem_responses
+from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
+from ml.rewards.schemas import RewardsResponse
+
+ReporterDep = Annotated[RewardReporter, from_state("reporter")]
+ClockDep = Annotated[Clock, from_state("clock")]
+
+
+def _check_day(value: str | None) -> str | None:
+    if value and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        raise PydanticCustomError("date", "should be a day, as 2026-01-31")
+    return value or None
+
+
+Day = Annotated[
+    date | None,
+    BeforeValidator(_check_day),
+    WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"maxLength": 0}]}),
+]
+"""A day; empty, as a form sends it, is unset."""
+
+
+async def _report(
+    reporter: ReporterDep,
+    clock: ClockDep,
+    *,
+    first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
+    last: Annotated[Day, Query(alias="to", description="Last day (UTC), included.")] = None,
+    segment: Annotated[
+        str,
+        Query(
+            max_length=64,
+            pattern=r"^[\w:-]*$",
+            description="Only users of one segment, such as `mood:low` or `locale:de`.",
+        ),
+    ] = "",
+    baseline: Annotated[str | None, Query(max_length=64, description="The version to compare with.")] = None,
+) -> RewardReport:
+    window = ReportWindow(first, last, segment)
+    if not window.hours:
+        raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
+    return await reporter.report(window, clock(), baseline=baseline or None)
+
+
+ReportDep = Annotated[RewardReport, Depends(_report)]
+"""The report that the query parameters ask for."""
+
+router = APIRouter()
+
+
+@router.get("/rewards", summary="Rewards per prompt version", responses=problem_responses(401, 422, 503))
+async def rewards(report: ReportDep) -> RewardsResponse:
+    """Return tips, reactions and reward rates per prompt version and digest, with intervals that hold at every look."""
+    return RewardsResponse.of(report)
