@@ -12,10 +12,36 @@ from ml.serving.app import create_app
 from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app as create_both
 from tests.browser import browser
+from tests.fixtures import (
+    clock,
+    database,
+    database_url,
+    fake_serving,
+    postgres_server,
+    postgres_template,
+    postgresql_database,
+    recommender,
+    sqlite_database,
+    sqlite_template,
+    start_recommender,
+)
 from tests.server import running
 from tests.upstream import Upstream
 
-__all__ = ["browser"]
+__all__ = [
+    "browser",
+    "clock",
+    "database",
+    "database_url",
+    "fake_serving",
+    "postgres_server",
+    "postgres_template",
+    "postgresql_database",
+    "recommender",
+    "sqlite_database",
+    "sqlite_template",
+    "start_recommender",
+]
 
 Serve = Callable[..., httpx.Client]
 

@@ -27,8 +27,8 @@ from tests.conftest import of_model
 from tests.databases import Database, Row
 from tests.example_tips import NOW, SetClock, a_tip
 from tests.fake_serving import WRITTEN, FakeServing, ranking
+from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.policies import policy
-from tests.recommender.conftest import ON_SQLITE, StartRecommender
 from tests.server import running
 from tests.store.test_rollup import check_counts
 from tests.upstream import Upstream

@@ -24,7 +24,7 @@ from tests.conftest import eventually
 from tests.databases import Database, Row
 from tests.example_tips import NOW, SetClock, a_tip
 from tests.fake_serving import FakeServing
-from tests.recommender.conftest import ON_SQLITE, StartRecommender
+from tests.fixtures import ON_SQLITE, StartRecommender
 
 VERSIONS = "v1,v2-mentor"
 BETTER = "v2-mentor"

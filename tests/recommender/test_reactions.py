@@ -12,7 +12,7 @@ import pytest
 from ml.store.reactions import REACTIONS, EffectiveReaction, Reaction, resolve_reaction
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock
-from tests.recommender.conftest import ON_SQLITE
+from tests.fixtures import ON_SQLITE
 
 EARLIER, LATER = "2026-01-31T20:00:00Z", "2026-01-31T21:00:00Z"
 

@@ -18,7 +18,7 @@ from ml.serving.app import create_app as create_serving
 from tests.conftest import of_model
 from tests.databases import Database
 from tests.fake_serving import WRITTEN, FakeServing
-from tests.recommender.conftest import ON_SQLITE, StartRecommender
+from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.server import running
 from tests.upstream import SECRET, Upstream
 

@@ -23,7 +23,7 @@ from tests.conftest import of_model
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock
 from tests.fake_serving import FakeServing
-from tests.recommender.conftest import ON_SQLITE, StartRecommender
+from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.server import running
 from tests.upstream import TIP, Upstream
 

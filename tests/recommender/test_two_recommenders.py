@@ -12,7 +12,7 @@ from ml.store.tips import open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
-from tests.recommender.conftest import StartRecommender
+from tests.fixtures import StartRecommender
 from tests.store.test_rollup import check_counts
 
 

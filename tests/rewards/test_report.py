@@ -11,7 +11,7 @@ from ml.rewards.report import MAX_IMBALANCE, MIN_TIPS, ReportWindow, RewardRepor
 from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts
 from tests.example_tips import SetClock
 from tests.fake_serving import FakeServing
-from tests.recommender.conftest import ON_SQLITE, StartRecommender
+from tests.fixtures import ON_SQLITE, StartRecommender
 
 
 def day(

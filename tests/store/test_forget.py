@@ -8,7 +8,7 @@ from ml.store.reactions import Reaction
 from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
-from tests.recommender.conftest import ON_SQLITE
+from tests.fixtures import ON_SQLITE
 from tests.store.test_rollup import check_counts
 
 TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours")

@@ -16,7 +16,7 @@ from ml.store.tips import TipRecord, open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database, on_server
 from tests.example_tips import SetClock, a_tip
-from tests.recommender.conftest import ON_SQLITE, StartRecommender
+from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.store.test_rollup import check_counts
 
 ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
