@@ -227,7 +227,7 @@ def features(contexts: Floats, candidates: Floats) -> Floats:
 
 
 def fit(statistics: RegressionStatistics) -> LinearModel:
-    """Fit a ridge regression; the same statistics give the same model, to the last bit.
+    """Fit a ridge regression; the same statistics give the same model, up to rare ties in rounding between machines.
 
     The prior of the weights is normal around 0, independent, for columns that are scaled: a context column is centred,
     and divided by the root of its standard deviation, half-way between leaving it as it is and standardising it; the
