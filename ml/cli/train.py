@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from ml.cli.options import parse_age
 from ml.cli.stores import mature_decisions, needs_recommender_extra
-from ml.experiments.ranking import RankingPolicy
 from ml.platform.settings import ConfigurationError
+from ml.registry.artifacts import RankingPolicy
 from ml.serving.settings import ServingSettings
 
 
@@ -47,8 +47,10 @@ def train(
         sys.exit("There are no tips old enough to learn from.")
     try:
         artifact = train_policy(decisions, name=register or "tips")
-        version = RankingPolicy.load(artifact).version
-    except ValidationError:
+        version = RankingPolicy.from_bytes(artifact).version
+    except ValidationError as error:
+        if all(detail["loc"] != ("name",) for detail in error.errors()):
+            raise ConfigurationError(f"These tips cannot be learned from: {error.errors()[0]['msg']}.") from None
         raise typer.BadParameter(
             "should be a name of letters, digits, dots, dashes and underscores, and not that of another kind of policy",
             param_hint="--register",

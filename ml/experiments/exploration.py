@@ -13,7 +13,10 @@ FLOOR = 0.02
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """For n candidates, in their order: `scores`, the expected rewards in [0, 1], and `probabilities`, none 0."""
+    """Scores and probabilities of n candidates, in their order.
+
+    `scores`: the expected rewards, shape (n,), in [0, 1]. `probabilities`: shape (n,), none 0, summing to 1.
+    """
 
     scores: Floats
     probabilities: Floats

@@ -8,7 +8,7 @@ import numpy as np
 
 from ml.experiments.arrays import Floats, Integers
 from ml.experiments.assignment import hash_to_unit_interval
-from ml.experiments.decisions import LoggedDecision
+from ml.experiments.decisions import LoggedDecision, with_newest_prompts
 from ml.experiments.evaluation import Estimate, Log, dm, dr, ips, sndr, snips
 from ml.experiments.reward_model import RewardModel, cross_fitted_means
 from ml.features.definitions import segments
@@ -100,7 +100,7 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
         raise NothingToEvaluate("There is nothing to evaluate: the log holds no decision that is old enough.")
     if isinstance(target, VersionTarget):
         _refuse_unknown(target, decisions)
-    in_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
+    in_time = with_newest_prompts(decisions)
     judged, unfit, uncovered = [], 0, 0
     for decision, distribution in zip(in_time, target.distributions(in_time), strict=True):
         if distribution is None:
@@ -110,8 +110,9 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
         else:
             judged.append((decision, distribution))
     left_out = [
-        f"{n:,} of {len(in_time):,} decisions are left out, because {why}."
+        f"{n:,} of {len(decisions):,} decisions are left out, because {why}."
         for n, why in (
+            (len(decisions) - len(in_time), "the digest of a prompt version has changed since"),
             (unfit, target.exclusion_reason),
             (uncovered, f"the live policy could not take there what {target.name} takes"),
         )

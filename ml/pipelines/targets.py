@@ -11,10 +11,10 @@ import numpy as np
 from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedDecision
 from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES, parse_version_weights
-from ml.experiments.ranking import UnusablePolicyError
 from ml.experiments.statistics import Sample
 from ml.features.encoder import candidate_row
 from ml.platform.settings import ConfigurationError
+from ml.registry.artifacts import UnusablePolicyError
 from ml.registry.policies import LearnedPolicy, load, validate_policy_source
 
 MAX_UPDATES = 200

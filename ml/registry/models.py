@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ml.experiments.ranking import RankingPolicy, UnusablePolicyError
 from ml.platform.settings import ConfigurationError
+from ml.registry.artifacts import EARLIER_RELEASE, RankingPolicy, UnusablePolicyError, read_artifact
 
 # Read while it is imported: it would call home, draw bars, and write lines that are not ours.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -25,7 +25,8 @@ except ModuleNotFoundError as error:
 
 SCHEME = "models:/"
 
-_FOLDER, _POLICY, _CARD = "policy", "policy.zip", "card.json"
+_FOLDER, _POLICY, _CARD = "policy", "policy.npz", "card.json"
+_EARLIER_POLICY = "policy.zip"
 """Plain artifacts: MLflow's own kinds of models are unpickled to be loaded."""
 
 
@@ -38,13 +39,22 @@ def fetch(uri: str, tracking_uri: str) -> bytes:
             version = client.get_model_version_by_alias(name, alias)
         else:
             version = client.get_model_version(*name.rsplit("/", 1))
+        _refuse_earlier(version.source, tracking_uri)
         with TemporaryDirectory() as directory:
             file = mlflow.artifacts.download_artifacts(
                 f"{version.source}/{_POLICY}", dst_path=directory, tracking_uri=tracking_uri
             )
-            return Path(file).read_bytes()
+            return read_artifact(file)
     except (MlflowException, OSError):
         raise UnusablePolicyError("is not in MLflow's registry, or that cannot be reached") from None
+
+
+def _refuse_earlier(folder: str, tracking_uri: str) -> None:
+    """Raise UnusablePolicyError if there is only a policy as earlier releases wrote it."""
+    found = mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri)
+    files = {Path(file.path).name for file in found}
+    if _EARLIER_POLICY in files and _POLICY not in files:
+        raise UnusablePolicyError(EARLIER_RELEASE)
 
 
 def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = None) -> str:
@@ -53,7 +63,7 @@ def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = N
     `alias`, such as `champion`: what shall name this version from now on. Raises ConfigurationError when MLflow cannot
     be reached, or does not take the name.
     """
-    policy = RankingPolicy.load(blob)
+    policy = RankingPolicy.from_bytes(blob)
     try:
         client = mlflow.MlflowClient(tracking_uri, tracking_uri)
         experiment = client.get_experiment_by_name(name)

@@ -1,4 +1,4 @@
-"""Policies that rank candidates, deployed: from signals and candidates, as they are on the wire, to a ranking."""
+"""Policies that rank candidates, loaded: from signals and candidates, as they are on the wire, to a ranking."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ml.experiments.exploration import Ranking
-from ml.experiments.ranking import RankingPolicy, UnusablePolicyError
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
+from ml.registry.artifacts import RankingPolicy, UnusablePolicyError, read_artifact
 
 
 class Ranker(Protocol):
@@ -22,11 +22,11 @@ class Ranker(Protocol):
     def version(self) -> str: ...
 
     def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        """Rank n >= 1 candidates for somebody of whom these signals and aggregates are known."""
+        """Rank n >= 1 candidates for a person of whom these signals and aggregates are known."""
 
 
 class UniformRanker:
-    """Nothing was learned yet: each candidate is as likely, and its expected reward that of the uniform prior."""
+    """The policy before anything was learned: equal probabilities, and the expected reward of the uniform prior."""
 
     name = "uniform"
     version = "1"
@@ -36,7 +36,7 @@ class UniformRanker:
 
 
 class LearnedPolicy:
-    """A policy that was learned from features that are known here still, and mean the same."""
+    """A learned policy whose features are still defined here, and mean the same."""
 
     def __init__(self, policy: RankingPolicy) -> None:
         """Raises UnusablePolicyError for a policy that was made for other features."""
@@ -47,7 +47,7 @@ class LearnedPolicy:
         )
         if unknown:
             raise UnusablePolicyError(f"was made for other features, such as {unknown[0]}")
-        # A column that came after the policy is none of its business.
+        # Columns that were added after the policy was trained are left out.
         self._in_context = [CONTEXT_ENCODER.columns.index(column) for column in card.context]
         self._in_candidates = [self._candidates.columns.index(column) for column in card.candidate]
         self._policy = policy
@@ -91,9 +91,5 @@ def load(source: str, tracking_uri: str) -> LearnedPolicy:
     if source.startswith("models:/"):
         from ml.registry.models import fetch  # MLflow takes seconds to import, and is an extra
 
-        return LearnedPolicy(RankingPolicy.load(fetch(source, tracking_uri)))
-    try:
-        blob = Path(source).read_bytes()
-    except OSError:
-        raise UnusablePolicyError("is not a file that can be read") from None
-    return LearnedPolicy(RankingPolicy.load(blob))
+        return LearnedPolicy(RankingPolicy.from_bytes(fetch(source, tracking_uri)))
+    return LearnedPolicy(RankingPolicy.from_bytes(read_artifact(source)))

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 
 from fastapi import FastAPI
 
-from ml.experiments.ranking import UnusablePolicyError
 from ml.features.online_store import OnlineStoreUnavailable, open_online_store
 from ml.platform.app_factory import build_service, warn_if_unauthenticated
 from ml.platform.background import run_in_background
@@ -16,6 +15,7 @@ from ml.platform.errors import NotReady, PolicyReloadFailed
 from ml.platform.middleware.in_flight_limit import InFlightLimit
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
+from ml.registry.artifacts import UnusablePolicyError
 from ml.registry.policies import LearnedPolicy, UniformRanker, load
 from ml.serving.gateway import Gateway
 from ml.serving.generate import TipGenerator

@@ -12,10 +12,12 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
+from ml.experiments.linear import RegressionStatistics
 from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
-from ml.experiments.ranking import Learner, RankingPolicy
 from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
+from ml.pipelines.training import policy_of
+from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import TASTES, Progress, Visit, visits
 
 _EQUAL = dict.fromkeys(TASTES, 1.0)
@@ -91,7 +93,7 @@ class _PromptPolicyPlayer:
 
 
 class _Ranking:
-    """Ranks a candidate of each version, and knows no more of it, by a policy that is made and deployed each night."""
+    """Ranks one candidate of each version, of which nothing else is known, by a policy that is fitted each night."""
 
     name = "ranking"
 
@@ -100,8 +102,8 @@ class _Ranking:
         self._candidates = dict(
             zip(TASTES, space.encode_rows([candidate_row(version, None) for version in TASTES]), strict=True)
         )
-        self._learner = Learner(CONTEXT_ENCODER.columns, space.columns)
-        self._tips = self._nights = 0
+        self._statistics = RegressionStatistics.empty(CONTEXT_ENCODER.columns, space.columns)
+        self._nights = 0
         self._deployed: RankingPolicy | None = None
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
@@ -115,22 +117,23 @@ class _Ranking:
         return dict(zip(self._candidates, ranking.probabilities.tolist(), strict=True))
 
     def learn(self, yesterday: _Log) -> None:
-        contexts = CONTEXT_ENCODER.encode_rows([visit.signals for visit, _, _ in yesterday])
-        for context, (_, version, reward) in zip(contexts, yesterday, strict=True):
-            self._learner.learn(context, self._candidates[version], reward)
-        self._tips += len(yesterday)
         self._nights += 1
-        blob = self._learner.policy(
-            self.name, versions=[*TASTES], learned_from=self._tips, trained_until=_DAY * self._nights
+        if not yesterday:
+            return
+        self._statistics += RegressionStatistics.from_rows(
+            self._statistics.context,
+            self._statistics.candidate,
+            CONTEXT_ENCODER.encode_rows([visit.signals for visit, _, _ in yesterday]),
+            np.stack([self._candidates[version] for _, version, _ in yesterday]),
+            np.array([reward for _, _, reward in yesterday]),
         )
-        self._deployed = RankingPolicy.load(blob)
+        self._deployed = policy_of(
+            self._statistics, name=self.name, versions=[*TASTES], trained_until=_DAY * self._nights
+        )
 
 
 def compare_policies(*, users: int, days: int, seed: int, progress: Progress) -> RegretComparison:
-    """Let each policy choose for all who come in `days` days; the same seed gives the same outcomes.
-
-    Raises UnusablePolicyError without the `ranking` extra.
-    """
+    """Let each policy choose for all users of `days` days; the same seed gives the same outcomes."""
     players: tuple[_Policy, ...] = (
         _Oracle(),
         *(_PromptPolicyPlayer(name) for name in SELECTABLE_POLICIES),

@@ -2,22 +2,19 @@
 
     python -m tests.bench.mlflow_peer NAME POLICY ARTIFACTS
 
-Run by an environment that has all of MLflow, and Vowpal Wabbit. The model is the one in the policy, asked as Vowpal
-Wabbit is asked, and is given numbers ready made. The store is where `MLFLOW_TRACKING_URI`
-says. Prints the versions of what it runs on.
+Run by an environment that has all of MLflow. The model is the one in the policy, ranks by the same code, and is given
+numbers ready made. The store is where `MLFLOW_TRACKING_URI` says. Prints the versions of what it runs on.
 """
 
 import sys
-import tempfile
-import zipfile
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow.pyfunc import PythonModel
-from vowpalwabbit import Workspace
 
-from ml.experiments.ranking import Card, Encoder
+from ml.registry.artifacts import RankingPolicy
 from tests.bench.figures import versions
 
 
@@ -25,11 +22,8 @@ class Ranker(PythonModel):  # type: ignore[misc]
     """Ranks the rows of a data frame, or `candidates`, shape (n, columns), for `context`, shape (columns,)."""
 
     def load_context(self, context: Any) -> None:
-        with zipfile.ZipFile(context.artifacts["policy"]) as archive, tempfile.TemporaryDirectory() as directory:
-            card = Card.model_validate_json(archive.read("card.json"))
-            self.model = Workspace(f"--quiet --testonly -i {archive.extract('model.vw', directory)}")
-        self.encoder = Encoder(card.context, card.candidate)
-        self.exploration = card.exploration
+        self.policy = RankingPolicy.from_bytes(Path(context.artifacts["policy"]).read_bytes())
+        card = self.policy.card
         self.columns_of_context = len(card.context)
         self.place = {column: place for place, column in enumerate((*card.context, *card.candidate))}
 
@@ -41,8 +35,8 @@ class Ranker(PythonModel):  # type: ignore[misc]
             numbers = np.zeros((len(model_input), len(self.place)))
             numbers[:, [self.place[column] for column in model_input.columns]] = model_input.to_numpy()
             (of_context, *_), of_candidates = np.hsplit(numbers, [self.columns_of_context])
-        scores = np.clip(-np.array(self.model.predict(self.encoder.encode(of_context, of_candidates))), 0, 1)
-        return {"scores": scores, "probabilities": self.exploration.distribution(scores)}
+        ranking = self.policy.rank(np.asarray(of_context, np.float64), np.asarray(of_candidates, np.float64))
+        return {"scores": ranking.scores, "probabilities": ranking.probabilities}
 
 
 def main(name: str, policy: str, artifacts: str) -> None:
@@ -55,7 +49,7 @@ def main(name: str, policy: str, artifacts: str) -> None:
             registered_model_name=name,
             pip_requirements=[],
         )
-    print(versions("mlflow", "fastapi", "uvicorn", "uvloop", "httptools", "vowpalwabbit"))
+    print(versions("mlflow", "fastapi", "uvicorn", "uvloop", "httptools", "numpy"))
 
 
 if __name__ == "__main__":

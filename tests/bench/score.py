@@ -8,7 +8,7 @@ Everything runs here, over the loopback, one process with one worker for each se
   from SQLite;
 - MLflow: `mlflow models serve` of the same policy by the same code, without its access log, only with `--mlflow`: its
   requirements conflict with ours, so it needs an environment of its own
-  (`pip install 'mlflow>=3.17,<3.18' vowpalwabbit==9.11.9 uvloop httptools`; without the last two it costs more). It is
+  (`pip install 'mlflow>=3.17,<3.18' uvloop httptools`; without the last two it costs more). It is
   given numbers ready made, once as named arrays, the cheapest form that it has, and once as a data frame with a row for
   each candidate; all ratios are relative to the cheapest;
 - the floor: a FastAPI handler that ranks nothing, asked as tips is.
@@ -173,7 +173,7 @@ def main(
 ) -> None:
     """Measure what one ranking costs, in CPU time and in latency, and how many a second are too many."""
     costs, curves, runs_on = run(benchmark(seconds, rate, rounds, mlflow.absolute() if mlflow else None))
-    ours = machine("fastapi", "uvicorn", "uvloop", "httptools", "vowpalwabbit", "numpy")
+    ours = machine("fastapi", "uvicorn", "uvloop", "httptools", "numpy")
     typer.echo(f"{rate:g} requests a second, {seconds:g} s a round, median of {rounds}. {ours}")
     typer.echo(f"MLflow: {runs_on}.\n\n{costs}\n\nGrowing rates, {overload.SECONDS:g} s a round:\n\n{curves}")
 

@@ -61,8 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where there is a database, a policy in a file that has learned from the first half, and another from all."""
     folder = tmp_path_factory.mktemp("evaluate")
     log = asyncio.run(fill(url(folder)))
-    (folder / "half.zip").write_bytes(train(log[: len(log) // 2]))
-    (folder / "all.zip").write_bytes(train(log))
+    (folder / "half.npz").write_bytes(train(log[: len(log) // 2]))
+    (folder / "all.npz").write_bytes(train(log))
     return folder
 
 
@@ -112,7 +112,7 @@ def test_it_says_what_a_version_would_have_earned_by_every_estimator(folder: Pat
 
 
 def test_a_policy_that_learned_from_the_first_half_is_found_to_be_better_in_the_second(folder: Path) -> None:
-    shown = words(evaluate(folder, "--policy", str(folder / "half.zip")))
+    shown = words(evaluate(folder, "--policy", str(folder / "half.npz")))
     assert re.search(
         r"^1,428 of 2,856 decisions are left out, because tips has learned from decisions up to ", shown, re.MULTILINE
     )
@@ -145,7 +145,7 @@ def test_a_policy_in_the_registry_is_found_by_its_alias(folder: Path, monkeypatc
     registry = f"sqlite:///{folder}/mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own
-        register((folder / "half.zip").read_bytes(), "ranker", registry, alias="champion")
+        register((folder / "half.npz").read_bytes(), "ranker", registry, alias="champion")
     shown = words(evaluate(folder, "--policy", "models:/ranker@champion", MLFLOW_TRACKING_URI=registry))
     assert shown.endswith("which can be trusted.\n")
 
@@ -165,8 +165,8 @@ def test_it_draws_the_estimates(folder: Path) -> None:
             "There is nothing to evaluate: the log never had the choice of v9; the versions in it are v1, v2, v3.",
         ),
         (("--policy", "v3", "--since", "2h"), "There is nothing to evaluate: the log holds no decision that is old "),
-        (("--policy", "all.zip"), "There is nothing to evaluate. 2,856 of 2,856 decisions are left out, because tips "),
-        (("--policy", "tips.db"), "--policy: the policy is damaged, or is no policy."),
+        (("--policy", "all.npz"), "There is nothing to evaluate. 2,856 of 2,856 decisions are left out, because tips "),
+        (("--policy", "tips.db"), "--policy: the policy is damaged, or is not a policy."),
         (("--policy", "v3", "--plot", "taken.svg"), "taken.svg cannot be written."),
     ],
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ml.experiments.ranking import RankingPolicy
 from ml.features.online_store import SQLiteOnlineStore
+from ml.registry.artifacts import RankingPolicy
 from tests.process import TIPS, run, service
 
 
@@ -38,10 +38,10 @@ def settings(filled: Path) -> Mapping[str, str]:
 
 
 def test_what_is_learned_ranks_for_score_and_is_judged_by_later_tips(settings: Mapping[str, str], filled: Path) -> None:
-    file = filled / "policy.zip"
+    file = filled / "policy.npz"
     ended = run(TIPS, "train", "--to", str(file), "--until", "4d", **settings)
     assert ended.returncode == 0, ended.stderr
-    loaded = RankingPolicy.load(file.read_bytes())
+    loaded = RankingPolicy.from_bytes(file.read_bytes())
     learned = f"learned from {loaded.card.learned_from:,} tips: policy version {loaded.version}"
     assert ended.stdout == f"{learned}, in {file}\n"
     assert loaded.card.learned_from > 50
@@ -82,7 +82,7 @@ def test_a_policy_in_mlflow_is_served_by_its_alias(
     [
         (["--register", "a b"], "should be a name of letters"),
         (["--register", "uniform"], "should be a name of letters"),
-        (["--to", "p.zip", "--register", "a"], "one of them at a time"),
+        (["--to", "p.npz", "--register", "a"], "one of them at a time"),
         (["--alias", "champion"], "needs --register"),
         (["--until", "soon"], "such as 90d or 36h"),
     ],
@@ -96,11 +96,11 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 
 
 def test_without_tips_old_enough_there_is_nothing_to_learn(settings: Mapping[str, str], tmp_path: Path) -> None:
-    ended = run(TIPS, "train", "--until", "90d", "--to", str(tmp_path / "p.zip"), **settings)
+    ended = run(TIPS, "train", "--until", "90d", "--to", str(tmp_path / "p.npz"), **settings)
     assert (ended.returncode, ended.stderr) == (1, "There are no tips old enough to learn from.\n")
     assert not [*tmp_path.iterdir()]
-    ended = run(TIPS, "train", "--to", str(tmp_path / "no" / "p.zip"), **settings)
-    assert (ended.returncode, ended.stderr) == (1, f"{tmp_path}/no/p.zip cannot be written.\n")
+    ended = run(TIPS, "train", "--to", str(tmp_path / "no" / "p.npz"), **settings)
+    assert (ended.returncode, ended.stderr) == (1, f"{tmp_path}/no/p.npz cannot be written.\n")
 
 
 def test_what_is_known_of_people_beforehand_is_counted_and_forgotten(settings: Mapping[str, str], filled: Path) -> None:

@@ -30,7 +30,7 @@ def target(policy: str, window: float = DAY) -> Target:
 
 def learned(decisions: Sequence[LoggedDecision], folder: Path) -> Target:
     """A policy that was trained on these decisions, from a file."""
-    file = folder / "policy.zip"
+    file = folder / "policy.npz"
     file.write_bytes(train(decisions, name="learner"))
     return target(str(file))
 
@@ -380,9 +380,9 @@ def test_one_from_a_file_is_one_that_was_learned(tmp_path: Path) -> None:
             (each, "--policy: the value should be one prompt version, or ")
             for each in ("", "v1,,v2", "v1=1,v2", "v1=-1")
         ),
-        ("/nowhere/policy.zip", "--policy: the value is neither a file that can be read, nor models:/NAME@ALIAS or "),
+        ("/nowhere/policy.npz", "--policy: the value is neither a file that can be read, nor models:/NAME@ALIAS or "),
         ("models:/tips", "--policy: the value should be models:/NAME@ALIAS, "),
-        (__file__, "--policy: the policy is damaged, or is no policy."),
+        (__file__, "--policy: the policy is damaged, or is not a policy."),
     ],
 )
 def test_what_is_no_policy_is_one_plain_sentence(policy: str, sentence: str) -> None:

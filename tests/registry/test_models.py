@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.experiments.ranking import RankingPolicy, UnusablePolicyError
 from ml.platform.settings import ConfigurationError
+from ml.registry import models
+from ml.registry.artifacts import RankingPolicy, UnusablePolicyError
 from ml.registry.models import register
 from ml.registry.policies import load
 from tests.policies import policy
@@ -32,7 +33,7 @@ def test_what_was_registered_is_loaded_by_its_version_and_by_its_alias(uri: str)
     older, newer = policy(), policy(seed=2)
     assert register(older, "tips", uri, alias="champion") == "1"
     assert register(newer, "tips", uri, alias="challenger") == "2"
-    versions = {blob: RankingPolicy.load(blob).version for blob in (older, newer)}
+    versions = {blob: RankingPolicy.from_bytes(blob).version for blob in (older, newer)}
     assert load("models:/tips@champion", uri).version == load("models:/tips/1", uri).version == versions[older]
     assert load("models:/tips@challenger", uri).version == versions[newer]
     register(newer, "tips", uri, alias="champion")
@@ -44,6 +45,16 @@ def test_its_card_lies_beside_it_to_be_read_by_people(uri: str, folder: Path) ->
     register(policy(), "to-read", uri)
     (card,) = {*folder.rglob("card.json")} - before
     assert '"learned_from": 2000' in card.read_text()
+
+
+def test_one_that_an_earlier_release_registered_is_to_be_trained_again(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(models, "_POLICY", "policy.zip")
+        register(policy(), "earlier", uri)
+    with pytest.raises(UnusablePolicyError, match="was written by an earlier release; train it again"):
+        load("models:/earlier/1", uri)
 
 
 @pytest.mark.parametrize("source", ["models:/a@nobody", "models:/a/9", "models:/none@champion"])

@@ -43,7 +43,7 @@ def test_without_learning_as_much_is_lost_on_the_last_day_as_on_the_first(played
 def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_least(played: RegretComparison) -> None:
     uniform, thompson, ranking = (of(played, policy).regret for policy in ("uniform", "thompson", "ranking"))
     assert thompson[-1] < 0.9 * uniform[-1]
-    assert ranking[-1] < 0.55 * uniform[-1]
+    assert ranking[-1] < 0.5 * uniform[-1]
     assert np.diff(ranking)[-3:].mean() < 0.35 * np.diff(uniform)[-3:].mean()
     # Nothing is known before the first night.
     assert thompson[1] == pytest.approx(uniform[1], rel=1e-9)
@@ -92,20 +92,11 @@ def test_a_file_that_cannot_become_a_figure_is_refused_before_anything_is_played
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(
-    ("library", "sentence"),
-    [
-        ("vowpalwabbit", "The policy that ranks needs the `ranking` extra.\n"),
-        ("matplotlib", "matplotlib is missing: this needs the `recommender` extra"),
-    ],
-)
-def test_without_a_library_that_it_needs_one_sentence_says_what_to_install(
-    tmp_path: Path, library: str, sentence: str
-) -> None:
-    hidden = f"import sys; sys.modules[{library!r}] = None; from ml.cli.main import main; main()"
+def test_without_a_library_that_it_needs_one_sentence_says_what_to_install(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules['matplotlib'] = None; from ml.cli.main import main; main()"
     ended = run(
         sys.executable, "-c", hidden, "simulate", "--users", "2", "--days", "1", "--regret", f"{tmp_path}/r.svg"
     )
     assert ended.returncode == 1
-    assert sentence in ended.stderr
+    assert "matplotlib is missing: this needs the `recommender` extra" in ended.stderr
     assert "Traceback" not in ended.stderr
