@@ -13,7 +13,7 @@ from tests.conftest import eventually
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
 from tests.fixtures import StartRecommender
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 
 
 def test_reactions_to_the_same_tips_from_both_count_once(

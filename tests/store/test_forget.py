@@ -9,7 +9,7 @@ from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 
 TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours")
 

@@ -26,7 +26,7 @@ from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
 from tests.fake_serving import FakeServing
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 
 KINDS = ("helpful", "done", "saved", "dismissed", "not_helpful")
 

@@ -17,7 +17,7 @@ from tests.conftest import eventually
 from tests.databases import Database, on_server
 from tests.example_tips import SetClock, a_tip
 from tests.fixtures import ON_SQLITE, StartRecommender
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 
 ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
