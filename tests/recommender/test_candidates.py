@@ -462,7 +462,9 @@ def test_the_ranking_of_serving_can_be_drawn_again_from_the_rows(
         else:
             app = create_standalone(serving_settings, RecommenderSettings(**settings))
         headers = {"Authorization": "Bearer k-1"}
-        http = stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), headers=headers, timeout=60))
+        http = stack.enter_context(
+            httpx.Client(base_url=stack.enter_context(running(app)), headers=headers, timeout=60)
+        )
         tips = [ask(http, f"u-{number}") for number in range(20)]
         assert http.get("/rewards").json()["dependent"] == (20 if learned else 0)
     rows = stored(database)

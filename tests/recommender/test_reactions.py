@@ -98,7 +98,9 @@ def test_a_reaction_that_arrives_later_is_effective_even_if_the_clock_went_back(
 
 
 @ON_SQLITE
-def test_a_reaction_at_the_same_instant_in_another_time_zone_is_a_repetition(recommender: httpx.Client, tip_id: str) -> None:
+def test_a_reaction_at_the_same_instant_in_another_time_zone_is_a_repetition(
+    recommender: httpx.Client, tip_id: str
+) -> None:
     assert react(recommender, tip_id, "done", at="2026-01-31T21:00:00Z")[0] == "recorded"
     assert react(recommender, tip_id, "done", at="2026-01-31T22:30:00+01:30")[0] == "repeated"
 
@@ -115,7 +117,8 @@ def test_the_results_of_a_batch_have_the_order_of_its_reactions(recommender: htt
     answer = recommender.post("/reactions/batch", json={"reactions": reactions})
     assert answer.status_code == 200
     results = [
-        (result["tip_id"], result["outcome"], result["reaction"], result["reward"]) for result in answer.json()["results"]
+        (result["tip_id"], result["outcome"], result["reaction"], result["reward"])
+        for result in answer.json()["results"]
     ]
     assert results == [
         (two, "recorded", "saved", 0.5),
@@ -203,9 +206,7 @@ def test_the_error_of_an_unknown_reaction_names_the_known_reactions(recommender:
         [],
     ],
 )
-def test_an_invalid_time_is_refused(
-    recommender: httpx.Client, tip_id: str, database: Database, at: object
-) -> None:
+def test_an_invalid_time_is_refused(recommender: httpx.Client, tip_id: str, database: Database, at: object) -> None:
     answer = recommender.post("/reactions", json={"tip_id": tip_id, "reaction": "done", "at": at})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == "#/at"
@@ -223,7 +224,9 @@ def test_an_invalid_tip_id_is_refused(recommender: httpx.Client, tip_id: object)
     assert "DROP" not in answer.text
 
 
-def test_a_batch_of_the_maximum_size_is_stored_and_a_larger_one_is_refused(recommender: httpx.Client, database: Database) -> None:
+def test_a_batch_of_the_maximum_size_is_stored_and_a_larger_one_is_refused(
+    recommender: httpx.Client, database: Database
+) -> None:
     tip_id = new_tip(recommender)
     reaction = {"tip_id": tip_id, "reaction": "not_helpful", "at": "2026-01-31T20:00:00.123456+00:00"}
     content = json.dumps({"reactions": [reaction] * 500})

@@ -241,9 +241,7 @@ def test_a_goal_with_control_characters_is_stored_unchanged(
         '"%s"' % ("x" * 129),
     ],
 )
-def test_an_invalid_user_id_is_refused(
-    recommender: httpx.Client, fake_serving: FakeServing, user_id: str
-) -> None:
+def test_an_invalid_user_id_is_refused(recommender: httpx.Client, fake_serving: FakeServing, user_id: str) -> None:
     content = f'{{"user_id": {user_id}}}'
     answer = recommender.post("/tips", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in {400, 422}

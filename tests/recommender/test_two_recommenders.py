@@ -35,7 +35,9 @@ def test_reactions_to_the_same_tips_through_both_recommenders_are_counted_once(
         requests.append((both[number % 2], reactions))
 
     with ThreadPoolExecutor(8) as pool:
-        answers = pool.map(lambda request: request[0].post("/reactions/batch", json={"reactions": request[1]}), requests)
+        answers = pool.map(
+            lambda request: request[0].post("/reactions/batch", json={"reactions": request[1]}), requests
+        )
         assert {answer.status_code for answer in answers} == {200}
     rows = database.rows("SELECT tip_id, reaction FROM tip_scores")
     stored = {str(row["tip_id"]).replace("-", ""): row["reaction"] for row in rows}

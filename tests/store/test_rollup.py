@@ -171,7 +171,9 @@ def check_histories(database: Database, max_examples: int) -> None:
         opened = open_tip_store(database.url, SetClock())
         store = runner.run(opened.__aenter__())
 
-        @settings(max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+        @settings(
+            max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+        )
         @given(histories())
         def check(history: History) -> None:
             for table in TABLES:
