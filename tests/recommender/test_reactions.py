@@ -106,13 +106,13 @@ def test_a_reaction_at_the_same_instant_in_another_time_zone_is_a_repetition(
 
 
 def test_the_results_of_a_batch_have_the_order_of_its_reactions(recommender: httpx.Client, database: Database) -> None:
-    one, two = new_tip(recommender), new_tip(recommender)
+    first, second = new_tip(recommender), new_tip(recommender)
     reactions = [
-        {"tip_id": two, "reaction": "saved"},
-        {"tip_id": one, "reaction": "helpful", "at": LATER},
-        {"tip_id": two, "reaction": "saved"},
-        {"tip_id": one, "reaction": "dismissed", "at": EARLIER},
-        {"tip_id": two, "reaction": "done"},
+        {"tip_id": second, "reaction": "saved"},
+        {"tip_id": first, "reaction": "helpful", "at": LATER},
+        {"tip_id": second, "reaction": "saved"},
+        {"tip_id": first, "reaction": "dismissed", "at": EARLIER},
+        {"tip_id": second, "reaction": "done"},
     ]
     answer = recommender.post("/reactions/batch", json={"reactions": reactions})
     assert answer.status_code == 200
@@ -121,11 +121,11 @@ def test_the_results_of_a_batch_have_the_order_of_its_reactions(recommender: htt
         for result in answer.json()["results"]
     ]
     assert results == [
-        (two, "recorded", "saved", 0.5),
-        (one, "recorded", "helpful", 1.0),
-        (two, "repeated", "saved", 0.5),
-        (one, "superseded", "helpful", 1.0),
-        (two, "recorded", "done", 1.0),
+        (second, "recorded", "saved", 0.5),
+        (first, "recorded", "helpful", 1.0),
+        (second, "repeated", "saved", 0.5),
+        (first, "superseded", "helpful", 1.0),
+        (second, "recorded", "done", 1.0),
     ]
     assert counts(database) == {"helpful": (1, 1.0), "done": (1, 1.0)}
 

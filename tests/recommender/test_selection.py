@@ -22,14 +22,18 @@ from ml.recommender.app import open_state
 from ml.recommender.selection import PromptSelector, keep_learning
 from ml.recommender.serving_client import ServingClient
 from ml.recommender.settings import RecommenderSettings
+from ml.serving.prompts import PROMPTS
+from ml.standalone.app import create_app as create_standalone
 from ml.store.reactions import Reaction
 from ml.store.rollup import hour_of
 from ml.store.tips import open_tip_store
-from tests.conftest import eventually
+from tests.conftest import eventually, of_model
 from tests.databases import Database, Row
 from tests.example_tips import DIGEST, NOW, SetClock, a_tip
 from tests.fake_serving import FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender
+from tests.server import running
+from tests.upstream import Upstream
 
 WEIGHTS = {"v1": 5.0, "v2": 3.0, "v3": 2.0}
 EQUAL_WEIGHTS = dict.fromkeys(WEIGHTS, 1.0)
@@ -238,6 +242,21 @@ def test_a_tip_causes_no_query(database: Database, fake_serving: FakeServing, cl
     assert commands == {"INSERT"}
 
 
+@ON_SQLITE
+@pytest.mark.parametrize("digests", [{name: prompt.digest for name, prompt in PROMPTS.items()}, None])
+def test_standalone_learns_from_rewards_under_the_digests_of_its_own_serving(
+    upstream: Upstream, database: Database, clock: SetClock, digests: Mapping[str, str] | None
+) -> None:
+    asyncio.run(store_rewards(database, clock, digests=digests))
+    settings = RecommenderSettings(
+        tip_prompt_version=VERSIONS, tip_prompt_policy="thompson", database_url=database.url, api_keys="k-1"
+    )
+    app = create_standalone(of_model(upstream, "good", api_keys="k-1"), settings, clock=clock)
+    with running(app) as url, httpx.Client(base_url=url, headers={"Authorization": "Bearer k-1"}, timeout=60) as http:
+        learned = json.loads(row_of(ask(http), database)["options"])
+    assert learned == pytest.approx({"v1": 0.02, BETTER: 0.98} if digests else {"v1": 0.5, BETTER: 0.5})
+
+
 # Learning
 
 
@@ -340,12 +359,22 @@ def test_a_policy_that_does_not_learn_asks_serving_for_nothing(
 
 
 async def store_rewards(
-    database: Database, clock: SetClock, *, better: str = BETTER, digest: str = DIGEST, n: int = 50
+    database: Database,
+    clock: SetClock,
+    *,
+    better: str = BETTER,
+    digest: str = DIGEST,
+    digests: Mapping[str, str] | None = None,
+    n: int = 50,
 ) -> None:
-    """Store `n` mature tips of both versions, where only users with the better version reacted."""
+    """Store `n` mature tips of both versions, where only users with the better version reacted.
+
+    `digests`: the digest of each version; by default both have `digest`.
+    """
+    digests = digests or {"v1": digest, BETTER: digest}
     async with open_tip_store(database.url, clock) as store:
         tips = [
-            a_tip(created_at=NOW - 2 * DAY, prompt_version=version, prompt_digest=digest)
+            a_tip(created_at=NOW - 2 * DAY, prompt_version=version, prompt_digest=digests[version])
             for version in ("v1", BETTER)
             for _ in range(n)
         ]

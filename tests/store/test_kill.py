@@ -81,7 +81,7 @@ def react_until_killed(
 ) -> None:
     """Post reactions until there is no answer; add those that were answered with success to `answered`."""
     rng = random.Random(seed)
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as http:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as http:
         while True:
             tip_id, kind, age = rng.choice(tip_ids), rng.choice(KINDS), rng.randrange(10**6)
             at = f"2026-01-30T00:{age // 60 % 60:02}:{age % 60:02}.{age:06}Z"
@@ -90,7 +90,10 @@ def react_until_killed(
                 http.request("POST", "/reactions", body, {"content-type": "application/json"})
                 status = http.getresponse().status
             except (OSError, HTTPException):
-                return
+                if began.is_set():
+                    return
+                http.close()  # the recommender has not started yet
+                continue
             if status == 200:
                 answered.append((tip_id.replace("-", ""), kind, age))
                 began.set()
@@ -98,14 +101,17 @@ def react_until_killed(
 
 def ask_until_killed(port: int, answered: list[str], began: threading.Event) -> None:
     """Request tips until there is no answer; add the ids of those that were answered to `answered`."""
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as http:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as http:
         while True:
             try:
                 http.request("POST", "/tips", dumps({"user_id": "u-1"}), {"content-type": "application/json"})
                 answer = http.getresponse()
                 body = answer.read()
             except (OSError, HTTPException):
-                return
+                if began.is_set():
+                    return
+                http.close()  # the recommender has not started yet
+                continue
             if answer.status == 200:
                 answered.append(loads(body)["tip_id"].replace("-", ""))
                 began.set()
