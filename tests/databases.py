@@ -1,4 +1,4 @@
-"""The databases that the recommender is tested on, with a way to look into them that is not the recommender's own."""
+"""The databases that the recommender is tested on, with SQL access that does not use the code under test."""
 
 import asyncio
 import os
@@ -14,11 +14,11 @@ import asyncpg  # type: ignore[import-untyped]
 Row = dict[str, Any]
 
 SERVER_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres")
-"""A PostgreSQL server, by a database on it from which others may be made."""
+"""The URL of a database on a PostgreSQL server whose user may create databases."""
 
 
 class Database:
-    """One database: its address, and SQL that the recommender does not know of."""
+    """One database: its URL, and direct access by SQL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -38,22 +38,34 @@ class Database:
         return self.url.rpartition("/")[2]
 
     def rows(self, sql: str) -> list[Row]:
-        """Run one statement, durably, and return the rows that it answers."""
+        """Run one statement, durably, and return its rows."""
         if not self.is_sqlite:
             return asyncio.run(_fetch(self.url, sql))
         with closing(sqlite3.connect(self.file)) as connection:
             connection.row_factory = sqlite3.Row
-            found = [dict(row) for row in connection.execute(sql)]
+            rows = [dict(row) for row in connection.execute(sql)]
             connection.commit()
-            return found
+            return rows
 
     def count(self, table: str) -> int:
+        """Return the number of rows of a table."""
         (row,) = self.rows(f"SELECT count(*) AS n FROM {table}")
         return int(row["n"])
 
 
+@contextmanager
+def postgres(template: str = "template0") -> Iterator[Database]:
+    """Create a database on the server, a copy of `template`, and drop it when the block ends."""
+    name = f"tips_test_{uuid.uuid4().hex}"
+    on_server(f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield Database(f"{SERVER_URL.rpartition('/')[0]}/{name}")
+    finally:
+        on_server(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 def on_server(sql: str) -> None:
-    """Run a statement on the server itself, such as one that makes a database."""
+    """Run a statement on the server itself, such as CREATE DATABASE."""
     asyncio.run(_fetch(SERVER_URL, sql))
 
 
@@ -63,14 +75,3 @@ async def _fetch(url: str, sql: str) -> list[Row]:
         return [dict(row) for row in await connection.fetch(sql)]
     finally:
         await connection.close()
-
-
-@contextmanager
-def postgres(template: str = "template0") -> Iterator[Database]:
-    """Make a database of its own on the server, a copy of `template`, and drop it at the end."""
-    name = f"tips_test_{uuid.uuid4().hex}"
-    on_server(f"CREATE DATABASE {name} TEMPLATE {template}")
-    try:
-        yield Database(f"{SERVER_URL.rpartition('/')[0]}/{name}")
-    finally:
-        on_server(f"DROP DATABASE {name} WITH (FORCE)")

@@ -1,4 +1,4 @@
-"""Tips as rows of the store, and a clock to set."""
+"""Tip records for the store, and a clock that tests set."""
 
 import uuid
 from dataclasses import replace
@@ -12,7 +12,7 @@ DIGEST = "a" * 64
 
 
 class SetClock:
-    """Tells the time that it is set to."""
+    """A clock that returns the time it is set to."""
 
     def __init__(self, now: datetime = NOW) -> None:
         self.now = now
@@ -21,7 +21,7 @@ class SetClock:
         return self.now
 
     def go(self, **by: float) -> None:
-        """Go forward, or back."""
+        """Move the time by a timedelta of these arguments, forward or back."""
         self.now += timedelta(**by)
 
 
@@ -49,5 +49,5 @@ _TIP = TipRecord(
 
 
 def a_tip(**fields: Any) -> TipRecord:
-    """Return a tip that was written for somebody, with a new id."""
+    """Return a tip record with a new id, and with these fields changed."""
     return replace(_TIP, **{"tip_id": uuid.uuid4(), **fields})

@@ -1,4 +1,4 @@
-"""A serving that answers what a test wants, and remembers what it was asked."""
+"""A fake serving: its responses are set by the test, and the requests it received are recorded."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -9,61 +9,69 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-WRITTEN = {
+DIGEST = "a" * 64
+
+TIP_RESPONSE = {
     "generation_id": "095e65266d0e4075aec2ecad5f13abb2",
     "tip": "Dim the lights now.",
     "prompt_version": "v1",
-    "prompt_digest": "a" * 64,
+    "prompt_digest": DIGEST,
     "model": "openai/good",
     "fallback": False,
     "usage": {"input_tokens": 50, "output_tokens": 12},
     "finish_reason": "stop",
 }
-"""What serving answers with a tip."""
+"""The default response of POST /generate, for the version v1."""
 
-Answer = Callable[[Request], Awaitable[Response]]
-
-
-async def _written(request: Request) -> Response:
-    asked = (await request.json()).get("prompt_version")
-    return JSONResponse(WRITTEN | ({"prompt_version": asked} if asked else {}))
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-async def _last(request: Request) -> Response:
-    return JSONResponse(ranking(await request.json()))
-
-
-def ranking(asked: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """What serving answers with a learned policy, which chose the last of the candidates that it was asked for."""
-    ids = [candidate["id"] for candidate in asked["candidates"]]
+def ranking(request_body: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return the response of a learned policy to POST /score, in which the last candidate is chosen."""
+    ids = [candidate["id"] for candidate in request_body["candidates"]]
     n = len(ids)
     probabilities = [*[0.5 / (n - 1)] * (n - 1), 0.5] if n > 1 else [1.0]
     return {
-        "event_id": asked["event_id"],
+        "event_id": request_body["event_id"],
         "policy": {"name": "linear", "version": "0123456789ab"},
         "chosen": ids[-1],
         "scores": [
-            {"id": one, "score": (place + 1) / 10, "probability": probability}
-            for place, (one, probability) in enumerate(zip(ids, probabilities, strict=True))
+            {"id": candidate_id, "score": (index + 1) / 10, "probability": probability}
+            for index, (candidate_id, probability) in enumerate(zip(ids, probabilities, strict=True))
         ],
         "aggregates": {"tips_7d": 3.0},
     } | changes
 
 
+async def hang(request: Request) -> Response:
+    """Respond only after the client has disconnected."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return Response()
+
+
+async def _rank_last_highest(request: Request) -> Response:
+    return JSONResponse(ranking(await request.json()))
+
+
 @dataclass
 class FakeServing:
-    """Answers each request for a tip with `answer`: by default, one of the version that was asked for.
+    """Responds to POST /generate by `generate`, to POST /score by `score`, and to GET /prompts with `digests`.
 
-    Candidates are ranked by `rank`: by default, a policy that chooses the last one.
+    By default, `generate` returns a tip of the requested prompt version with its digest, and `score` a ranking in which
+    the last candidate is chosen. GET /prompts fails while `prompts_fail` is true.
     """
 
     url: str = ""
-    versions: tuple[str, ...] = ("v1", "v2-mentor")
-    answer: Answer = _written
-    rank: Answer = _last
-    to_rank: list[dict[str, Any]] = field(default_factory=list)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=lambda: {"v1": DIGEST, "v2-mentor": DIGEST})
+    prompts_fail: bool = False
+    generate: Handler | None = None
+    score: Handler = _rank_last_highest
+    generate_bodies: list[dict[str, Any]] = field(default_factory=list)
+    generate_headers: list[dict[str, str]] = field(default_factory=list)
+    score_bodies: list[dict[str, Any]] = field(default_factory=list)
+    score_headers: list[dict[str, str]] = field(default_factory=list)
+    prompts_requests: int = 0
 
     def app(self) -> Starlette:
         return Starlette(
@@ -74,27 +82,38 @@ class FakeServing:
             ]
         )
 
-    def answers(self, response: Callable[[], Response]) -> None:
-        """Answer every request with a response of this kind from now on."""
+    def respond(self, make_response: Callable[[], Response]) -> None:
+        """Respond to every POST /generate with a new response of `make_response` from now on."""
 
-        async def answer(_: Request) -> Response:
-            return response()
+        async def handler(_: Request) -> Response:
+            return make_response()
 
-        self.answer = answer
+        self.generate = handler
 
-    def writes(self, **changes: Any) -> None:
-        """Answer a tip with these fields from now on."""
-        self.answers(lambda: JSONResponse(WRITTEN | changes))
+    def respond_with_tip(self, **fields: Any) -> None:
+        """Respond to every POST /generate with a tip that has these fields from now on."""
+        self.respond(lambda: JSONResponse(TIP_RESPONSE | fields))
 
     async def _generate(self, request: Request) -> Response:
-        self.bodies.append(await request.json())
-        self.headers.append(dict(request.headers))
-        return await self.answer(request)
+        body = await request.json()
+        self.generate_bodies.append(body)
+        self.generate_headers.append(dict(request.headers))
+        if self.generate:
+            return await self.generate(request)
+        prompt_version = body.get("prompt_version", "v1")
+        digest = self.digests.get(prompt_version, DIGEST)
+        return JSONResponse(TIP_RESPONSE | {"prompt_version": prompt_version, "prompt_digest": digest})
 
     async def _score(self, request: Request) -> Response:
-        self.to_rank.append(await request.json())
-        return await self.rank(request)
+        self.score_bodies.append(await request.json())
+        self.score_headers.append(dict(request.headers))
+        return await self.score(request)
 
     async def _prompts(self, _: Request) -> Response:
-        prompts = [{"version": version, "description": "", "digest": "a" * 64} for version in self.versions]
+        self.prompts_requests += 1
+        if self.prompts_fail:
+            return JSONResponse({"type": "urn:tips:problem:not-ready", "detail": "Not ready."}, 503)
+        prompts = [
+            {"version": version, "description": "", "digest": digest} for version, digest in self.digests.items()
+        ]
         return JSONResponse({"default": "v1", "prompts": prompts})

@@ -1,3 +1,5 @@
+"""Fixtures of databases, the fake serving, and recommenders; `conftest.py` makes them available to all tests."""
+
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,10 +22,10 @@ from tests.server import running
 StartRecommender = Callable[..., httpx.Client]
 
 REFRESH_SECONDS = 0.05
-"""How often the recommenders here look at what versions have earned."""
+"""The interval at which the recommenders under test read the rewards."""
 
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-"""Of tests that are not about the database, or about this one only."""
+"""Marks tests that do not depend on the database, or are about SQLite only."""
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +58,14 @@ def postgres_template(postgres_server: None) -> Iterator[str]:  # noqa: ARG001
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> Database:
-    """An empty, migrated database, once of each kind."""
-    found: Database = request.getfixturevalue(f"{request.param}_database")
-    return found
+    """An empty, migrated database; the test runs once per dialect."""
+    empty: Database = request.getfixturevalue(f"{request.param}_database")
+    return empty
 
 
 @pytest.fixture
 def database_url(database: Database) -> str:
-    """The address of an empty, migrated database, once of each kind."""
+    """The URL of an empty, migrated database; the test runs once per dialect."""
     return database.url
 
 
@@ -86,7 +88,7 @@ def clock() -> SetClock:
 
 @pytest.fixture
 def fake_serving() -> Iterator[FakeServing]:
-    """A serving that answers what the test wants."""
+    """A running serving whose responses the test sets."""
     serving = FakeServing()
     with running(serving.app()) as serving.url:
         yield serving
@@ -94,7 +96,7 @@ def fake_serving() -> Iterator[FakeServing]:
 
 @pytest.fixture
 def start_recommender(database_url: str, fake_serving: FakeServing, clock: SetClock) -> Iterator[StartRecommender]:
-    """Start a recommender on the database, beside the fake serving, and return a client for it."""
+    """A function that starts a recommender on the database and the fake serving, and returns a client for it."""
     with ExitStack() as stack:
 
         def start(**settings: Any) -> httpx.Client:

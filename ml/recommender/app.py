@@ -1,4 +1,4 @@
-"""The application factory of the recommender, and the resources that live as long as the application runs."""
+"""The application factory of the recommender, and the resources that it opens and closes."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,7 +31,7 @@ def create_app(
 ) -> FastAPI:
     """Return the recommender for a serving at SERVING_URL. Raises ConfigurationError when the settings cannot work.
 
-    `refresh_seconds`: how often a policy that learns reads the rewards.
+    `refresh_seconds`: the interval at which a prompt policy that learns reads the rewards.
     """
     check_settings(settings)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
@@ -78,17 +78,17 @@ async def open_state(
     simulated: bool = False,
     refresh_seconds: float = REFRESH_SECONDS,
 ) -> AsyncIterator[RecommenderState]:
-    """Open everything that the routes need, and close it when the block ends, however it ends.
+    """Open the store and start learning, yield the state for the routes, and close everything when the block ends.
 
-    `http` is a client of serving. `simulated`: the users are simulated, and the rows of their tips say so.
+    `http`: an HTTP client with serving's address and key. `simulated`: the users are simulated, and the rows of their
+    tips are marked as such. Raises StorageUnavailable or ConfigurationError when the database cannot be used; then
+    everything opened before is closed.
     """
     selector = PromptSelector(settings.version_weights, settings.tip_prompt_policy)
     reaction_window = timedelta(hours=settings.reaction_window_hours)
     serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
     async with AsyncExitStack() as stack:
-        tip_store = await stack.enter_async_context(
-            open_tip_store(settings.database_url.get_secret_value(), clock),
-        )
+        tip_store = await stack.enter_async_context(open_tip_store(settings.database_url.get_secret_value(), clock))
         await stack.enter_async_context(
             keep_learning(
                 selector, tip_store, serving, reaction_window=reaction_window, clock=clock, every=refresh_seconds
@@ -100,7 +100,7 @@ async def open_state(
             tip_store,
             telemetry,
             clock=clock,
-            candidates=settings.tip_candidates,
+            candidate_count=settings.tip_candidates,
             simulated=simulated,
         )
         yield {
@@ -124,6 +124,6 @@ def check_settings(settings: RecommenderSettings) -> None:
         return
     digests = fetch_prompt_digests(settings.serving_url, settings.serving_api_key)
     if digests is None:
-        log.warning("serving_does_not_answer", reason="the versions of TIP_PROMPT_VERSION are not checked")
+        log.warning("serving_does_not_answer", reason="TIP_PROMPT_VERSION is checked by the first tip")
     else:
         check_versions(settings.version_weights, digests)

@@ -1,10 +1,10 @@
 """The recommender program: `uvicorn ml.recommender.main:app`.
 
-It owns all state: `POST /tips` draws a prompt version, has serving write the tip, and stores the decision;
-`POST /reactions` stores how users reacted; `GET /rewards` and the pages report which version works.
+It owns all state. `POST /tips` draws a prompt version, calls serving for the tip, and stores the decision;
+`POST /reactions` stores the reactions of users; `GET /rewards` and the pages report the rewards of each version.
 
 Importing this module reads the environment, prepares the database and builds `app`, an ordinary FastAPI application. A
-setting that cannot work ends the program with one sentence. To build an application from settings of your own, use
+configuration error ends the program with one sentence. To build an application from other settings, use
 `app.create_app`.
 """
 

@@ -1,4 +1,4 @@
-"""One tip for a user: have candidates written, choose one, store all of them durably, then answer."""
+"""One tip for a user: generate candidates, choose one, store all of them durably, then answer."""
 
 import asyncio
 import time
@@ -23,12 +23,12 @@ from ml.store.tips import TipRecord, TipStore
 log = structlog.get_logger()
 
 MAX_RANKING_SECONDS = 1.0
-"""The time to rank candidates: at most this, and at most a tenth of the time for the tip."""
+"""The timeout of a ranking: at most this, and at most a tenth of the time for the whole tip."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A tip that was written in `ms` milliseconds, with the selection of its prompt version."""
+    """A generated tip, with the selection of its prompt version; `ms`: the time it took, in milliseconds."""
 
     tip_id: UUID
     selection: PromptSelection
@@ -37,7 +37,7 @@ class _Candidate:
 
 
 class Recommender:
-    """Writes tips for users through serving, and stores the decision behind each."""
+    """Produces tips for users through serving, and stores the decision about each."""
 
     def __init__(
         self,
@@ -47,30 +47,32 @@ class Recommender:
         telemetry: Telemetry,
         *,
         clock: Clock,
-        candidates: int,
+        candidate_count: int,
         simulated: bool,
     ) -> None:
-        """`candidates`: the number of tips to choose one of. `simulated`: the users are simulated."""
+        """`candidate_count`: the number of tips to generate and choose among. `simulated`: the users are simulated."""
         self._selector = selector
         self._serving = serving
         self._tip_store = tip_store
         self._telemetry = telemetry
         self._clock = clock
-        self._candidates = candidates
+        self._candidate_count = candidate_count
         self._simulated = simulated
 
     async def tip(self, user_id: str, signals: dict[str, Any], *, timeout: float | None = None) -> TipRecord:
         """Return a tip that is stored durably, together with the candidates that were not chosen.
 
-        Raises the errors of the serving client and the store; then nothing is stored. Of several candidates, those that
-        cannot be written are left out, and the first one is shown if they cannot be ranked.
+        `timeout`: how long the caller waits, in seconds; None if it does not say. Raises the errors of the serving
+        client and the store; then nothing is stored. Of several candidates, those that cannot be generated are left
+        out, and the first candidate is shown if they cannot be ranked.
         """
         seconds = self._serving.timeout(timeout)
         started = time.perf_counter()
-        ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if self._candidates > 1 else 0
+        is_ranked = self._candidate_count > 1
+        ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if is_ranked else 0
         candidates = await self._generate_candidates(user_id, signals, seconds - ranking_seconds)
         records = self._records(user_id, signals, candidates)
-        if self._candidates > 1:
+        if is_ranked:
             remaining = seconds - (time.perf_counter() - started)
             ranking = await self._rank(candidates, user_id, signals, min(MAX_RANKING_SECONDS, remaining))
             records = _with_ranking(records, ranking)
@@ -79,31 +81,32 @@ class Recommender:
     async def record(
         self, user_id: str, signals: Mapping[str, Any], selection: PromptSelection, generated: GeneratedTip, ms: int
     ) -> TipRecord:
-        """Store a tip that was written elsewhere, in `ms` milliseconds; returns when it is durable."""
+        """Store a tip that the caller had generated, in `ms` milliseconds; returns when it is durable."""
         candidate = _Candidate(_time_ordered_id(self._clock()), selection, generated, ms)
         return await self._store(self._records(user_id, signals, [candidate]))
 
     async def _generate_candidates(self, user_id: str, signals: dict[str, Any], timeout: float) -> list[_Candidate]:
-        """Have all candidates written concurrently; return those that were.
+        """Generate all candidates concurrently; return those that succeed.
 
-        Raises the error of the first one if none was.
+        Raises the error of the first candidate if none succeeds.
         """
         now = self._clock()
         outcomes = await asyncio.gather(
-            *(self._generate(_time_ordered_id(now), user_id, signals, timeout) for _ in range(self._candidates))
+            *(self._generate(_time_ordered_id(now), user_id, signals, timeout) for _ in range(self._candidate_count))
         )
         candidates = [outcome for outcome in outcomes if isinstance(outcome, _Candidate)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, TipsError)]
+        if self._candidate_count > 1:
+            for error in errors:
+                log.warning("candidate_not_written", outcome=error.slug)
         if not candidates:
             raise errors[0]
-        for error in errors:
-            log.warning("candidate_not_written", outcome=error.slug)
         return candidates
 
     async def _generate(
         self, tip_id: UUID, user_id: str, signals: dict[str, Any], timeout: float
     ) -> _Candidate | TipsError:
-        """Have one candidate written; returns the error if it cannot be, so that the others are not cancelled."""
+        """Generate one candidate; returns the error if that fails, so that the other candidates are not cancelled."""
         selection = self._selector.select(user_id, str(tip_id))
         started = time.perf_counter()
         try:
@@ -115,8 +118,8 @@ class Recommender:
     async def _rank(
         self, candidates: Sequence[_Candidate], user_id: str, signals: Mapping[str, Any], timeout: float
     ) -> CandidateRanking | None:
-        """Have the candidates ranked; None if that fails."""
-        features = [
+        """Return the ranking of the candidates; None if serving does not rank them."""
+        candidate_bodies = [
             {
                 "id": str(candidate.tip_id),
                 "prompt_version": candidate.generated.prompt_version,
@@ -125,9 +128,11 @@ class Recommender:
             for candidate in candidates
         ]
         try:
-            return await self._serving.score(features[0]["id"], user_id, signals, features, timeout=timeout)
+            return await self._serving.score(
+                candidate_bodies[0]["id"], user_id, signals, candidate_bodies, timeout=timeout
+            )
         except TipsError as error:
-            log.warning("candidates_not_ranked", outcome=error.slug, reason="the first one is shown")
+            log.warning("candidates_not_ranked", outcome=error.slug, reason="the first candidate is shown")
             return None
 
     def _records(self, user_id: str, signals: Mapping[str, Any], candidates: Sequence[_Candidate]) -> list[TipRecord]:
@@ -160,7 +165,7 @@ class Recommender:
         ]
 
     async def _store(self, records: Sequence[TipRecord]) -> TipRecord:
-        """Store the records of one decision; return the one that is shown when all are durable."""
+        """Store the records of one decision; return the shown record when all are durable."""
         await self._tip_store.add(*records)
         (shown,) = [record for record in records if record.shown]
         self._telemetry.shown.labels(shown.prompt_version, shown.policy).inc()
@@ -172,7 +177,7 @@ class Recommender:
 
 
 def _with_ranking(records: Sequence[TipRecord], ranking: CandidateRanking | None) -> list[TipRecord]:
-    """Return the records with the ranking of their decision; without a ranking, the first one is shown."""
+    """Return the records with the ranking of their decision; without a ranking, the first candidate is shown."""
     candidate_ids = [str(record.tip_id) for record in records]
     if ranking is None:
         return [
@@ -201,5 +206,5 @@ def _with_ranking(records: Sequence[TipRecord], ranking: CandidateRanking | None
 
 
 def _time_ordered_id(now: datetime) -> UUID:
-    """Return a new UUIDv7 (RFC 9562): unique, and in the order of time as long as the clock is right."""
+    """Return a new UUIDv7 (RFC 9562): unique, and in the order of time while the clock does not go back."""
     return uuid7(nanoseconds=int(now.timestamp() * 1_000_000) * 1000)

@@ -27,7 +27,7 @@ from ml.store.reactions import ReactionResult, UnknownTipsError
 from ml.store.tips import TipStore
 
 MAX_CLOCK_SKEW = timedelta(minutes=1)
-"""How far a caller's clock may be ahead."""
+"""The maximum by which a caller's clock may be ahead."""
 
 
 class RecommenderState(TypedDict):
@@ -55,7 +55,7 @@ router = APIRouter()
     responses=problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
 )
 async def tips(body: TipRequest, recommender: RecommenderDep, timeout: CallerTimeout) -> TipResponse:
-    """Draw a prompt version, have the tip written, store it durably, then answer."""
+    """Draw a prompt version, generate the tip, store it durably, then answer."""
     return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), timeout=timeout))
 
 
@@ -68,7 +68,7 @@ async def tips(body: TipRequest, recommender: RecommenderDep, timeout: CallerTim
 async def react(
     body: ReactionRequest, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
 ) -> ReactionResponse:
-    """Store a reaction durably, then answer. The latest reaction to a tip is effective; a repeated one changes nothing."""
+    """Store a reaction durably, then answer. The latest reaction is effective; a repeated one changes nothing."""
     (result,) = await _store_reactions([body], "#", tip_store, clock, telemetry)
     return ReactionResponse.of(result)
 
@@ -82,7 +82,7 @@ async def react(
 async def react_batch(
     body: ReactionBatch, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
 ) -> ReactionBatchResponse:
-    """Store all of the reactions durably, then answer; or none, naming what is wrong with each."""
+    """Store all reactions durably, then answer; if any is invalid, store none and report the error of each."""
     results = await _store_reactions(body.reactions, "#/reactions/{}", tip_store, clock, telemetry)
     return ReactionBatchResponse(results=[ReactionResponse.of(result) for result in results])
 
@@ -90,7 +90,7 @@ async def react_batch(
 async def _store_reactions(
     reactions: Sequence[ReactionRequest], pointer: str, tip_store: TipStore, clock: Clock, telemetry: Telemetry
 ) -> list[ReactionResult]:
-    """Store all reactions; `pointer` is the JSON pointer of the reaction at an index in the body."""
+    """Store all reactions. `pointer`: the format of the JSON pointer to the reaction at an index of the body."""
     latest = clock() + MAX_CLOCK_SKEW
     in_future = [index for index, reaction in enumerate(reactions) if reaction.at and reaction.at > latest]
     if in_future:

@@ -13,7 +13,7 @@ from ml.store.reactions import REACTIONS, Outcome, Reaction, ReactionResult
 from ml.store.tips import TipRecord
 
 MAX_REACTIONS = 500
-"""The reactions in one batch."""
+"""The maximum number of reactions in one batch."""
 
 _DATE_AND_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -78,10 +78,10 @@ class TipResponse(BaseModel):
 
     tip_id: UUID = Field(description="The id to report reactions with.")
     tip: str
-    prompt_version: str = Field(description="The version that wrote the tip.")
-    prompt_digest: str = Field(description="SHA-256 of the version's content.")
+    prompt_version: str = Field(description="The prompt version that wrote the tip.")
+    prompt_digest: str = Field(description="SHA-256 of the prompt version's content.")
     model: str = Field(description="The model that answered.")
-    fallback: bool = Field(description="Whether it was not the first configured model.")
+    fallback: bool = Field(description="Whether a fallback model answered instead of the first configured one.")
     created_at: datetime
 
     @classmethod
@@ -112,7 +112,9 @@ class ReactionResponse(BaseModel):
     """The outcome of a stored reaction, and the effective reaction of its tip."""
 
     tip_id: UUID
-    outcome: Outcome = Field(description="It is effective now; it was already; or a later one is effective.")
+    outcome: Outcome = Field(
+        description="The reaction has become effective; it was effective already; or a later reaction is effective."
+    )
     reaction: str = Field(description="The effective reaction.")
     reward: float = Field(ge=0, le=1)
 
@@ -122,6 +124,6 @@ class ReactionResponse(BaseModel):
 
 
 class ReactionBatchResponse(BaseModel):
-    """One result per reaction, in their order."""
+    """One result per reaction, in the order of the request."""
 
     results: list[ReactionResponse]

@@ -20,13 +20,14 @@ from ml.store.tips import TipStore
 log = structlog.get_logger()
 
 REFRESH_SECONDS = 60.0
+"""The interval at which a policy that learns reads the rewards."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSelection:
     """A prompt version that was drawn, the policy that drew it, and the distribution it was drawn from.
 
-    `prompt_version` is None, and `options` empty, where serving's default is used.
+    `prompt_version` is None, and `options` is empty, when serving's default is used.
     """
 
     prompt_version: str | None
@@ -43,15 +44,15 @@ class PromptSelector:
     """
 
     def __init__(self, weights: Mapping[str, float], policy: str = UNIFORM) -> None:
-        """Take the weight of each version (none: serving's default is used) and the name of one of `POLICIES`."""
+        """`weights`: the weight of each version; empty if serving's default is used. `policy`: a name in `POLICIES`."""
         self._weights = weights
         self._policy = POLICIES[policy]
-        self._name = policy if policy != UNIFORM else _uniform_name(weights)
+        self._logged_policy = policy if policy != UNIFORM else _logged_uniform_policy(weights)
         self._distribution = self._policy.distribution(weights, {})
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """The versions to choose among, in the operator's order."""
+        """The versions to choose among, in the order of TIP_PROMPT_VERSION."""
         return tuple(self._weights)
 
     @property
@@ -60,19 +61,21 @@ class PromptSelector:
         return self._policy.learns
 
     def learn(self, rewards: Mapping[str, Sample]) -> None:
-        """Update the distribution by the rewards of each version; a version that is missing has none yet."""
+        """Update the distribution by the rewards of each version; a missing version has no rewards yet."""
         self._distribution = self._policy.distribution(self._weights, rewards)
 
     def select(self, user_id: str, tip_id: str) -> PromptSelection:
         """Draw the prompt version of a tip; the same ids give the same version while the distribution is the same."""
         if not self._weights:
-            return PromptSelection(None, self._name, self._policy.version, {})
+            return PromptSelection(None, self._logged_policy, self._policy.version, {})
         drawn = self._policy.draw(self._distribution, user_id, tip_id)
-        return PromptSelection(drawn.option, self._name, self._policy.version, drawn.distribution, drawn.probability)
+        return PromptSelection(
+            drawn.option, self._logged_policy, self._policy.version, drawn.distribution, drawn.probability
+        )
 
 
-def _uniform_name(weights: Mapping[str, float]) -> str:
-    """Return the name under which draws of `uniform` are logged: it says whether there was a choice, and weights."""
+def _logged_uniform_policy(weights: Mapping[str, float]) -> str:
+    """Return the name under which draws of `uniform` are logged: it depends on the number of versions and weights."""
     if len(weights) <= 1:
         return "single" if weights else "serving-default"
     return "weighted" if len({*weights.values()}) > 1 else UNIFORM
@@ -90,21 +93,23 @@ async def keep_learning(
 ) -> AsyncIterator[None]:
     """Update a selector that learns: at once, and then every `every` seconds until the block ends.
 
-    Raises StorageUnavailable when the rewards cannot be read at first; later, the last distribution stays.
+    Rewards count for a version only under its current prompt digest, which serving is asked for each time. If serving
+    does not answer, the digests of its last answer are used; before its first answer, nothing is learned. Raises
+    StorageUnavailable when the rewards cannot be read the first time; later, the distribution stays as it is.
     """
-    digests: Mapping[str, str] | None = None
+    digests: Mapping[str, str] = {}
 
     async def learn() -> None:
         nonlocal digests
         try:
             digests = await serving.prompt_digests()
         except TipsError as error:
-            log.warning("prompts_not_read", outcome=error.slug, reason="the digests known already are used")
-        # Only mature tips: of younger ones only those with a reaction would count, and a version that is new or drawn
-        # more and more often has more of them, so it would seem better than it is.
+            log.warning("prompts_not_read", outcome=error.slug, reason="the digests of the last answer are used")
+        # Only mature tips. Of younger tips only those with a reaction could count, and a version that is new or drawn
+        # increasingly often has more young tips, so it would seem better than it is.
         rewards = await tip_store.counts.rewards(hour_of(clock() - reaction_window))
         # In a thread: for twenty versions it takes 40 ms.
-        await asyncio.to_thread(selector.learn, _rewards_of_present_texts(rewards, digests))
+        await asyncio.to_thread(selector.learn, _rewards_of_current_digests(rewards, digests))
 
     async def learn_repeatedly() -> None:
         while True:
@@ -112,7 +117,7 @@ async def keep_learning(
             try:
                 await learn()
             except StorageUnavailable:
-                log.warning("rewards_not_read", reason="versions are drawn by the rewards known already")
+                log.warning("rewards_not_read", reason="the distribution of the versions stays as it is")
 
     if not selector.learns:
         yield
@@ -122,13 +127,8 @@ async def keep_learning(
         yield
 
 
-def _rewards_of_present_texts(
-    rewards: Mapping[tuple[str, str], Sample], digests: Mapping[str, str] | None
+def _rewards_of_current_digests(
+    rewards: Mapping[tuple[str, str], Sample], digests: Mapping[str, str]
 ) -> dict[str, Sample]:
-    """Return the rewards of each version under its present digest: earlier texts of a version do not count.
-
-    While serving has never answered (`digests` is None) nothing is known about the present texts.
-    """
-    return {
-        version: rewards[version, digest] for version, digest in (digests or {}).items() if (version, digest) in rewards
-    }
+    """Return the rewards of each version under its current digest: those under earlier digests do not count."""
+    return {version: rewards[version, digest] for version, digest in digests.items() if (version, digest) in rewards}

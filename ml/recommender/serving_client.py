@@ -1,4 +1,4 @@
-"""The client of serving: one deadline, trace and request id passed on, every failure as an error of this service."""
+"""The client of serving: passes the deadline, the trace and the request id, and maps every failure to a TipsError."""
 
 import asyncio
 import math
@@ -24,7 +24,10 @@ from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import outgoing_headers
 
 GRACE_SECONDS = 0.25
-"""Serving knows the deadline and answers by then; after this long the client gives up by itself."""
+"""The time after the deadline, which serving knows, at which the client stops waiting for the answer."""
+
+MAX_PROMPTS_SECONDS = 3.0
+"""The timeout of GET /prompts."""
 
 _ROUNDING = 1e-6
 """The allowed distance of a sum of probabilities from 1."""
@@ -36,7 +39,7 @@ _SECONDS = re.compile(r"[0-9]{1,6}")
 
 
 class TokenCounts(BaseModel):
-    """Tokens, retries included."""
+    """The tokens of a generation, retries included."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -45,7 +48,7 @@ class TokenCounts(BaseModel):
 
 
 class GeneratedTip(BaseModel):
-    """A tip as serving answers it; an answer that cannot be stored, or shown to a person, is not valid."""
+    """The response of POST /generate; not valid if it cannot be stored, or cannot be shown to a person."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -82,7 +85,7 @@ class RankedCandidate(BaseModel):
 
 
 class CandidateRanking(BaseModel):
-    """A ranking as serving answers it; one whose propensities cannot be learned from is not valid."""
+    """The response of POST /score; not valid if nothing can be learned from its propensities."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -97,11 +100,13 @@ class CandidateRanking(BaseModel):
         if abs(math.fsum(candidate.probability for candidate in self.scores) - 1) > _ROUNDING:
             raise ValueError("the probabilities do not sum to 1")
         if self.chosen not in [candidate.id for candidate in self.scores]:
-            raise ValueError("the chosen one is not a candidate")
+            raise ValueError("the chosen id is not one of a candidate")
         return self
 
 
 class _Prompts(BaseModel):
+    """The response of GET /prompts."""
+
     class _Prompt(BaseModel):
         version: str
         digest: str
@@ -114,22 +119,23 @@ class _Prompts(BaseModel):
 
 
 class ServingClient:
-    """Calls serving, wherever the HTTP client reaches it."""
+    """Calls serving through an HTTP client, over a network or in the same process."""
 
     def __init__(self, http: httpx.AsyncClient, *, timeout: float) -> None:
-        """Take a client with serving's address and key, and the time for one tip in seconds."""
+        """`http`: a client with serving's address and key. `timeout`: the maximum time for one tip, in seconds."""
         self._http = http
         self._timeout = timeout
 
     def timeout(self, caller_timeout: float | None) -> float:
-        """Return the time for one tip, in seconds, for a caller that waits that long (None: it does not say)."""
+        """Return the time for one tip, in seconds, for a caller that waits `caller_timeout` (None: it does not say)."""
         return min(self._timeout, caller_timeout or self._timeout)
 
     async def generate(self, signals: dict[str, Any], prompt_version: str | None, *, timeout: float) -> GeneratedTip:
-        """Have a tip written within `timeout` seconds.
+        """Generate a tip, in `timeout` seconds; with serving's default if `prompt_version` is None.
 
-        Raises the error that serving answered; UpstreamUnreachable, DeadlineExceeded or UpstreamFailed when it did not
-        answer, or not validly; UpstreamRefused when it does not know the version, or this client.
+        Raises the error that serving answered; UpstreamUnreachable or DeadlineExceeded when it did not answer,
+        UpstreamFailed when its answer is not valid, UpstreamRefused when it does not know the prompt version or refuses
+        this client.
         """
         body = {"signals": signals} | ({"prompt_version": prompt_version} if prompt_version else {})
         response = await self._request("POST", "/generate", timeout, body, grace=GRACE_SECONDS)
@@ -149,7 +155,7 @@ class ServingClient:
         *,
         timeout: float,
     ) -> CandidateRanking:
-        """Have candidates, each given by its `id` and its features, ranked within `timeout` seconds.
+        """Return the ranking of candidates, each given by its `id`, `prompt_version` and `tip`, in `timeout` seconds.
 
         Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer than their ranking.
         """
@@ -171,7 +177,7 @@ class ServingClient:
 
         Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer.
         """
-        response = await self._request("GET", "/prompts", self._timeout)
+        response = await self._request("GET", "/prompts", min(self._timeout, MAX_PROMPTS_SECONDS))
         try:
             return _Prompts.model_validate_json(response.content).digests
         except ValidationError:
@@ -202,8 +208,10 @@ def check_versions(prompt_versions: Iterable[str], known: Iterable[str]) -> None
         )
 
 
-def fetch_prompt_digests(url: str, key: SecretStr | None, *, timeout: float = 3) -> dict[str, str] | None:
-    """Return the digest of each prompt version of the serving at `url`; None when it does not answer validly."""
+def fetch_prompt_digests(
+    url: str, key: SecretStr | None, *, timeout: float = MAX_PROMPTS_SECONDS
+) -> dict[str, str] | None:
+    """Return the digest of each prompt version of the serving at `url`; None without a valid answer."""
     try:
         response = httpx.get(f"{url.rstrip('/')}/prompts", headers=authorization(key), timeout=timeout)
         return _Prompts.model_validate_json(response.content).digests
@@ -212,7 +220,7 @@ def fetch_prompt_digests(url: str, key: SecretStr | None, *, timeout: float = 3)
 
 
 def authorization(key: SecretStr | None) -> dict[str, str]:
-    """Return the header with the key of serving."""
+    """Return the header with the key of serving; none without a key."""
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
 

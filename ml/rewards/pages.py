@@ -31,10 +31,10 @@ _CATEGORIES = tuple(
     if isinstance(signal.type, Category)
     for option in signal.type.options
 )
-"""The segments that the form suggests; languages are segments too, but too many to list."""
+"""The segments that the form suggests; languages are segments too, but too many for a list."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Characters with which a text becomes a formula in a spreadsheet."""
+_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
+"""The first characters that make a spreadsheet read a text as a formula."""
 
 _BEFORE_REACTIONS = ("prompt_version", "prompt_digest", "label", "tips", "reacted", "counted", "dependent")
 _AFTER_REACTIONS = (
@@ -43,14 +43,14 @@ _AFTER_REACTIONS = (
     *("comparison.verdict", "comparison.more_tips", "comparison.words"),
     *("input_tokens", "output_tokens", "ms"),
 )
-"""Columns, each a path into a variant of GET /rewards."""
+"""CSV columns before and after those of the reactions, each a path into a variant of GET /rewards."""
 
 _MIN_PROBABILITY = 0.001
-"""A probability below this, or above 1 minus this, is shown as a bound."""
+"""A probability below this, or above 1 minus this, is displayed as a bound."""
 
 
 def build_router(password: SecretStr | None) -> APIRouter:
-    """Return the routes of the page, behind `password`; without one, for browsers on this machine."""
+    """Return the routes of the page, protected by `password`; without one, for browsers on this machine only."""
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
     router.get("/admin/rewards")(rewards_page)
     router.get("/admin/rewards.csv")(rewards_csv)
@@ -58,14 +58,14 @@ def build_router(password: SecretStr | None) -> APIRouter:
 
 
 async def rewards_page(request: Request, report: ReportDep, reporter: ReporterDep) -> HTMLResponse:
-    """Show the report that the query parameters ask for."""
+    """Show the report that the query parameters describe."""
     query_values = {name: value for name, value in request.query_params.items() if value}
     figures = await to_thread.run_sync(plots.draw_plots, report.variants) if report.variants else None
     return _TEMPLATES.render(
         "rewards.html",
         report=report,
         tips=sum(variant.tips for variant in report.variants),
-        colours={variant.label: plots.colour(place) for place, variant in enumerate(report.variants)},
+        colours={variant.label: plots.colour(index) for index, variant in enumerate(report.variants)},
         figures=figures,
         kinds=_kinds(report),
         query_values=query_values,
@@ -78,18 +78,18 @@ async def rewards_page(request: Request, report: ReportDep, reporter: ReporterDe
 
 
 async def rewards_csv(report: ReportDep) -> Response:
-    """Return a row per variant, with everything in GET /rewards except its days."""
+    """Return a row per variant, with all values of GET /rewards except the days."""
     columns = [*_BEFORE_REACTIONS, *(f"reactions.{kind}" for kind in _kinds(report)), *_AFTER_REACTIONS]
-    text = io.StringIO()
-    writer = csv.writer(text)
+    content = io.StringIO()
+    writer = csv.writer(content)
     writer.writerow(map(_cell, columns))
     writer.writerows([_cell(_value(variant, column)) for column in columns] for variant in report.variants)
     headers = PRIVATE_HEADERS | {"Content-Disposition": 'attachment; filename="rewards.csv"'}
-    return Response(text.getvalue(), media_type="text/csv", headers=headers)
+    return Response(content.getvalue(), media_type="text/csv", headers=headers)
 
 
 def _kinds(report: RewardReport) -> list[str]:
-    """Return all kinds of reactions, including those that are no longer defined but were stored."""
+    """Return all kinds of reactions, including stored ones that are no longer defined."""
     return list(dict.fromkeys([*REACTIONS, *(kind for variant in report.variants for kind in variant.reactions)]))
 
 
@@ -102,36 +102,37 @@ def _value(variant: Variant, column: str) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES) else value
 
 
-def _window_in_words(window: ReportWindow) -> str:
+def _format_window(window: ReportWindow) -> str:
     match window.first, window.last:
         case None, None:
             return "of all time"
         case first, None:
-            return f"since {_day(first)} (UTC)"
+            return f"since {_format_day(first)} (UTC)"
         case None, last:
-            return f"until {_day(last)} (UTC)"
+            return f"until {_format_day(last)} (UTC)"
         case first, last:
-            return f"of {_day(first)} (UTC)" if first == last else f"from {_day(first)} to {_day(last)} (UTC)"
+            one_day = f"of {_format_day(first)} (UTC)"
+            return one_day if first == last else f"from {_format_day(first)} to {_format_day(last)} (UTC)"
 
 
-def _day(day: date | None) -> str:
+def _format_day(day: date | None) -> str:
     return f"{day.day} {day:%B %Y}" if day else ""
 
 
-def _probability(share: float) -> str:
-    if share < _MIN_PROBABILITY:
+def _format_probability(probability: float) -> str:
+    if probability < _MIN_PROBABILITY:
         return f"<{_MIN_PROBABILITY:.1%}"
-    return f">{1 - _MIN_PROBABILITY:.1%}" if share > 1 - _MIN_PROBABILITY else f"{share:.1%}"
+    return f">{1 - _MIN_PROBABILITY:.1%}" if probability > 1 - _MIN_PROBABILITY else f"{probability:.1%}"
 
 
 _FILTERS: Mapping[str, Callable[[Any], str]] = {
     "whole": lambda number: f"{number:,.0f}",
     "percent": lambda share: f"{100 * share:.1f}%",
     "points": lambda share: f"{100 * share:+.1f}",
-    "probability": _probability,
-    "window": _window_in_words,
+    "probability": _format_probability,
+    "window": _format_window,
 }
 _TEMPLATES = PageTemplates(Path(__file__).with_name("templates"), _FILTERS)

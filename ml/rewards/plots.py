@@ -1,4 +1,4 @@
-"""The two figures of the reward page, as SVG that takes its colours and its font from the page around it."""
+"""The two figures of the reward page, as SVG whose colours and font are those of the page around it."""
 
 import io
 import re
@@ -21,21 +21,21 @@ COLOURS = 6
 
 _INK, _QUIET, _LINE, _CARD = "#010000", "#010001", "#010002", "#010003"
 _SERIES = [f"#0200{index:02}" for index in range(COLOURS)]
-_OF_THE_PAGE = {_INK: "var(--ink)", _QUIET: "var(--quiet)", _LINE: "var(--line)", _CARD: "var(--card)"} | {
-    sentinel: f"var(--series-{index})" for index, sentinel in enumerate(_SERIES)
+_PAGE_COLOURS = {_INK: "var(--ink)", _QUIET: "var(--quiet)", _LINE: "var(--line)", _CARD: "var(--card)"} | {
+    placeholder: f"var(--series-{index})" for index, placeholder in enumerate(_SERIES)
 }
-"""Colours that nobody sees: each stands for one that the page defines, for light and for dark."""
-_SENTINEL = re.compile("|".join(_OF_THE_PAGE))
+"""From the placeholder colours that matplotlib draws with to the colours that the page defines, light and dark."""
+_PLACEHOLDER = re.compile("|".join(_PAGE_COLOURS))
 
-_MARKERS, _STROKES = "osD^vPX", ("-", "--", "-.")
-_WIDTH, _FONT, _ROW = 420, 13, 50
-"""In points; the figures grow and shrink with the page."""
+_MARKERS, _LINE_STYLES = "osD^vPX", ("-", "--", "-.")
+_WIDTH, _FONT_SIZE, _ROW_HEIGHT = 420, 13, 50
+"""In points; the figures scale with the page."""
 
-_LEAST_SPAN = 10
-"""Points that the axis of rewards spans at least: a change of next to nothing should not look like one."""
+_MIN_Y_SPAN = 10
+"""The minimum range of the reward axis, in percentage points, so that a very small change does not look large."""
 
-_STEADY = 30
-"""Counted tips from which on a mean is drawn."""
+_MIN_TIPS_OF_MEAN = 30
+"""The number of counted tips from which on a running mean is drawn."""
 
 _drawing = threading.Lock()
 """Matplotlib is not thread-safe."""
@@ -43,38 +43,38 @@ _drawing = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Plots:
-    """The figures, each an `<svg>` element to be put into a page."""
+    """The figures, each an `<svg>` element for a page."""
 
     intervals: str
     over_time: str
 
 
 def colour(index: int) -> str:
-    """Return the CSS colour of the variant at this place in a report."""
+    """Return the CSS colour of the variant at an index of a report."""
     return f"var(--series-{_series(index)})"
 
 
 def draw_plots(variants: Sequence[Variant]) -> Plots:
-    """Draw the figures of at least one variant. Takes 30 ms, and the first time 0.3 s: not for the event loop."""
-    import matplotlib as mpl  # heavy, and nothing but this page needs it
+    """Draw the figures of one or more variants. Takes 30 ms, the first time 0.3 s: call it in a thread."""
+    import matplotlib as mpl  # heavy, and used by this page only
 
-    with _drawing, mpl.rc_context(plot_settings(Palette(_INK, _QUIET, _LINE, "none"), _FONT)):
-        return Plots(_svg(_intervals(variants), "intervals"), _svg(_over_time(variants), "over-time"))
+    with _drawing, mpl.rc_context(plot_settings(Palette(_INK, _QUIET, _LINE, "none"), _FONT_SIZE)):
+        return Plots(_svg(_draw_intervals(variants), "intervals"), _svg(_draw_means_over_time(variants), "over-time"))
 
 
-def _intervals(variants: Sequence[Variant]) -> "Figure":
-    """A row for each variant: its name and its rate in words, and below them the point between its limits."""
-    figure, axes = _figure(_ROW * len(variants) + 40, left=14, right=14, bottom=30, top=4)
+def _draw_intervals(variants: Sequence[Variant]) -> "Figure":
+    """Draw a row for each variant: its label and its reward rate, and below them the estimate within its interval."""
+    figure, axes = _figure(_ROW_HEIGHT * len(variants) + 40, left=14, right=14, bottom=30, top=4)
     for index, variant in enumerate(variants):
-        y, rate, shade = -index, variant.reward, _SERIES[_series(index)]
-        axes.hlines(y, 100 * rate.low, 100 * rate.high, shade, linewidth=3)
+        y, rate, line_colour = -index, variant.reward, _SERIES[_series(index)]
+        axes.hlines(y, 100 * rate.low, 100 * rate.high, line_colour, linewidth=3)
         if variant.counted:
-            axes.plot(100 * rate.estimate, y, _marker(index), color=shade, markersize=10, markeredgecolor=_CARD)
-        words = f"{100 * rate.estimate:.1f}%" if variant.counted else "nothing counted yet"
+            axes.plot(100 * rate.estimate, y, _marker(index), color=line_colour, markersize=10, markeredgecolor=_CARD)
+        rate_text = f"{100 * rate.estimate:.1f}%" if variant.counted else "no counted tips yet"
         above: dict[str, Any] = {"xytext": (0, 10), "textcoords": "offset points"}
-        name = axes.annotate(_short(variant.label, 40), (0, y), xycoords=("axes fraction", "data"), **above)
-        name.set_bbox({"facecolor": _CARD, "edgecolor": "none", "pad": 1})
-        axes.annotate(words, (1, y), xycoords=("axes fraction", "data"), ha="right", weight="bold", **above)
+        label = axes.annotate(_shorten(variant.label, 40), (0, y), xycoords=("axes fraction", "data"), **above)
+        label.set_bbox({"facecolor": _CARD, "edgecolor": "none", "pad": 1})
+        axes.annotate(rate_text, (1, y), xycoords=("axes fraction", "data"), ha="right", weight="bold", **above)
     if variants[0].counted:
         axes.axvline(100 * variants[0].reward.estimate, color=_QUIET, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
     axes.set_ylim(0.3 - len(variants), 0.75)
@@ -85,82 +85,85 @@ def _intervals(variants: Sequence[Variant]) -> "Figure":
     return figure
 
 
-def _over_time(variants: Sequence[Variant]) -> "Figure":
-    """A line for each variant: the mean reward of its tips up to each day, with its name at the end."""
+def _draw_means_over_time(variants: Sequence[Variant]) -> "Figure":
+    """Draw a line for each variant: the mean reward of its tips up to each day, with the label at its end."""
     drawn = [(index, variant) for index, variant in enumerate(variants) if variant.days]
-    names = [_short(variant.label, 20) for _, variant in drawn]
-    right = 0.58 * _FONT * max(map(len, names), default=0) + 18
+    labels = [_shorten(variant.label, 20) for _, variant in drawn]
+    right = 0.58 * _FONT_SIZE * max(map(len, labels), default=0) + 18
     figure, axes = _figure(max(250, 18 * len(drawn) + 40), left=44, right=right, bottom=30, top=10)
     lines = [_running_mean(variant) for _, variant in drawn]
     days = sorted({day for line in lines for day in line})
     ends = []
     for (index, _), line in zip(drawn, lines, strict=True):
-        shade, stroke = _SERIES[_series(index)], _STROKES[index // COLOURS % len(_STROKES)]
-        axes.plot([(day - days[0]).days for day in line], [*line.values()], stroke, color=shade, linewidth=2.25)
+        line_colour, line_style = _SERIES[_series(index)], _LINE_STYLES[index // COLOURS % len(_LINE_STYLES)]
+        axes.plot(
+            [(day - days[0]).days for day in line], [*line.values()], line_style, color=line_colour, linewidth=2.25
+        )
         last = max(line)
-        ends.append(_End((last - days[0]).days, line[last], shade))
-        axes.plot(ends[-1].x, ends[-1].y, _marker(index), color=shade, markersize=8, markeredgecolor=_CARD)
-    _days_below(axes, days)
+        ends.append(_LineEnd((last - days[0]).days, line[last], line_colour))
+        axes.plot(ends[-1].x, ends[-1].y, _marker(index), color=line_colour, markersize=8, markeredgecolor=_CARD)
+    _label_days(axes, days)
     axes.locator_params("y", nbins=5)
     axes.yaxis.set_major_formatter("{x:g}%")
     axes.grid(axis="y")
     low, high = axes.get_ylim()
-    if high - low < _LEAST_SPAN:
-        axes.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
-    _names_beside(axes, names, ends)
+    if high - low < _MIN_Y_SPAN:
+        axes.set_ylim((low + high - _MIN_Y_SPAN) / 2, (low + high + _MIN_Y_SPAN) / 2)
+    _label_lines(axes, labels, ends)
     return figure
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
-    """Where a line ends."""
+class _LineEnd:
+    """The last point of a line, and the colour of the line."""
 
     x: float
     y: float
-    shade: str
+    colour: str
 
 
 def _running_mean(variant: Variant) -> dict[date, float]:
-    """The mean reward in percent of all tips up to each day: the interval figure's rate, as it came about.
+    """Return the mean reward of all tips up to each day, in percent; on the last day it is the variant's reward rate.
 
-    The first days, while a few tips make all the difference, are left out, but never the last.
+    Days with fewer than `_MIN_TIPS_OF_MEAN` tips so far are left out, since their mean varies too much; the last day
+    is always included.
     """
     means = {}
     counted, total = 0, 0.0
     for day in variant.days:
         counted += day.counted
         total += day.counted * day.reward
-        if counted >= _STEADY or day is variant.days[-1]:
+        if counted >= _MIN_TIPS_OF_MEAN or day is variant.days[-1]:
             means[day.day] = 100 * total / counted
     return means
 
 
-def _days_below(axes: "Axes", days: Sequence[date]) -> None:
-    """Name up to four days, the first and the last among them."""
+def _label_days(axes: "Axes", days: Sequence[date]) -> None:
+    """Label up to four days on the x axis, including the first and the last."""
     first, span = (days[0], (days[-1] - days[0]).days) if days else (date.min, 0)
     steps = min(span, 3)
     ticks = sorted({round(span * step / steps) for step in range(steps + 1)}) if steps else [0]
-    named = [first + timedelta(days=tick) for tick in ticks]
-    axes.set_xticks(ticks, [f"{day.day} {day:%b}" for day in named] if days else [])
+    labelled = [first + timedelta(days=tick) for tick in ticks]
+    axes.set_xticks(ticks, [f"{day.day} {day:%b}" for day in labelled] if days else [])
     axes.set_xlim(-max(0.04 * span, 0.2), span + max(0.02 * span, 0.2))
 
 
-def _names_beside(axes: "Axes", names: Sequence[str], ends: Sequence[_End]) -> None:
-    """Write each name right of its line's end, moved up or down where two would meet, and lead the line to it."""
+def _label_lines(axes: "Axes", labels: Sequence[str], ends: Sequence[_LineEnd]) -> None:
+    """Write each label to the right of its line's end, moved vertically to avoid overlaps and connected by a line."""
     low, high = axes.get_ylim()
     edge = axes.get_xlim()[1]
-    apart = 1.35 * _FONT * (high - low) / axes.bbox.height
-    placed, above = low - apart, len(names)
-    for end, name in sorted(zip(ends, names, strict=True), key=lambda one: one[0].y):
-        above -= 1
-        placed = max(placed + apart, min(end.y, high - above * apart))
-        axes.plot((end.x, edge), (end.y, placed), color=end.shade, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(name, (edge, placed), xytext=(6, 0), textcoords="offset points", va="center")
+    distance = 1.35 * _FONT_SIZE * (high - low) / axes.bbox.height
+    label_y, remaining = low - distance, len(labels)
+    for end, label in sorted(zip(ends, labels, strict=True), key=lambda end_and_label: end_and_label[0].y):
+        remaining -= 1
+        label_y = max(label_y + distance, min(end.y, high - remaining * distance))
+        axes.plot((end.x, edge), (end.y, label_y), color=end.colour, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        axes.annotate(label, (edge, label_y), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_ylim(low, high)
 
 
 def _figure(height: float, *, left: float, right: float, bottom: float, top: float) -> "tuple[Figure, Axes]":
-    """A figure with one pair of axes, all in points."""
+    """Return a figure with one pair of axes; all lengths are in points."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72, facecolor="none")
@@ -169,38 +172,42 @@ def _figure(height: float, *, left: float, right: float, bottom: float, top: flo
 
 
 def _svg(figure: "Figure", name: str) -> str:
-    """Return the figure as an element of a page: no size or font of its own, and ids that no other figure has."""
-    written = io.BytesIO()
-    figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    root = ET.fromstring(written.getvalue())  # noqa: S314  # nobody but matplotlib wrote it
+    """Return the figure as an `<svg>` element without a size and a font; `name` makes its ids unique in the page."""
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    root = ET.fromstring(content.getvalue())  # noqa: S314  # written by matplotlib
     for parent in list(root.iter()):
-        for child in [one for one in parent if _local(one.tag) in {"metadata", "style"}]:
+        for child in [child for child in parent if _local_name(child.tag) in {"metadata", "style"}]:
             parent.remove(child)
-        parent.tag = _local(parent.tag)
-        parent.attrib = {_local(key): _of_the_page(_local(key), value, name) for key, value in parent.items()}
+        parent.tag = _local_name(parent.tag)
+        parent.attrib = {
+            _local_name(key): _page_attribute(_local_name(key), value, name) for key, value in parent.items()
+        }
     del root.attrib["width"], root.attrib["height"]
     root.set("aria-hidden", "true")
     return ET.tostring(root, encoding="unicode")
 
 
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
+def _local_name(tag: str) -> str:
+    """Return the name of an XML tag without its namespace."""
+    return tag.rpartition("}")[2]
 
 
-def _of_the_page(key: str, value: str, name: str) -> str:
+def _page_attribute(key: str, value: str, name: str) -> str:
+    """Return the value of an attribute with unique ids, the page's colours, and the page's font."""
     match key:
         case "id":
             return f"{name}-{value}"
         case "href" | "clip-path":
             return value.replace("#", f"#{name}-")
         case "style":
-            kept = "; ".join(one for one in value.split("; ") if not one.startswith("font-family:"))
-            return _SENTINEL.sub(lambda found: _OF_THE_PAGE[found[0]], kept)
+            style = "; ".join(rule for rule in value.split("; ") if not rule.startswith("font-family:"))
+            return _PLACEHOLDER.sub(lambda match: _PAGE_COLOURS[match[0]], style)
     return value
 
 
 def _series(index: int) -> int:
-    """The baseline's colour is nobody else's; the others take turns."""
+    """Return the index of a variant's colour: 0 for the baseline only, the other colours in turn."""
     return 1 + (index - 1) % (COLOURS - 1) if index else 0
 
 
@@ -208,7 +215,7 @@ def _marker(index: int) -> str:
     return _MARKERS[index % len(_MARKERS)]
 
 
-def _short(text: str, longest: int) -> str:
-    """Cut the middle out of a long name: its end may be the digest."""
-    tail = longest // 2 - 1
-    return text if len(text) <= longest else f"{text[: longest - tail - 1]}…{text[-tail:]}"
+def _shorten(label: str, max_length: int) -> str:
+    """Replace the middle of a long label by an ellipsis, since its end may be the digest."""
+    tail = max_length // 2 - 1
+    return label if len(label) <= max_length else f"{label[: max_length - tail - 1]}…{label[-tail:]}"

@@ -1,4 +1,4 @@
-"""Which version helps: what was counted, as rates with intervals that may be looked at every day, and as a verdict."""
+"""The reward report: reward rates per prompt version with intervals that hold at every look, and verdicts."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts, RewardCounts, hour_of
 from ml.store.tips import TipStore
 
 ALPHA = 0.05
-"""The chance that any of the verdicts on a page is ever wrong, however often it is looked at (Bonferroni)."""
+"""The probability that any verdict of a report is ever wrong, however often it is read (Bonferroni)."""
 
 MIN_TIPS = 100
-"""Counted tips of each version before there is a verdict."""
+"""The number of counted tips that each of two versions needs for a verdict."""
 
 MAX_IMBALANCE = 20
-"""Times as many tips as the other that a version may have in a verdict: beyond that, no interval is to be trusted."""
+"""The maximum ratio of the counted tips of two versions in a verdict: beyond it the intervals are not valid."""
 
 _EPOCH = date(1970, 1, 1)
 _ALL_HOURS = range(2**31 - 1)
@@ -38,7 +38,7 @@ VerdictKind = Literal["helps more", "helps less", "not yet known"]
 
 @dataclass(frozen=True, slots=True)
 class ReportWindow:
-    """Which tips: those stored from `first` to `last` (days in UTC, both included), for people of one segment."""
+    """The tips stored from `first` to `last` (days in UTC, both included; None: no limit), for users of one segment."""
 
     first: date | None = None
     last: date | None = None
@@ -54,7 +54,11 @@ class ReportWindow:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much more reward a tip of this variant has than one of the baseline, and whether that is known yet."""
+    """A variant compared with the baseline: the difference of their mean rewards, and the verdict.
+
+    `more_tips`: the approximate number of tips until there is a verdict; None if there is one, or no estimate. `words`:
+    the verdict as a sentence.
+    """
 
     difference: Interval
     verdict: VerdictKind
@@ -64,7 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class DayReward:
-    """One day of one variant: how many of its tips count, and their mean reward."""
+    """One day of one variant: the number of its counted tips, and their mean reward."""
 
     day: date
     counted: int
@@ -73,9 +77,10 @@ class DayReward:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A version with one digest. `counted` tips are reacted to, or old enough to have no reward without a reaction.
+    """A prompt version with one digest, and what was counted for it.
 
-    `dependent` tips were ranked above others by a policy that learned, or are of a version that sticks to its people.
+    `counted`: the tips with a reaction, and the mature tips without one. `dependent`: the tips that a learned policy
+    chose among candidates, or whose version was drawn per user. `input_tokens`, `output_tokens`, `ms`: means per tip.
     """
 
     prompt_version: str
@@ -97,7 +102,11 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class SampleRatio:
-    """Whether versions were drawn as often as logged: taken and expected numbers, and the chi-square test's p-value."""
+    """The sample-ratio test: whether prompt versions were drawn as often as their logged propensities say.
+
+    `taken`: the number of draws of each version. `expected`: the sum of its propensities. `p_value`: of the chi-square
+    test.
+    """
 
     taken: Mapping[str, int]
     expected: Mapping[str, float]
@@ -105,13 +114,13 @@ class SampleRatio:
 
     @property
     def alarm(self) -> bool:
-        """Whether something drops or adds tips of some versions: then no comparison can be trusted."""
+        """Whether tips of some versions were lost or added: then no comparison is valid."""
         return self.p_value < SAMPLE_RATIO_ALARM
 
 
 @dataclass(frozen=True, slots=True)
 class RewardReport:
-    """All variants, the baseline first; `fallback` and `not_shown` tips are in none of them, `dependent` ones are."""
+    """All variants, the baseline first. They include `dependent` tips, but no `fallback` and no `not_shown` tips."""
 
     window: ReportWindow
     baseline: str | None
@@ -124,69 +133,77 @@ class RewardReport:
 
 
 class RewardReporter:
-    """Makes reports from the counts in the store."""
+    """Builds reports from the counts in the store."""
 
-    def __init__(self, tip_scores: TipStore, *, reaction_window: timedelta, versions: Sequence[str]) -> None:
-        """Take how long a tip waits for a reaction, and the versions in the operator's order, the baseline first."""
-        self._counts = tip_scores.counts
+    def __init__(self, tip_store: TipStore, *, reaction_window: timedelta, versions: Sequence[str]) -> None:
+        """`reaction_window`: the age at which a tip without a reaction is mature, so that its reward is 0.
+
+        `versions`: the prompt versions in the order of TIP_PROMPT_VERSION; the first one with tips is the baseline.
+        """
+        self._counts = tip_store.counts
         self.reaction_window = reaction_window
         self._versions = versions
 
     async def report(self, window: ReportWindow, now: datetime, *, baseline: str | None = None) -> RewardReport:
-        """Report on the tips of a window. A tip is old enough when its whole hour is older than the reaction window.
+        """Return the report on the tips of a window. A tip is mature when its whole hour is.
 
-        Raises UnprocessableRequest for a baseline that has no tips in the window, StorageUnavailable.
+        Raises UnprocessableRequest for a baseline without tips in the window, and StorageUnavailable.
         """
         mature_before = hour_of(now - self.reaction_window)
         counts = await self._counts.days(window.segment, window.hours, mature_before)
-        assigned = await self._counts.assignments(window.segment, window.hours)
-        return build_report(window, counts, assigned, baseline=baseline, preferred=self._versions)
+        assignments = await self._counts.assignments(window.segment, window.hours)
+        return build_report(window, counts, assignments, baseline=baseline, preferred=self._versions)
 
 
 def build_report(
     window: ReportWindow,
     counts: Sequence[DayCounts],
-    assigned: Mapping[str, tuple[int, float]],
+    assignments: Mapping[str, tuple[int, float]],
     *,
     baseline: str | None = None,
     preferred: Sequence[str] = (),
 ) -> RewardReport:
-    """Make the report on a window from what was counted in it.
+    """Return the report on a window from its counts and assignments.
 
-    The baseline is the version asked for, else the first of `preferred`, else of the alphabet, that has tips.
+    `assignments`: for each prompt version the number of draws and the expected number. The baseline is `baseline`;
+    else the first version with tips in `preferred`; else the first one in the alphabet. Raises UnprocessableRequest
+    when `baseline` has no tips.
     """
     tallies = _tallies(counts)
-    base = _baseline(tallies, baseline, preferred)
-    best = probability_best([tally.sample for tally in tallies])
+    baseline_tally = _baseline(tallies, baseline, preferred)
+    probabilities = probability_best([tally.sample for tally in tallies])
+    alpha = ALPHA / max(1, len(tallies) - 1)
     variants = [
-        tally.variant(base, p, alpha=ALPHA / max(1, len(tallies) - 1)) for tally, p in zip(tallies, best, strict=True)
+        tally.variant(baseline_tally, probability, alpha=alpha)
+        for tally, probability in zip(tallies, probabilities, strict=True)
     ]
+    tip_counts = [count for count in counts if count.reaction == ALL_TIPS]
     return RewardReport(
         window=window,
-        baseline=base.label if base else None,
+        baseline=baseline_tally.label if baseline_tally else None,
         variants=tuple(sorted(variants, key=lambda variant: variant.comparison is not None)),
-        sample_ratio=_sample_ratio(assigned),
-        fallback=sum(one.tips for one in counts if one.reaction == ALL_TIPS and one.fallback and one.shown),
-        not_shown=sum(one.tips for one in counts if one.reaction == ALL_TIPS and not one.shown),
-        simulated=sum(one.simulated for one in counts),
+        sample_ratio=_sample_ratio(assignments),
+        fallback=sum(count.tips for count in tip_counts if count.fallback and count.shown),
+        not_shown=sum(count.tips for count in tip_counts if not count.shown),
+        simulated=sum(count.simulated for count in tip_counts),
         dependent=sum(variant.dependent for variant in variants),
     )
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What was counted of one version with one digest."""
+    """The sums over the shown tips of one prompt version with one digest."""
 
     prompt_version: str
     prompt_digest: str
     label: str
-    shown: RewardCounts = field(default_factory=RewardCounts)
+    tip_counts: RewardCounts = field(default_factory=RewardCounts)
     reactions: Counter[str] = field(default_factory=Counter)
     days: dict[int, Sample] = field(default_factory=lambda: defaultdict(Sample))
 
     def add(self, count: DayCounts) -> None:
         if count.reaction == ALL_TIPS:
-            self.shown += RewardCounts(
+            self.tip_counts += RewardCounts(
                 count.tips,
                 input_tokens=count.input_tokens,
                 output_tokens=count.output_tokens,
@@ -196,16 +213,16 @@ class _Tally:
             self.days[count.day] += Sample(count.tips if count.mature else 0)
         else:
             self.reactions[count.reaction] += count.tips
-            # A tip that is old enough is counted above already.
+            # Mature tips are counted above, with or without a reaction.
             self.days[count.day] += Sample(0 if count.mature else count.tips, count.reward, count.reward_squared)
 
     @property
     def sample(self) -> Sample:
         return sum(self.days.values(), Sample())
 
-    def variant(self, base: "_Tally | None", probability_best: float, *, alpha: float) -> Variant:
+    def variant(self, baseline: "_Tally | None", probability_best: float, *, alpha: float) -> Variant:
         sample = self.sample
-        tips = self.shown.tips
+        tips = self.tip_counts.tips
         return Variant(
             prompt_version=self.prompt_version,
             prompt_digest=self.prompt_digest,
@@ -213,16 +230,16 @@ class _Tally:
             tips=tips,
             reacted=self.reactions.total(),
             counted=sample.n,
-            dependent=self.shown.dependent,
+            dependent=self.tip_counts.dependent,
             reactions={
                 kind: self.reactions[kind] for kind in [*REACTIONS, *sorted(self.reactions.keys() - REACTIONS.keys())]
             },
             reward=rate(sample, alpha=ALPHA),
             probability_best=probability_best,
-            comparison=None if base is None or base is self else _compare(base, self, alpha),
-            input_tokens=self.shown.input_tokens / tips,
-            output_tokens=self.shown.output_tokens / tips,
-            ms=self.shown.ms / tips,
+            comparison=None if baseline is None or baseline is self else _compare(baseline, self, alpha),
+            input_tokens=self.tip_counts.input_tokens / tips,
+            output_tokens=self.tip_counts.output_tokens / tips,
+            ms=self.tip_counts.ms / tips,
             days=tuple(
                 DayReward(_EPOCH + timedelta(days=day), sample.n, sample.mean)
                 for day, sample in sorted(self.days.items())
@@ -232,63 +249,68 @@ class _Tally:
 
 
 def _tallies(counts: Sequence[DayCounts]) -> list[_Tally]:
-    """One for each version and digest that has tips, by name; where a version has several, labels show the digest."""
-    compared = [count for count in counts if count.tips and count.shown and not count.fallback]
-    keys = sorted({(count.prompt_version, count.prompt_digest) for count in compared})
+    """Return a tally for each prompt version and digest that has tips, sorted by both.
+
+    The label of a version with several digests includes the start of the digest.
+    """
+    included = [count for count in counts if count.tips and count.shown and not count.fallback]
+    keys = sorted({(count.prompt_version, count.prompt_digest) for count in included})
     digests = Counter(version for version, _ in keys)
     tallies = {
         (version, digest): _Tally(version, digest, f"{version} ({digest[:8]})" if digests[version] > 1 else version)
         for version, digest in keys
     }
-    for count in compared:
+    for count in included:
         tallies[count.prompt_version, count.prompt_digest].add(count)
     return list(tallies.values())
 
 
-def _baseline(tallies: Sequence[_Tally], asked: str | None, preferred: Sequence[str]) -> _Tally | None:
-    """Of the baseline's digests, the one that was shown last."""
+def _baseline(tallies: Sequence[_Tally], requested: str | None, preferred: Sequence[str]) -> _Tally | None:
+    """Return the tally of the baseline, with the digest of its newest tips; None without tips."""
     versions = sorted({tally.prompt_version for tally in tallies})
-    if asked is not None and asked not in versions:
+    if requested is not None and requested not in versions:
         error = FieldError("#/baseline", "has no tips here", tuple(versions))
         raise UnprocessableRequest("The baseline has no tips in this window.", errors=[error])
-    version = asked or next((one for one in preferred if one in versions), versions[0] if versions else None)
-    candidates = [tally for tally in tallies if tally.prompt_version == version]
-    return max(candidates, key=lambda tally: (max(tally.days), tally.shown.tips), default=None)
+    alphabetical = versions[0] if versions else None
+    baseline = requested or next((version for version in preferred if version in versions), alphabetical)
+    of_baseline = [tally for tally in tallies if tally.prompt_version == baseline]
+    return max(of_baseline, key=lambda tally: (max(tally.days), tally.tip_counts.tips), default=None)
 
 
-def _compare(base: _Tally, other: _Tally, alpha: float) -> Comparison:
-    a, b = base.sample, other.sample
+def _compare(baseline: _Tally, other: _Tally, alpha: float) -> Comparison:
+    a, b = baseline.sample, other.sample
     interval = difference(a, b, alpha=alpha)
-    # Ranked tips were shown because they seemed better than others: their means say how good the best of several is.
-    # Those of one person are alike: where they have one version, intervals that count tips are too narrow.
-    if dependent := base.shown.dependent + other.shown.dependent:
+    # The mean of ranked tips is the one of the best among several candidates. Tips of one user are correlated: where a
+    # user has one version, intervals that count tips are too narrow.
+    if dependent := baseline.tip_counts.dependent + other.tip_counts.dependent:
         words = (
-            f"not yet known: {dependent:,} tips were chosen by a ranking policy, or are sticky; "
+            f"not yet known: {dependent:,} tips were chosen by a ranking policy, or their version was drawn per user; "
             "only tips evaluate compares versions then"
         )
         return Comparison(interval, "not yet known", None, words)
-    fewest, most = sorted((a.n, b.n))
-    known = fewest >= MIN_TIPS and most <= MAX_IMBALANCE * fewest and (interval.low > 0 or interval.high < 0)
-    if known:
+    smaller, larger = sorted((a.n, b.n))
+    is_valid = smaller >= MIN_TIPS and larger <= MAX_IMBALANCE * smaller
+    if is_valid and (interval.low > 0 or interval.high < 0):
         verdict: VerdictKind = "helps more" if interval.estimate > 0 else "helps less"
         limits = f"{_points(interval.estimate)} points, between {_points(interval.low)} and {_points(interval.high)}"
-        return Comparison(interval, verdict, None, f"{other.label} {verdict} than {base.label}: {limits}")
-    if fewest < MIN_TIPS:  # so few say nothing of how many it will take
+        return Comparison(interval, verdict, None, f"{other.label} {verdict} than {baseline.label}: {limits}")
+    if smaller < MIN_TIPS:  # too few to estimate how many it will take
         more: int | None = max(0, MIN_TIPS - a.n) + max(0, MIN_TIPS - b.n)
         words = f"not yet known: at least {more} more tips"
-    elif most > MAX_IMBALANCE * fewest:
-        more = -(-most // MAX_IMBALANCE) - fewest
-        words = f"not yet known: at least {_round(more):,} more tips of {(base if a.n == fewest else other).label}"
+    elif larger > MAX_IMBALANCE * smaller:
+        more = -(-larger // MAX_IMBALANCE) - smaller
+        label = (baseline if a.n == smaller else other).label
+        words = f"not yet known: at least {_round_to_two_digits(more):,} more tips of {label}"
     elif more := observations_needed(a, b, alpha=alpha):
-        words = f"not yet known: about {_round(more):,} more tips at this rate"
+        words = f"not yet known: about {_round_to_two_digits(more):,} more tips at this rate"
     else:
-        words = "not yet known: so far they help about equally, and it would take more than a million tips to tell"
+        words = "not yet known: their rates are about equal so far; a verdict would need more than a million tips"
     return Comparison(interval, "not yet known", more, words)
 
 
-def _sample_ratio(assigned: Mapping[str, tuple[int, float]]) -> SampleRatio:
-    taken = {version: n for version, (n, _) in sorted(assigned.items())}
-    expected = {version: p for version, (_, p) in sorted(assigned.items())}
+def _sample_ratio(assignments: Mapping[str, tuple[int, float]]) -> SampleRatio:
+    taken = {version: drawn for version, (drawn, _) in sorted(assignments.items())}
+    expected = {version: propensities for version, (_, propensities) in sorted(assignments.items())}
     return SampleRatio(taken, expected, sample_ratio_p_value([*taken.values()], [*expected.values()]))
 
 
@@ -296,7 +318,7 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def _round(number: int) -> int:
-    """To two digits: more would be a promise."""
+def _round_to_two_digits(number: int) -> int:
+    """Round to two significant digits, which avoids false precision."""
     digits = max(0, len(str(number)) - 2)
     return round(number, -digits)

@@ -1,4 +1,4 @@
-"""`GET /rewards`, and the report that its query parameters ask for."""
+"""`GET /rewards`, and the report that its query parameters describe."""
 
 import re
 from datetime import date
@@ -30,7 +30,7 @@ Day = Annotated[
     BeforeValidator(_check_day),
     WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"maxLength": 0}]}),
 ]
-"""A day; empty, as a form sends it, is unset."""
+"""A day; an empty value, which a form sends, is unset."""
 
 
 async def _report(
@@ -47,7 +47,7 @@ async def _report(
             description="Only users of one segment, such as `mood:low` or `locale:de`.",
         ),
     ] = "",
-    baseline: Annotated[str | None, Query(max_length=64, description="The version to compare with.")] = None,
+    baseline: Annotated[str | None, Query(max_length=64, description="The prompt version to compare with.")] = None,
 ) -> RewardReport:
     window = ReportWindow(first, last, segment)
     if not window.hours:
@@ -56,7 +56,7 @@ async def _report(
 
 
 ReportDep = Annotated[RewardReport, Depends(_report)]
-"""The report that the query parameters ask for."""
+"""The report that the query parameters describe."""
 
 router = APIRouter()
 

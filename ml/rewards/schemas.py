@@ -23,7 +23,7 @@ class ComparisonResponse(BaseModel):
     difference: IntervalResponse
     verdict: VerdictKind
     more_tips: int | None = Field(
-        description="The approximate number of tips until there is a verdict, at the present rates."
+        description="The approximate number of tips until there is a verdict, at the current rates."
     )
     words: str
 
@@ -48,7 +48,7 @@ class VariantResponse(BaseModel):
         description="Tips with a reaction, and mature tips without one: the denominator of the reward."
     )
     dependent: int = Field(
-        description="Tips that a learned policy ranked above others, or whose version was drawn per user."
+        description="Tips that a learned policy chose among candidates, or whose version was drawn per user."
     )
     reactions: dict[str, int]
     reward: IntervalResponse
@@ -61,7 +61,7 @@ class VariantResponse(BaseModel):
 
 
 class SampleRatioResponse(BaseModel):
-    """The sample-ratio test: were versions drawn as often as their logged propensities say?"""
+    """The sample-ratio test: whether prompt versions were drawn as often as their logged propensities say."""
 
     taken: Mapping[str, int]
     expected: Mapping[str, float]
@@ -70,7 +70,7 @@ class SampleRatioResponse(BaseModel):
 
 
 class RewardsResponse(BaseModel):
-    """The rewards of each variant; `fallback` and `not_shown` tips are in none of them."""
+    """The rewards of each variant; they include no `fallback` and no `not_shown` tips."""
 
     baseline: str | None
     variants: list[VariantResponse]

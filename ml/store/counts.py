@@ -12,7 +12,7 @@ from ml.store.database import Database
 from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts
 from ml.store.tables import as_row, assignment_hours, reward_hours
 
-_VARIANT = ("prompt_version", "prompt_digest", "fallback", "shown")
+_VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown")
 _INTEGER_SUMS = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "dependent")
 _SUMS = (*_INTEGER_SUMS, "reward", "reward_squared")
 _ROUNDING = 1e-6
@@ -33,7 +33,7 @@ class Counts:
         table = reward_hours
         day = (table.c.hour // 24).label("day")
         mature = (table.c.hour < mature_before).label("mature")
-        keys = (day, *(table.c[name] for name in _VARIANT), table.c.reaction, mature)
+        keys = (day, *(table.c[name] for name in _VARIANT_COLUMNS), table.c.reaction, mature)
         sums = [func.sum(table.c[name]).label(name) for name in _SUMS]
         query = select(*keys, *sums).where(*_within(table, segment, hours)).group_by(*keys)
         async with self._database.reading() as connection:
@@ -44,26 +44,33 @@ class Counts:
             ]
 
     async def rewards(self, before: int) -> dict[tuple[str, str], Sample]:
-        """Return the rewards of each (prompt version, digest) over all hours below `before`; no reaction counts as 0."""
+        """Return the rewards of each (prompt version, prompt digest) over all hours below `before`.
+
+        Counts shown tips that were not written by a fallback model; no reaction counts as a reward of 0.
+        """
         table = reward_hours
-        version = (table.c.prompt_version, table.c.prompt_digest)
+        variant = (table.c.prompt_version, table.c.prompt_digest)
         tips = func.sum(case((table.c.reaction == ALL_TIPS, table.c.tips), else_=0))
-        query = select(*version, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
+        query = select(*variant, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
         query = query.where(table.c.segment == EVERYONE, table.c.hour < before, ~table.c.fallback, table.c.shown)
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.group_by(*version))
-            return {(name, digest): Sample(int(n), total, squares) for name, digest, n, total, squares in rows}
+            rows = await connection.execute(query.group_by(*variant))
+            return {
+                (prompt_version, prompt_digest): Sample(int(n), total, squares)
+                for prompt_version, prompt_digest, n, total, squares in rows
+            }
 
     async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
-        """Return, for each prompt version, how often it was drawn and the expected number."""
+        """Return, for each prompt version, the number of draws and the expected number."""
         table = assignment_hours
         query = select(table.c.prompt_version, func.sum(table.c.taken), func.sum(table.c.expected))
         query = query.where(*_within(table, segment, hours)).group_by(table.c.prompt_version)
         async with self._database.reading() as connection:
-            return {version: (int(n), float(p)) for version, n, p in await connection.execute(query)}
+            rows = await connection.execute(query)
+            return {prompt_version: (int(drawn), float(expected)) for prompt_version, drawn, expected in rows}
 
     async def add(self, connection: AsyncConnection, delta: CounterDelta) -> None:
-        """Add a change in the transaction of its rows."""
+        """Add the change of the counters, in the transaction of the rows that caused it."""
         rewards = _rows(delta.rewards)
         assignments = _rows(delta.assignments)
         if rewards:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
@@ -21,10 +21,10 @@ from ml.store import tables as schema
 log = structlog.get_logger()
 
 LOCK_TIMEOUT_SECONDS = 5
-"""How long to wait for another writer, or for a connection."""
+"""The time to wait for another writer, or for a connection."""
 
 MAX_PARAMETERS = 5_000
-"""The ids in one statement: databases bound the number of parameters."""
+"""The ids in one statement; databases limit the number of parameters."""
 
 _DATA_EXCEPTION = "22"
 """The SQLSTATE class of values that cannot be stored; SQLAlchemy has no exception of its own for asyncpg's."""
@@ -68,7 +68,7 @@ class Database:
             await connection.run_sync(schema.migrate)
 
     async def prepare(self) -> None:
-        """Migrate an SQLite database; raise ConfigurationError for another one without the newest schema."""
+        """Migrate an SQLite database; raise ConfigurationError for PostgreSQL without the newest schema."""
         if self.is_sqlite:
             await self.migrate()
             return
@@ -77,7 +77,7 @@ class Database:
                 raise ConfigurationError("DATABASE_URL: the database has an older schema, or none; run `tips migrate`.")
 
     def _check_file(self) -> None:
-        """Open the file without the driver's thread, which a failure to open would leave behind without an event loop."""
+        """Open the file without the driver: if that fails, the driver's thread outlives its event loop."""
         with _storage_errors(), closing(sqlite3.connect(self.engine.url.database or "")) as connection:
             connection.execute("PRAGMA schema_version")
 
@@ -104,7 +104,7 @@ def migrate_database(url: str) -> None:
     _run_once(url, Database.migrate)
 
 
-def _run_once(url: str, work: Any) -> None:
+def _run_once(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
     async def open_and_work() -> None:
         database = Database(url)
         try:
@@ -122,7 +122,7 @@ def _run_once(url: str, work: Any) -> None:
 
 def _engine(url: str) -> AsyncEngine:
     if not url.startswith("sqlite"):
-        # A broken connection is noticed before it is used, and a hanging one times out.
+        # A broken connection is replaced before it is used, and a hanging one times out.
         limits = {"timeout": LOCK_TIMEOUT_SECONDS, "command_timeout": 2 * LOCK_TIMEOUT_SECONDS}
         return create_async_engine(url, pool_pre_ping=True, pool_timeout=LOCK_TIMEOUT_SECONDS, connect_args=limits)
     engine = create_async_engine(url, connect_args={"timeout": LOCK_TIMEOUT_SECONDS})
@@ -131,7 +131,7 @@ def _engine(url: str) -> AsyncEngine:
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions by itself
         cursor = connection.cursor()
-        # 32 MB of cache, and as much log before a checkpoint: pages that change often are written less often.
+        # 32 MB of cache, and as much log before a checkpoint, so that pages that change often are written less often.
         speed = ("cache_size=-32768", "wal_autocheckpoint=8192")
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", *speed):
             cursor.execute(f"PRAGMA {pragma}")

@@ -1,4 +1,4 @@
-"""The decision log, as learning and evaluation read it: decisions with their rewards, and the aggregates of users.
+"""The decision log, which learning and evaluation read: decisions with their rewards, and the aggregates of users.
 
 Both are read in pages or streamed, since they may be larger than memory.
 """
@@ -16,7 +16,7 @@ from ml.store.database import Database
 from ml.store.rollup import UNAVAILABLE
 
 _PAGE = 500
-"""Decisions; their candidates must fit into the parameters of one statement."""
+"""The decisions in one page; the ids of their candidates must fit into the parameters of one statement."""
 _REWARD_RATE_PERIOD = timedelta(days=30)
 _TIP_COUNT_PERIOD = timedelta(days=7)
 
@@ -39,7 +39,7 @@ _CANDIDATES = select(_TIPS.tip_id, _TIPS.prompt_version, _TIPS.prompt_digest, _T
 
 
 async def decisions(database: Database, before: datetime, since: datetime | None) -> AsyncIterator[LoggedDecision]:
-    """Yield the decisions from `since` (included) to `before`, in the order of time.
+    """Yield the decisions from `since` (included) to `before` (excluded), in the order of time.
 
     Tips of policies that draw no version and tips of a fallback model are left out. Raises StorageUnavailable.
     """
@@ -65,7 +65,7 @@ async def user_aggregates(
 ) -> AsyncIterator[tuple[str, Mapping[str, float]]]:
     """Yield each user who was shown a tip in the 30 days before `now`, with their aggregates.
 
-    `reward_rate_30d`, in [0, 1]: the mean reward of the mature ones among these tips; left out if there is none.
+    `reward_rate_30d`, in [0, 1]: the mean reward of the mature tips among these; left out if there are none.
     `tips_7d`: the number of tips in the last seven days. Raises StorageUnavailable.
     """
     is_mature = _TIPS.created_at < now - reaction_window
@@ -103,12 +103,14 @@ def _decision(row: RowMapping, candidates: Mapping[str, RowMapping]) -> LoggedDe
         ]
         decision_id, chosen = row["decision_id"], row["candidates"].index(str(row["tip_id"]))
     else:
-        asked = row["prompt_version_asked"] or row["prompt_version"]
+        drawn_version = row["prompt_version_asked"] or row["prompt_version"]
+        # The stored digest is the one of the version that wrote the tip.
+        digests = {row["prompt_version"]: row["prompt_digest"]} if row["prompt_version"] == drawn_version else {}
         logged = [
-            LoggedCandidate(version, probability, prompt_digest=row["prompt_digest"] if version == asked else None)
+            LoggedCandidate(version, probability, prompt_digest=digests.get(version))
             for version, probability in row["options"].items()
         ]
-        decision_id, chosen = row["tip_id"], [*row["options"]].index(asked)
+        decision_id, chosen = row["tip_id"], [*row["options"]].index(drawn_version)
     return LoggedDecision(
         id=str(decision_id),
         user_id=row["user_id"],

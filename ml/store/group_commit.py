@@ -13,7 +13,7 @@ Commit = Callable[[Sequence[Operation]], Awaitable[Sequence[Any]]]
 
 
 class GroupCommit(Generic[Operation]):
-    """Executes operations in the order of their arrival, in one transaction for all that wait."""
+    """Executes operations in the order of their arrival; those that wait at the same time share a transaction."""
 
     def __init__(self, commit: Commit[Operation], *, max_group: int = 256, max_waiting: int = 8192) -> None:
         self._commit = commit
@@ -23,13 +23,13 @@ class GroupCommit(Generic[Operation]):
     async def submit(self, operation: Operation) -> Any:
         """Return the operation's result once it is durable.
 
-        Raises Busy when too many operations wait, what the operation itself raises, and StorageUnavailable.
+        Raises Busy when too many operations wait, StorageUnavailable, or the operation's own error.
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             self._waiting.put_nowait((operation, future))
         except asyncio.QueueFull:
-            raise Busy("The database cannot keep up with the writes.", retry_after=1) from None
+            raise Busy("Too many writes wait for the database; it is safe to send this again.", retry_after=1) from None
         return await future
 
     async def run(self) -> None:
@@ -44,7 +44,7 @@ class GroupCommit(Generic[Operation]):
     async def _settle(self, group: Sequence[tuple[Operation, asyncio.Future[Any]]]) -> None:
         try:
             results: Sequence[Any] = await self._commit([operation for operation, _ in group]) if group else ()
-        except Exception as error:  # noqa: BLE001 - raised in the callers; the writer must go on
+        except Exception as error:  # noqa: BLE001 - raised in the callers; the writer must continue
             if len(group) == 1 or isinstance(error, StorageUnavailable):
                 results = [error] * len(group)
             else:  # one operation cannot be stored, which must not fail the others

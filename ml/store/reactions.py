@@ -20,14 +20,14 @@ REACTIONS: Mapping[str, float] = MappingProxyType(
 """Each kind of reaction with its reward in [0, 1]; no reaction has a reward of 0. To add one, add an entry."""
 
 Outcome = Literal["recorded", "repeated", "superseded"]
-"""The reaction is effective now; it was already; or a later one is effective."""
+"""The reaction has become effective; it was effective already; or a later reaction is effective."""
 
 _INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """A reaction to a tip, as a caller reports it; `at`, in UTC, is when the user reacted, None for now."""
+    """A reaction to a tip, as a caller reports it. `at`: the time, in UTC, at which the user reacted; None for now."""
 
     tip_id: UUID
     kind: str
@@ -36,7 +36,7 @@ class Reaction:
 
 @dataclass(frozen=True, slots=True, order=True)
 class EffectiveReaction:
-    """A reaction with its time and its reward; the greatest one of a tip is the effective one."""
+    """A reaction with its time and its reward; the greatest one of a tip is effective."""
 
     at: datetime
     kind: str
@@ -64,11 +64,11 @@ class UnknownTipsError(Exception):
 def resolve_reaction(
     reaction: Reaction, effective: EffectiveReaction | None, now: datetime
 ) -> tuple[EffectiveReaction, EffectiveReaction, Outcome]:
-    """Return a reaction with its time and reward, the effective one from now on, and the outcome.
+    """Return the reaction with its time and reward, the reaction that is effective from now on, and the outcome.
 
-    The latest reaction is effective, in whatever order they arrive; of two at the same instant, the one whose name
-    comes later in the alphabet. A reaction without a time is the latest, even if the clock went back, and repeats an
-    effective one of its kind.
+    The latest reaction is effective, independent of the order of arrival; of two at the same instant, the one whose
+    kind is later in the alphabet. A reaction without a time is later than the effective one, even if the clock went
+    back, unless both are of the same kind: then it repeats it.
     """
     if reaction.at is None and effective and effective.kind == reaction.kind:
         return effective, effective, "repeated"
@@ -98,12 +98,12 @@ _UPDATE_EFFECTIVE = (
 
 
 def effective_reaction(row: Row) -> EffectiveReaction | None:
-    """Return the effective reaction in a row of `tip_scores`; None if nobody has reacted."""
+    """Return the effective reaction in a row of `tip_scores`; None without a reaction."""
     return EffectiveReaction(row["reacted_at"], row["reaction"], row["reward"]) if row["reaction"] else None
 
 
 class ReactionWriter:
-    """Stores reactions in a transaction of the caller."""
+    """Stores reactions in the caller's transaction."""
 
     def __init__(self, database: Database) -> None:
         # Built once, so that SQLAlchemy's statement cache finds it by identity.
@@ -112,9 +112,9 @@ class ReactionWriter:
     async def store(
         self, connection: AsyncConnection, batches: Sequence[Sequence[Reaction]], delta: CounterDelta, now: datetime
     ) -> list[list[ReactionResult] | UnknownTipsError]:
-        """Store batches of reactions, each whole or not at all, and add the change of the counters to `delta`.
+        """Store batches of reactions, each completely or not at all, and add the change of the counters to `delta`.
 
-        Returns the results of each batch, or the error of a batch with reactions to unknown tips.
+        Returns for each batch its results, or the error if it has reactions to unknown tips.
         """
         rows = await self._select_tips(connection, {reaction.tip_id for batch in batches for reaction in batch})
         before = {tip_id: effective_reaction(row) for tip_id, row in rows.items()}

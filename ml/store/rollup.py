@@ -1,8 +1,8 @@
 """The hourly counts of tips and reactions: which counters a tip or a reaction changes, and by how much. Pure.
 
-A tip is counted in the hour (UTC) in which it was stored, under its prompt version and digest, once for everyone and
+A tip is counted in the hour (UTC) in which it was stored, under its prompt version and digest: once for all users and
 once for each segment of its user. The effective reaction to it is counted in the hour of the *tip*. All counts are
-additive, so they can be kept up to date as rows change, and a deleted row can be subtracted.
+additive, so they can be updated as rows change, and a deleted row can be subtracted.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ EVERYONE = ""
 """The segment that every user belongs to."""
 
 ALL_TIPS = ""
-"""The value of `reaction` under which tips are counted, whether or not somebody reacted to them."""
+"""The value of `reaction` under which tips are counted, with or without a reaction."""
 
 UNAVAILABLE = "unavailable"
 """The score policy of a decision whose candidates could not be ranked, so that the first one was shown."""
@@ -90,10 +90,10 @@ class RewardKey:
 
 @dataclass(frozen=True, slots=True)
 class RewardCounts:
-    """Sums over tips: rewards under each reaction, all the others under `ALL_TIPS`.
+    """Sums over tips: the rewards under each reaction, the other sums under `ALL_TIPS`.
 
     `simulated`: tips written for simulated users. `dependent`: tips that are not an independent sample of their prompt
-    version's tips, because a learned policy ranked them above others or their version was drawn per user.
+    version's tips, because a learned policy chose them among candidates, or their version was drawn per user.
     """
 
     tips: int = 0
@@ -158,14 +158,14 @@ class CounterDelta:
         for key in _reward_keys(tip, ALL_TIPS):
             self.rewards[key] += counts
         # A draw with one option says nothing about the shares, and a fallback model's tip may be missing for another
-        # reason than the draw. Candidates that were not shown count: leaving them out would make versions that are
-        # shown more often look as if they had been drawn more often.
+        # reason than the draw. Candidates that were not shown count: without them, versions that are shown more often
+        # would seem to be drawn more often.
         if len(tip.options) > 1 and not tip.drawn_per_user and not tip.fallback:
             for segment in (EVERYONE, *tip.segments):
                 for prompt_version, probability in tip.options.items():
-                    key_ = AssignmentKey(segment, hour_of(tip.created_at), prompt_version)
+                    assignment_key = AssignmentKey(segment, hour_of(tip.created_at), prompt_version)
                     drawn = prompt_version == tip.prompt_version_asked
-                    self.assignments[key_] += AssignmentCounts(sign * drawn, sign * probability)
+                    self.assignments[assignment_key] += AssignmentCounts(sign * drawn, sign * probability)
 
     def add_reaction(self, tip: TipDimensions, kind: str, reward: float, sign: int = 1) -> None:
         """Count the effective reaction to a tip."""
@@ -176,7 +176,7 @@ class CounterDelta:
 
 @dataclass(frozen=True, slots=True)
 class DayCounts:
-    """The counts of one day (since 1970), separately for mature tips, whose reaction window has ended, and others."""
+    """The counts of one day (since 1970); `mature`: of tips whose reaction window has ended, else of younger tips."""
 
     day: int
     prompt_version: str

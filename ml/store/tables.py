@@ -39,7 +39,7 @@ class UtcTime(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, _: Dialect) -> datetime | None:
         if value is not None and value.tzinfo is None:
-            raise ValueError("a time needs its zone")
+            raise ValueError("a time must have a time zone")
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, _: Dialect) -> datetime | None:
@@ -80,15 +80,15 @@ tip_scores = Table(
     Column("reaction", String(40)),
     Column("reward", Float),
     Column("reacted_at", UtcTime),
-    # The decision among several candidates: all rows of one decision have the same `decision_id`, the tip_id of the
-    # first, and the ids of all `candidates`, in order; NULL if there was one only.
+    # The decision among several candidates: all rows of one decision have the same `decision_id`, the tip_id of
+    # the first candidate. `candidates`: the ids of all candidates, in order; NULL if there was only one.
     Column("decision_id", Uuid),
     Column("score", Float),
     Column("score_probability", Float),
     Column("score_policy", String(64)),
     Column("score_policy_version", String(64)),
     Column("candidates", JSON(none_as_null=True)),
-    # The user's precomputed features that the ranking used.
+    # The aggregates of the user that the ranking used.
     Column("aggregates", JSON(none_as_null=True)),
 )
 
@@ -160,7 +160,7 @@ def configuration(connection: Connection) -> dict[str, Any]:
         "version_table": VERSION_TABLE,
         "render_as_batch": True,
         # Tables of other programs are ignored.
-        "include_name": lambda name, kind, _: kind != "table" or name in metadata.tables,
+        "include_name": lambda name, type_, _: type_ != "table" or name in metadata.tables,
     }
 
 

@@ -1,7 +1,7 @@
 """The store of tips and reactions, on SQLite or PostgreSQL. An operation that returns is durable.
 
-All writes go through one writer with group commit. The counters change in the same transaction as the rows that they
-count; `purge` and `forget` remove a user's data from both.
+New tips and reactions go through one writer with group commit. The counters change in the same transaction as the
+rows that they count; `purge` and `forget` delete rows together with their counts.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,8 +29,9 @@ from ml.store.rollup import CounterDelta, TipDimensions, hour_of, start_of
 class TipRecord:
     """A row of `tip_scores`: one tip written for a user, how its prompt version was drawn, and its cost.
 
-    `ms`: the milliseconds it took to write. `shown`: False for a candidate that was not chosen. From `decision_id` on:
-    the decision among several candidates and its ranking; `candidates` are their ids, None if there was one only.
+    `ms`: the time it took to write, in milliseconds. `shown`: False for a candidate that was not chosen. From
+    `decision_id` on: the decision among the candidates and its ranking. `candidates`: their ids, in order; None if
+    there was only one.
     """
 
     tip_id: UUID
@@ -74,8 +75,8 @@ class _AddTips:
 async def open_tip_store(url: str, clock: Clock) -> AsyncIterator["TipStore"]:
     """Open the store at `url`, with its writer, until the block ends.
 
-    An SQLite database is created or migrated; another one must have the newest schema (ConfigurationError). Raises
-    StorageUnavailable when the database cannot be reached.
+    An SQLite database is created or migrated. Raises ConfigurationError when a PostgreSQL database does not have the
+    newest schema, and StorageUnavailable when the database cannot be reached.
     """
     database = Database(url)
     store = TipStore(database, clock)
@@ -132,7 +133,8 @@ class TipStore:
     async def purge(self, before: datetime) -> int:
         """Delete the tips of all full hours before `before`, with their reactions and counts.
 
-        Returns the number of tips. Deletes in chunks, so that a recommender that serves users waits for one at most.
+        Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never waits for
+        more than one chunk; the counts of these hours are deleted in the last transaction.
         """
         tips, hour = tables.tip_scores, hour_of(before)
         # Locked, so that no reaction to a tip is stored while the tip is being deleted.

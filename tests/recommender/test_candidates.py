@@ -1,8 +1,8 @@
-"""POST /tips with several candidates: ranked by POST /score, one shown, all stored; and what if that does not work."""
+"""POST /tips with several candidates: ranked by POST /score, one shown, all stored; and the failures of each step."""
 
 import asyncio
 import json
-import time
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
@@ -17,26 +17,27 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.decisions import LoggedDecision
+from ml.experiments.policies import SALT
+from ml.recommender import recommend
 from ml.recommender.app import create_app as create_recommender
-from ml.recommender.selection import SALT
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app as create_serving
-from ml.standalone.app import create_app as create_both
+from ml.standalone.app import create_app as create_standalone
 from ml.store.tips import open_tip_store
 from tests.conftest import of_model
 from tests.databases import Database, Row
 from tests.example_tips import NOW, SetClock, a_tip
-from tests.fake_serving import WRITTEN, FakeServing, ranking
+from tests.fake_serving import TIP_RESPONSE, FakeServing, hang, ranking
 from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.policies import policy
 from tests.server import running
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 from tests.upstream import Upstream
 
-TWO = "v1,v2-mentor"
+TWO_VERSIONS = "v1,v2-mentor"
 SIGNALS = {"mood": "low", "stress": 7}
 
-COLUMNS = ("score", "score_probability", "score_policy", "score_policy_version", "candidates", "aggregates")
+RANKING_COLUMNS = ("score", "score_probability", "score_policy", "score_policy_version", "candidates", "aggregates")
 
 
 def ask(http: httpx.Client, user_id: str = "u-1", **headers: str) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def ask(http: httpx.Client, user_id: str = "u-1", **headers: str) -> dict[str, A
 
 
 def stored(database: Database) -> list[Row]:
-    """All rows, those of a decision in the order of its candidates."""
+    """Return all rows, sorted by decision and, within a decision, in the order of its candidates."""
     rows = database.rows("SELECT * FROM tip_scores")
     for row in rows:
         for name in ("options", "candidates", "aggregates", "signals"):
@@ -59,25 +60,25 @@ def stored(database: Database) -> list[Row]:
     )
 
 
-def numbered(fake_serving: FakeServing, fail: Callable[[int], bool] = lambda _: False) -> None:
-    """Have serving write another tip each time, or fail at it."""
+def number_tips(fake_serving: FakeServing, fails: Callable[[int], bool] = lambda _: False) -> None:
+    """Have serving return a numbered tip for each request, or an error for the numbers that fail."""
     numbers = count(1)
 
-    async def answer(request: Request) -> Response:
+    async def generate(request: Request) -> Response:
         number = next(numbers)
-        if fail(number):
+        if fails(number):
             return JSONResponse({"type": "urn:tips:problem:unusable-tip", "detail": f"The {number}th."}, 502)
-        asked = (await request.json()).get("prompt_version", "v1")
-        return JSONResponse(WRITTEN | {"prompt_version": asked, "tip": f"Tip {number}."})
+        prompt_version = (await request.json()).get("prompt_version", "v1")
+        return JSONResponse(TIP_RESPONSE | {"prompt_version": prompt_version, "tip": f"Tip {number}."})
 
-    fake_serving.answer = answer
+    fake_serving.generate = generate
 
 
-def test_candidates_are_written_ranked_and_stored_and_the_chosen_one_is_shown(
+def test_candidates_are_generated_ranked_and_stored_and_the_chosen_one_is_shown(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
-    numbered(fake_serving)
-    http = start_recommender(tip_prompt_version=TWO, tip_candidates=3)
+    number_tips(fake_serving)
+    http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=3)
     answer = ask(http)
     assert answer.keys() == {
         *("tip_id", "tip", "prompt_version", "prompt_digest", "model", "fallback", "created_at"),
@@ -85,14 +86,14 @@ def test_candidates_are_written_ranked_and_stored_and_the_chosen_one_is_shown(
     rows = stored(database)
     ids = [row["tip_id"] for row in rows]
     assert (answer["tip_id"], answer["tip"]) == (ids[2], rows[2]["tip"])
-    assert [bool(row["shadow"]) for row in rows] == [True, True, False]
+    assert [bool(row["shown"]) for row in rows] == [False, False, True]
     assert {row["tip"] for row in rows} == {"Tip 1.", "Tip 2.", "Tip 3."}
     assert {row["decision_id"] for row in rows} == {ids[0]}
     assert len({str(row["created_at"]) for row in rows}) == 1
-    for place, row in enumerate(rows):
-        assert {name: row[name] for name in COLUMNS} == {
-            "score": (place + 1) / 10,
-            "score_probability": [0.25, 0.25, 0.5][place],
+    for index, row in enumerate(rows):
+        assert {name: row[name] for name in RANKING_COLUMNS} == {
+            "score": (index + 1) / 10,
+            "score_probability": [0.25, 0.25, 0.5][index],
             "score_policy": "linear",
             "score_policy_version": "0123456789ab",
             "candidates": ids,
@@ -100,7 +101,7 @@ def test_candidates_are_written_ranked_and_stored_and_the_chosen_one_is_shown(
         }
         assert (row["user_id"], row["signals"], row["policy"]) == ("u-1", SIGNALS, "uniform")
         assert row["prompt_version"] == row["prompt_version_asked"]
-    assert fake_serving.to_rank == [
+    assert fake_serving.score_bodies == [
         {
             "event_id": ids[0],
             "user_id": "u-1",
@@ -116,22 +117,22 @@ def test_candidates_are_written_ranked_and_stored_and_the_chosen_one_is_shown(
 
 
 @ON_SQLITE
-def test_one_candidate_needs_no_ranking(
+def test_a_single_candidate_is_not_ranked(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
-    ask(start_recommender(tip_prompt_version=TWO))
+    ask(start_recommender(tip_prompt_version=TWO_VERSIONS))
     (row,) = stored(database)
     assert row["decision_id"] == row["tip_id"]
-    assert {row[name] for name in COLUMNS} == {None}
-    assert not fake_serving.to_rank
+    assert {row[name] for name in RANKING_COLUMNS} == {None}
+    assert not fake_serving.score_bodies
     (nulls,) = database.rows("SELECT count(*) AS n FROM tip_scores WHERE candidates IS NULL AND aggregates IS NULL")
     assert nulls["n"] == 1
 
 
-def test_each_candidate_s_version_is_drawn_by_the_policy_and_drawn_again_from_its_row(
+def test_the_version_of_each_candidate_is_drawn_by_the_policy_and_can_be_drawn_again_from_its_row(
     start_recommender: StartRecommender, database: Database
 ) -> None:
-    http = start_recommender(tip_prompt_version=TWO, tip_candidates=4)
+    http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=4)
     for _ in range(10):
         ask(http)
     rows = stored(database)
@@ -146,29 +147,33 @@ def test_each_candidate_s_version_is_drawn_by_the_policy_and_drawn_again_from_it
 
 
 @ON_SQLITE
-def test_what_sticks_sticks_for_all_candidates(start_recommender: StartRecommender, database: Database) -> None:
-    http = start_recommender(tip_prompt_version=TWO, tip_prompt_policy="sticky", tip_candidates=3)
+def test_under_sticky_all_candidates_of_a_user_have_one_version(
+    start_recommender: StartRecommender, database: Database
+) -> None:
+    http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_prompt_policy="sticky", tip_candidates=3)
     for user in ("u-1", "u-2", "u-3"):
         ask(http, user)
         ask(http, user)
-    seen = {(row["user_id"], row["prompt_version"]) for row in stored(database)}
-    assert len(seen) == 3
+    versions = {(row["user_id"], row["prompt_version"]) for row in stored(database)}
+    assert len(versions) == 3
 
 
 @ON_SQLITE
-def test_serving_s_default_writes_several_too(start_recommender: StartRecommender, database: Database) -> None:
+def test_serving_s_default_generates_several_candidates_too(
+    start_recommender: StartRecommender, database: Database
+) -> None:
     ask(start_recommender(tip_candidates=2))
     assert [(row["prompt_version_asked"], row["options"]) for row in stored(database)] == [(None, {"v1": 1.0})] * 2
 
 
-# What fails
+# Failures
 
 
-def test_a_candidate_that_cannot_be_written_is_left_out(
+def test_a_candidate_that_cannot_be_generated_is_left_out(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
-    numbered(fake_serving, lambda number: number in {1, 3})
-    tip = ask(start_recommender(tip_prompt_version=TWO, tip_candidates=4))
+    number_tips(fake_serving, lambda number: number in {1, 3})
+    tip = ask(start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=4))
     rows = stored(database)
     assert {row["tip"] for row in rows} == {"Tip 2.", "Tip 4."}
     assert [row["tip_id"] for row in rows] == rows[0]["candidates"]
@@ -182,91 +187,92 @@ def test_a_candidate_that_cannot_be_written_is_left_out(
 
 
 @ON_SQLITE
-def test_when_none_can_be_written_the_first_one_s_failure_is_told_and_nothing_is_stored(
+def test_when_no_candidate_can_be_generated_the_first_error_is_answered_and_nothing_is_stored(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
     http = start_recommender(tip_candidates=3)
-    numbered(fake_serving, lambda _: True)
+    number_tips(fake_serving, lambda _: True)
     answer = http.post("/tips", json={"user_id": "u-1"})
     assert (answer.status_code, answer.json()["type"]) == (502, "urn:tips:problem:unusable-tip")
-    assert not fake_serving.to_rank
+    assert not fake_serving.score_bodies
     assert database.count("tip_scores") == database.count("reward_hours") == 0
 
 
 def changed(**changes: Any) -> Callable[[dict[str, Any]], Response]:
-    return lambda asked: JSONResponse(ranking(asked) | changes)
+    """Return a function from a request body to a ranking with these changes."""
+    return lambda body: JSONResponse(ranking(body) | changes)
 
 
-def of_scores(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[dict[str, Any]], Response]:
-    """An answer whose scores are others."""
+def with_scores(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[dict[str, Any]], Response]:
+    """Return a function from a request body to a ranking whose scores were changed."""
 
-    def answer(asked: dict[str, Any]) -> Response:
-        given = ranking(asked)
-        change(given["scores"])
-        return Response(json.dumps(given), media_type="application/json")
+    def respond(body: dict[str, Any]) -> Response:
+        changed_ranking = ranking(body)
+        change(changed_ranking["scores"])
+        return Response(json.dumps(changed_ranking), media_type="application/json")
 
-    return answer
+    return respond
 
 
-NO_RANKINGS: dict[str, Callable[[dict[str, Any]], Response]] = {
+INVALID_RANKINGS: dict[str, Callable[[dict[str, Any]], Response]] = {
     "404": lambda _: JSONResponse({}, 404),
     "500": lambda _: Response("boom", 500),
     "503": lambda _: JSONResponse({"type": "urn:tips:problem:busy", "detail": "x"}, 503, {"retry-after": "1"}),
     "a redirect": lambda _: Response(status_code=307, headers={"location": "http://elsewhere.invalid/"}),
-    "201": lambda asked: JSONResponse(ranking(asked), 201),
+    "201": lambda body: JSONResponse(ranking(body), 201),
     "HTML": lambda _: HTMLResponse("<html></html>"),
-    "nothing": lambda _: Response(),
+    "empty": lambda _: Response(),
     "too deep": lambda _: Response("[" * 200_000),
-    "a list": lambda asked: JSONResponse([ranking(asked)]),
+    "a list": lambda body: JSONResponse([ranking(body)]),
     "another event": changed(event_id="another"),
     "no policy": changed(policy=None),
     "a policy that cannot be stored": changed(policy={"name": "x\x00", "version": "1"}),
     "a policy of 65 letters": changed(policy={"name": "x" * 65, "version": "1"}),
-    "an unknown one chosen": changed(chosen="another"),
-    "none chosen": changed(chosen=None),
+    "an unknown candidate chosen": changed(chosen="another"),
+    "no candidate chosen": changed(chosen=None),
     "aggregates that are no numbers": changed(aggregates={"tips_7d": "3"}),
-    "aggregates that are not finite": lambda asked: Response(
-        json.dumps(ranking(asked) | {"aggregates": {"tips_7d": float("nan")}})
+    "aggregates that are not finite": lambda body: Response(
+        json.dumps(ranking(body) | {"aggregates": {"tips_7d": float("nan")}})
     ),
-    "very many aggregates": changed(aggregates={str(number): 1.0 for number in range(101)}),
+    "too many aggregates": changed(aggregates={str(number): 1.0 for number in range(101)}),
     "no aggregates": changed(aggregates=None),
     "no scores": changed(scores=[]),
-    "one too few": of_scores(lambda scores: scores.pop()),
-    "one twice": of_scores(lambda scores: scores.append(scores[0])),
-    "an unknown one": of_scores(lambda scores: scores[0].update(id="another")),
-    "another order": of_scores(lambda scores: scores.reverse()),
-    "probabilities that sum to less": of_scores(lambda scores: scores[0].update(probability=0.2499)),
-    "a probability of 0": of_scores(
+    "a score missing": with_scores(lambda scores: scores.pop()),
+    "a score twice": with_scores(lambda scores: scores.append(scores[0])),
+    "a score of an unknown candidate": with_scores(lambda scores: scores[0].update(id="another")),
+    "another order": with_scores(lambda scores: scores.reverse()),
+    "probabilities that sum to less than 1": with_scores(lambda scores: scores[0].update(probability=0.2499)),
+    "a probability of 0": with_scores(
         lambda scores: [scores[0].update(probability=0), scores[1].update(probability=0.5)]
     ),
-    "a negative one": of_scores(
+    "a negative probability": with_scores(
         lambda scores: [scores[0].update(probability=-0.25), scores[1].update(probability=0.75)]
     ),
-    "one above 1": of_scores(lambda scores: scores[0].update(probability=1.25)),
-    "a probability that is a text": of_scores(lambda scores: scores[0].update(probability="0.25")),
-    "a probability that is no number": of_scores(lambda scores: scores[0].update(probability=float("nan"))),
-    "a score above 1": of_scores(lambda scores: scores[0].update(score=1.01)),
-    "a negative score": of_scores(lambda scores: scores[0].update(score=-0.01)),
-    "a score that is infinite": of_scores(lambda scores: scores[0].update(score=float("inf"))),
+    "a probability above 1": with_scores(lambda scores: scores[0].update(probability=1.25)),
+    "a probability that is a string": with_scores(lambda scores: scores[0].update(probability="0.25")),
+    "a probability that is not a number": with_scores(lambda scores: scores[0].update(probability=float("nan"))),
+    "a score above 1": with_scores(lambda scores: scores[0].update(score=1.01)),
+    "a negative score": with_scores(lambda scores: scores[0].update(score=-0.01)),
+    "an infinite score": with_scores(lambda scores: scores[0].update(score=float("inf"))),
 }
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("answer", NO_RANKINGS)
-def test_without_a_ranking_the_first_one_is_shown_and_the_row_says_so(
-    start_recommender: StartRecommender, fake_serving: FakeServing, database: Database, answer: str
+@pytest.mark.parametrize("case", INVALID_RANKINGS)
+def test_without_a_ranking_the_first_candidate_is_shown_and_the_row_says_so(
+    start_recommender: StartRecommender, fake_serving: FakeServing, database: Database, case: str
 ) -> None:
-    async def rank(request: Request) -> Response:
-        return NO_RANKINGS[answer](await request.json())
+    async def score(request: Request) -> Response:
+        return INVALID_RANKINGS[case](await request.json())
 
-    fake_serving.rank = rank
-    tip = ask(start_recommender(tip_prompt_version=TWO, tip_candidates=3))
+    fake_serving.score = score
+    tip = ask(start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=3))
     rows = stored(database)
     assert [row["tip_id"] for row in rows] == rows[0]["candidates"]
-    assert [row["tip_id"] for row in rows if not row["shadow"]] == [tip["tip_id"]] == [rows[0]["tip_id"]]
+    assert [row["tip_id"] for row in rows if row["shown"]] == [tip["tip_id"]] == [rows[0]["tip_id"]]
     assert [row["score_probability"] for row in rows] == [1.0, 0.0, 0.0]
     for row in rows:
-        assert {name: row[name] for name in COLUMNS if name not in {"score_probability", "candidates"}} == {
+        assert {name: row[name] for name in RANKING_COLUMNS if name not in {"score_probability", "candidates"}} == {
             "score": None,
             "score_policy": "unavailable",
             "score_policy_version": None,
@@ -275,64 +281,98 @@ def test_without_a_ranking_the_first_one_is_shown_and_the_row_says_so(
     check_counts(database)
 
 
-async def hang(request: Request) -> Response:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    return Response()
-
-
-@pytest.mark.parametrize("waits", ["600", None])
-def test_nobody_waits_long_for_a_ranking(
-    start_recommender: StartRecommender, fake_serving: FakeServing, database: Database, waits: str | None
+@pytest.mark.parametrize(
+    ("headers", "max_ranking_seconds", "generate_timeout_ms", "score_timeout_ms"),
+    [({}, 0.5, 29_500, 500), ({"X-Request-Timeout-Ms": "2000"}, 600, 1_800, None)],
+    ids=["at most MAX_RANKING_SECONDS", "at most what the caller's timeout leaves"],
+)
+def test_a_ranking_has_a_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+    start_recommender: StartRecommender,
+    fake_serving: FakeServing,
+    database: Database,
+    headers: dict[str, str],
+    max_ranking_seconds: float,
+    generate_timeout_ms: int,
+    score_timeout_ms: int | None,
 ) -> None:
-    fake_serving.rank = hang
-    http = start_recommender(tip_candidates=2)
-    started = time.monotonic()
-    ask(http, **({"X-Request-Timeout-Ms": waits} if waits else {}))
-    assert time.monotonic() - started < (1 if waits else 2)
+    monkeypatch.setattr(recommend, "MAX_RANKING_SECONDS", max_ranking_seconds)
+    abandoned = threading.Event()
+
+    async def score(request: Request) -> Response:
+        response = await hang(request)
+        abandoned.set()
+        return response
+
+    fake_serving.score = score
+    ask(start_recommender(tip_candidates=2), **headers)
+    assert abandoned.wait(30)
     assert {row["score_policy"] for row in stored(database)} == {"unavailable"}
-    # What serving is told: to write a tip in what is left when there is time to rank it.
-    assert {sent["x-request-timeout-ms"] for sent in fake_serving.headers} == {"540" if waits else "29000"}
+    # The timeout of the generation leaves time for the ranking.
+    assert {sent["x-request-timeout-ms"] for sent in fake_serving.generate_headers} == {str(generate_timeout_ms)}
+    (sent,) = fake_serving.score_headers
+    if score_timeout_ms:
+        assert sent["x-request-timeout-ms"] == str(score_timeout_ms)
+    else:
+        assert 0 < int(sent["x-request-timeout-ms"]) < 2000
 
 
 @ON_SQLITE
-def test_a_candidate_that_takes_for_ever_does_not_keep_the_others(
+def test_a_candidate_that_is_never_generated_does_not_prevent_the_other_candidates(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
     numbers = count()
 
-    async def answer(request: Request) -> Response:
-        return JSONResponse(WRITTEN) if next(numbers) else await hang(request)
+    async def generate(request: Request) -> Response:
+        return JSONResponse(TIP_RESPONSE) if next(numbers) else await hang(request)
 
-    fake_serving.answer = answer
-    ask(start_recommender(tip_candidates=3), **{"X-Request-Timeout-Ms": "1000"})
+    fake_serving.generate = generate
+    ask(start_recommender(tip_candidates=3), **{"X-Request-Timeout-Ms": "2000"})
     assert len(stored(database)) == 2
 
 
 @ON_SQLITE
-def test_whoever_goes_away_while_candidates_are_ranked_leaves_no_row(
-    start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
+def test_when_the_caller_disconnects_during_the_ranking_nothing_is_stored(
+    monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
-    fake_serving.rank = hang
-    http = start_recommender(tip_candidates=2)
-    with pytest.raises(httpx.ReadTimeout):
-        http.post("/tips", json={"user_id": "gone"}, timeout=0.3)
-    assert len(fake_serving.to_rank) == 1
-    time.sleep(1.2)  # until the ranking would have been given up
-    ask(http, "here")
-    assert {row["user_id"] for row in stored(database)} == {"here"}
+    # So long that only the disconnect can end the ranking.
+    monkeypatch.setattr(recommend, "MAX_RANKING_SECONDS", 600)
+    began, abandoned = threading.Event(), threading.Event()
+
+    async def score(request: Request) -> Response:
+        began.set()
+        response = await hang(request)
+        abandoned.set()
+        return response
+
+    http = start_recommender(tip_candidates=2, generate_timeout_seconds=600)
+
+    async def disconnect_during_ranking() -> None:
+        async with httpx.AsyncClient(base_url=http.base_url, timeout=600) as client:
+            request = asyncio.create_task(client.post("/tips", json={"user_id": "disconnected"}))
+            assert await asyncio.to_thread(began.wait, 30)
+            request.cancel()
+            await asyncio.wait([request])
+
+    default_score = fake_serving.score
+    fake_serving.score = score
+    asyncio.run(disconnect_during_ranking())
+    assert abandoned.wait(30)
+    fake_serving.score = default_score
+    ask(http, "connected")
+    assert {row["user_id"] for row in stored(database)} == {"connected"}
 
 
-def test_a_decision_is_stored_whole_or_not_at_all(database: Database) -> None:
+def test_a_decision_is_stored_completely_or_not_at_all(database: Database) -> None:
     async def run() -> list[Any]:
         async with open_tip_store(database.url, SetClock()) as store:
-            there = a_tip()
-            await store.add(there)
+            stored_already = a_tip()
+            await store.add(stored_already)
             decisions = [
-                (a_tip(), a_tip(shadow=True)),
-                (a_tip(shadow=True), there),
-                (a_tip(shadow=True), a_tip(prompt_version=None)),
-                (a_tip(), a_tip(shadow=True)),
+                (a_tip(), a_tip(shown=False)),
+                (a_tip(shown=False), stored_already),
+                (a_tip(shown=False), a_tip(prompt_version=None)),
+                (a_tip(), a_tip(shown=False)),
             ]
             return await asyncio.gather(*(store.add(*rows) for rows in decisions), return_exceptions=True)
 
@@ -342,13 +382,13 @@ def test_a_decision_is_stored_whole_or_not_at_all(database: Database) -> None:
     check_counts(database)
 
 
-# What is left of them
+# Deletion and reports
 
 
-def test_rivals_are_forgotten_and_purged_with_the_tip(
+def test_candidates_that_were_not_shown_are_forgotten_and_purged_with_the_shown_one(
     start_recommender: StartRecommender, database: Database, clock: SetClock
 ) -> None:
-    http = start_recommender(tip_prompt_version=TWO, tip_candidates=3)
+    http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=3)
     for user in ("u-1", "u-2", "u-1"):
         ask(http, user)
         clock.go(hours=2)
@@ -356,7 +396,7 @@ def test_rivals_are_forgotten_and_purged_with_the_tip(
     async def forget() -> None:
         async with open_tip_store(database.url, clock) as store:
             assert await store.forget("u-1") == 6
-            assert [one.user_id async for one in store.decisions(clock())] == ["u-2"]
+            assert [decision.user_id async for decision in store.decisions(clock())] == ["u-2"]
 
     async def purge() -> None:
         async with open_tip_store(database.url, clock) as store:
@@ -369,81 +409,87 @@ def test_rivals_are_forgotten_and_purged_with_the_tip(
     assert [database.count(table) for table in ("tip_scores", "reward_hours", "assignment_hours")] == [0, 0, 0]
 
 
-def test_the_reward_page_tells_of_ranked_tips_and_gives_no_verdict(
+def test_the_reward_page_reports_ranked_tips_and_gives_no_verdict(
     start_recommender: StartRecommender, fake_serving: FakeServing
 ) -> None:
-    http = start_recommender(tip_prompt_version=TWO, tip_candidates=2)
+    http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=2)
     tips = [ask(http) for _ in range(40)]
     report = http.get("/rewards").json()
-    assert report["dependent"] == sum(one["dependent"] for one in report["variants"]) == 40
-    assert (report["shadow"], report["sample_ratio"]["alarm"]) == (40, False)
+    assert report["dependent"] == sum(variant["dependent"] for variant in report["variants"]) == 40
+    assert (report["not_shown"], report["sample_ratio"]["alarm"]) == (40, False)
     assert sum(report["sample_ratio"]["taken"].values()) == 80
-    assert {one["prompt_version"]: one["tips"] for one in report["variants"]} == {
-        version: sum(tip["prompt_version"] == version for tip in tips) for version in TWO.split(",")
+    assert {variant["prompt_version"]: variant["tips"] for variant in report["variants"]} == {
+        version: sum(tip["prompt_version"] == version for tip in tips) for version in TWO_VERSIONS.split(",")
     }
-    (compared,) = [one["comparison"] for one in report["variants"] if one["comparison"]]
-    assert compared["words"].startswith("not yet known: 40 tips were chosen by a ranking policy, or are sticky; ")
-    words = " ".join(http.get("/admin/rewards").text.split())
-    assert "40 of the 40 tips below were ranked above others by a policy" in words
+    (comparison,) = [variant["comparison"] for variant in report["variants"] if variant["comparison"]]
+    assert comparison["words"] == (
+        "not yet known: 40 tips were chosen by a ranking policy, or their version was drawn per user; "
+        "only tips evaluate compares versions then"
+    )
+    text = " ".join(http.get("/admin/rewards").text.split())
+    assert "40 of the 40 tips below were chosen by a ranking policy, or their version was drawn per user: " in text
+    assert "Left out of all rates: 40 candidates that were not shown." in text
 
     async def uniform(request: Request) -> Response:
         return JSONResponse(ranking(await request.json(), policy={"name": "uniform", "version": "1"}))
 
-    fake_serving.rank = uniform
+    fake_serving.score = uniform
     ask(http)
     assert http.get("/rewards").json()["dependent"] == 40
 
 
-# With serving itself
+# With the real serving
 
 
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("place", ["apart", "in one process"])
-def test_serving_ranks_and_its_choice_is_made_again_from_the_rows(
-    upstream: Upstream, database: Database, tmp_path: Path, place: str, learned: bool
+@pytest.mark.parametrize("deployment", ["separate", "standalone"])
+def test_the_ranking_of_serving_can_be_drawn_again_from_the_rows(
+    upstream: Upstream, database: Database, tmp_path: Path, deployment: str, learned: bool
 ) -> None:
     file = tmp_path / "tips.policy"
     file.write_bytes(policy())
-    of_serving = of_model(upstream, "good", **({"score_policy": str(file)} if learned else {}), api_keys="k-1")
-    given: dict[str, Any] = {
-        "tip_prompt_version": TWO,
+    serving_settings = of_model(upstream, "good", **({"score_policy": str(file)} if learned else {}), api_keys="k-1")
+    settings: dict[str, Any] = {
+        "tip_prompt_version": TWO_VERSIONS,
         "tip_candidates": 3,
         "database_url": database.url,
         "api_keys": "k-1",
     }
     with ExitStack() as stack:
-        if place == "apart":
-            given |= {"serving_url": stack.enter_context(running(create_serving(of_serving))), "serving_api_key": "k-1"}
-            app = create_recommender(RecommenderSettings(**given))
+        if deployment == "separate":
+            url = stack.enter_context(running(create_serving(serving_settings)))
+            app = create_recommender(RecommenderSettings(**settings, serving_url=url, serving_api_key="k-1"))
         else:
-            app = create_both(of_serving, RecommenderSettings(**given))
-        keys = {"Authorization": "Bearer k-1"}
-        http = stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), headers=keys, timeout=60))
+            app = create_standalone(serving_settings, RecommenderSettings(**settings))
+        headers = {"Authorization": "Bearer k-1"}
+        http = stack.enter_context(
+            httpx.Client(base_url=stack.enter_context(running(app)), headers=headers, timeout=60)
+        )
         tips = [ask(http, f"u-{number}") for number in range(20)]
         assert http.get("/rewards").json()["dependent"] == (20 if learned else 0)
     rows = stored(database)
     assert len(rows) == 60
     assert {row["score_policy"] for row in rows} == {"tips" if learned else "uniform"}
     assert all(0 < row["score_probability"] <= 1 and 0 <= row["score"] <= 1 for row in rows)
-    shown = {row["tip_id"] for row in rows if not row["shadow"]}
+    shown = {row["tip_id"] for row in rows if row["shown"]}
     assert shown == {tip["tip_id"] for tip in tips}
     for start in range(0, 60, 3):
         decision = rows[start : start + 3]
         probabilities = {row["tip_id"]: row["score_probability"] for row in decision}
         assert draw_weighted(probabilities, hash_to_unit_interval("score", decision[0]["decision_id"])).option in shown
     if learned:
-        liked = [row["score"] for row in rows if row["prompt_version"] == "v2-mentor"]
-        assert min(liked) > max(row["score"] for row in rows if row["prompt_version"] == "v1")
-    for decision_ in read(database):
-        assert decision_.ranked
-        assert sum(candidate.probability for candidate in decision_.candidates) == pytest.approx(1)
+        preferred = [row["score"] for row in rows if row["prompt_version"] == "v2-mentor"]
+        assert min(preferred) > max(row["score"] for row in rows if row["prompt_version"] == "v1")
+    logged = read_decisions(database)
+    assert len(logged) == 20
+    for logged_decision in logged:
+        assert logged_decision.ranked
+        assert sum(candidate.probability for candidate in logged_decision.candidates) == pytest.approx(1)
 
 
-def read(database: Database) -> list[LoggedDecision]:
+def read_decisions(database: Database) -> list[LoggedDecision]:
     async def run() -> list[LoggedDecision]:
         async with open_tip_store(database.url, SetClock()) as store:
-            return [one async for one in store.decisions(NOW.replace(year=2100))]
+            return [decision async for decision in store.decisions(NOW.replace(year=2100))]
 
-    found = asyncio.run(run())
-    assert len(found) == 20
-    return found
+    return asyncio.run(run())

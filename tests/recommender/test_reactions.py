@@ -1,4 +1,4 @@
-"""POST /reactions and /reactions/batch: which reaction counts, and what is refused."""
+"""POST /reactions and /reactions/batch: the effective reaction, and the requests that are refused."""
 
 import json
 import uuid
@@ -19,7 +19,7 @@ EARLIER, LATER = "2026-01-31T20:00:00Z", "2026-01-31T21:00:00Z"
 
 @pytest.fixture
 def tip_id(recommender: httpx.Client, clock: SetClock) -> str:
-    """A tip of the evening before."""
+    """The id of a tip that was shown a day ago."""
     clock.go(days=-1)
     tip_id = new_tip(recommender)
     clock.go(days=1)
@@ -31,8 +31,8 @@ def new_tip(http: httpx.Client) -> str:
     return tip_id
 
 
-def react(http: httpx.Client, tip_id: str, reaction: str, **more: Any) -> tuple[str, str, float]:
-    answer = http.post("/reactions", json={"tip_id": tip_id, "reaction": reaction, **more})
+def react(http: httpx.Client, tip_id: str, reaction: str, **fields: Any) -> tuple[str, str, float]:
+    answer = http.post("/reactions", json={"tip_id": tip_id, "reaction": reaction, **fields})
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert body["tip_id"] == tip_id
@@ -40,13 +40,13 @@ def react(http: httpx.Client, tip_id: str, reaction: str, **more: Any) -> tuple[
 
 
 def counts(database: Database) -> dict[str, tuple[int, float]]:
-    """Return how many tips have each reaction, and their reward, as they are rolled up."""
+    """Return the number of tips with each effective reaction, and the sum of their rewards, from the counters."""
     rows = database.rows("SELECT * FROM reward_hours WHERE segment = '' AND reaction <> '' AND tips <> 0")
     return {row["reaction"]: (row["tips"], row["reward"]) for row in rows}
 
 
 @pytest.mark.parametrize("reaction", REACTIONS)
-def test_a_reaction_counts_with_its_reward(
+def test_a_reaction_is_stored_and_counted_with_its_reward(
     recommender: httpx.Client, tip_id: str, database: Database, reaction: str
 ) -> None:
     assert react(recommender, tip_id, reaction) == ("recorded", reaction, REACTIONS[reaction])
@@ -57,7 +57,7 @@ def test_a_reaction_counts_with_its_reward(
     assert database.count("reactions") == 1
 
 
-def test_the_latest_one_counts_in_whatever_order_they_arrive(
+def test_the_latest_reaction_is_effective_in_any_order_of_arrival(
     recommender: httpx.Client, tip_id: str, database: Database
 ) -> None:
     assert react(recommender, tip_id, "saved", at=LATER) == ("recorded", "saved", 0.5)
@@ -67,11 +67,11 @@ def test_the_latest_one_counts_in_whatever_order_they_arrive(
     assert database.count("reactions") == 3
 
 
-def test_sending_one_again_changes_nothing(recommender: httpx.Client, tip_id: str, database: Database) -> None:
-    for more in ({"at": LATER}, {}):
-        first = react(recommender, tip_id, "done", **more)
+def test_a_repeated_reaction_changes_nothing(recommender: httpx.Client, tip_id: str, database: Database) -> None:
+    for fields in ({"at": LATER}, {}):
+        first = react(recommender, tip_id, "done", **fields)
         for _ in range(3):
-            assert react(recommender, tip_id, "done", **more) == ("repeated", "done", 1.0)
+            assert react(recommender, tip_id, "done", **fields) == ("repeated", "done", 1.0)
         assert first[0] in {"recorded", "repeated"}
     assert react(recommender, tip_id, "helpful", at=EARLIER) == ("superseded", "done", 1.0)
     assert react(recommender, tip_id, "helpful", at=EARLIER) == ("superseded", "done", 1.0)
@@ -79,7 +79,7 @@ def test_sending_one_again_changes_nothing(recommender: httpx.Client, tip_id: st
     assert database.count("reactions") == 2
 
 
-def test_a_reaction_may_come_weeks_late_and_counts_in_the_hour_of_its_tip(
+def test_a_reaction_that_arrives_weeks_later_counts_in_the_hour_of_its_tip(
     recommender: httpx.Client, tip_id: str, clock: SetClock, database: Database
 ) -> None:
     clock.go(days=40)
@@ -88,7 +88,7 @@ def test_a_reaction_may_come_weeks_late_and_counts_in_the_hour_of_its_tip(
     assert hours == [{"hour": int((NOW - timedelta(days=1)).timestamp()) // 3600}]
 
 
-def test_the_one_that_comes_later_counts_though_the_clock_went_back(
+def test_a_reaction_that_arrives_later_is_effective_even_if_the_clock_went_back(
     recommender: httpx.Client, tip_id: str, clock: SetClock, database: Database
 ) -> None:
     for number, reaction in enumerate(("helpful", "saved", "dismissed")):
@@ -98,38 +98,43 @@ def test_the_one_that_comes_later_counts_though_the_clock_went_back(
 
 
 @ON_SQLITE
-def test_the_same_instant_in_another_time_zone_is_the_same_reaction(recommender: httpx.Client, tip_id: str) -> None:
+def test_a_reaction_at_the_same_instant_in_another_time_zone_is_a_repetition(
+    recommender: httpx.Client, tip_id: str
+) -> None:
     assert react(recommender, tip_id, "done", at="2026-01-31T21:00:00Z")[0] == "recorded"
     assert react(recommender, tip_id, "done", at="2026-01-31T22:30:00+01:30")[0] == "repeated"
 
 
-def test_a_batch_is_answered_in_its_order(recommender: httpx.Client, database: Database) -> None:
-    one, two = new_tip(recommender), new_tip(recommender)
+def test_the_results_of_a_batch_have_the_order_of_its_reactions(recommender: httpx.Client, database: Database) -> None:
+    first, second = new_tip(recommender), new_tip(recommender)
     reactions = [
-        {"tip_id": two, "reaction": "saved"},
-        {"tip_id": one, "reaction": "helpful", "at": LATER},
-        {"tip_id": two, "reaction": "saved"},
-        {"tip_id": one, "reaction": "dismissed", "at": EARLIER},
-        {"tip_id": two, "reaction": "done"},
+        {"tip_id": second, "reaction": "saved"},
+        {"tip_id": first, "reaction": "helpful", "at": LATER},
+        {"tip_id": second, "reaction": "saved"},
+        {"tip_id": first, "reaction": "dismissed", "at": EARLIER},
+        {"tip_id": second, "reaction": "done"},
     ]
     answer = recommender.post("/reactions/batch", json={"reactions": reactions})
     assert answer.status_code == 200
-    results = [(one["tip_id"], one["outcome"], one["reaction"], one["reward"]) for one in answer.json()["results"]]
+    results = [
+        (result["tip_id"], result["outcome"], result["reaction"], result["reward"])
+        for result in answer.json()["results"]
+    ]
     assert results == [
-        (two, "recorded", "saved", 0.5),
-        (one, "recorded", "helpful", 1.0),
-        (two, "repeated", "saved", 0.5),
-        (one, "superseded", "helpful", 1.0),
-        (two, "recorded", "done", 1.0),
+        (second, "recorded", "saved", 0.5),
+        (first, "recorded", "helpful", 1.0),
+        (second, "repeated", "saved", 0.5),
+        (first, "superseded", "helpful", 1.0),
+        (second, "recorded", "done", 1.0),
     ]
     assert counts(database) == {"helpful": (1, 1.0), "done": (1, 1.0)}
 
 
-def test_a_batch_with_unknown_tips_stores_nothing_and_names_each(
+def test_a_batch_with_unknown_tips_stores_nothing_and_reports_each(
     recommender: httpx.Client, tip_id: str, database: Database
 ) -> None:
     unknown = str(uuid.uuid4())
-    reactions = [{"tip_id": one, "reaction": "done"} for one in (unknown, tip_id, unknown)]
+    reactions = [{"tip_id": id_, "reaction": "done"} for id_ in (unknown, tip_id, unknown)]
     answer = recommender.post("/reactions/batch", json={"reactions": reactions})
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:tips:problem:unknown-tip")
     assert [error["pointer"] for error in answer.json()["errors"]] == ["#/reactions/0/tip_id", "#/reactions/2/tip_id"]
@@ -138,11 +143,11 @@ def test_a_batch_with_unknown_tips_stores_nothing_and_names_each(
 
 
 @ON_SQLITE
-def test_a_batch_with_wrong_items_stores_nothing_and_points_at_each(
+def test_a_batch_with_invalid_items_stores_nothing_and_reports_each(
     recommender: httpx.Client, tip_id: str, database: Database
 ) -> None:
-    good = {"tip_id": tip_id, "reaction": "done"}
-    reactions = [good, {**good, "reaction": "meh"}, {**good, "tip_id": "x"}, {"tip_id": tip_id}, {**good, "a/b": 1}]
+    valid = {"tip_id": tip_id, "reaction": "done"}
+    reactions = [valid, {**valid, "reaction": "meh"}, {**valid, "tip_id": "x"}, {"tip_id": tip_id}, {**valid, "a/b": 1}]
     answer = recommender.post("/reactions/batch", json={"reactions": reactions})
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == [
@@ -174,7 +179,7 @@ def test_a_reaction_to_an_unknown_tip_is_a_404(recommender: httpx.Client) -> Non
 
 
 @ON_SQLITE
-def test_an_unknown_reaction_names_the_known_ones(recommender: httpx.Client, tip_id: str) -> None:
+def test_the_error_of_an_unknown_reaction_names_the_known_reactions(recommender: httpx.Client, tip_id: str) -> None:
     answer = recommender.post("/reactions", json={"tip_id": tip_id, "reaction": "love"})
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
@@ -201,9 +206,7 @@ def test_an_unknown_reaction_names_the_known_ones(recommender: httpx.Client, tip
         [],
     ],
 )
-def test_a_time_that_cannot_be_one_is_refused(
-    recommender: httpx.Client, tip_id: str, database: Database, at: object
-) -> None:
+def test_an_invalid_time_is_refused(recommender: httpx.Client, tip_id: str, database: Database, at: object) -> None:
     answer = recommender.post("/reactions", json={"tip_id": tip_id, "reaction": "done", "at": at})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == "#/at"
@@ -214,20 +217,22 @@ def test_a_time_that_cannot_be_one_is_refused(
 @pytest.mark.parametrize(
     "tip_id", ["'; DROP TABLE reactions; --", "\x00", "", 7, None, "x" * 10_000, "00000000-0000-0000-0000-00000000000g"]
 )
-def test_a_tip_id_that_cannot_be_one_is_refused(recommender: httpx.Client, tip_id: object) -> None:
+def test_an_invalid_tip_id_is_refused(recommender: httpx.Client, tip_id: object) -> None:
     answer = recommender.post("/reactions", json={"tip_id": tip_id, "reaction": "done"})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"] == "#/tip_id"
     assert "DROP" not in answer.text
 
 
-def test_a_full_batch_is_taken_and_one_more_is_not(recommender: httpx.Client, database: Database) -> None:
+def test_a_batch_of_the_maximum_size_is_stored_and_a_larger_one_is_refused(
+    recommender: httpx.Client, database: Database
+) -> None:
     tip_id = new_tip(recommender)
-    longest = {"tip_id": tip_id, "reaction": "not_helpful", "at": "2026-01-31T20:00:00.123456+00:00"}
-    content = json.dumps({"reactions": [longest] * 500})
+    reaction = {"tip_id": tip_id, "reaction": "not_helpful", "at": "2026-01-31T20:00:00.123456+00:00"}
+    content = json.dumps({"reactions": [reaction] * 500})
     answer = recommender.post("/reactions/batch", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 200
-    assert [one["outcome"] for one in answer.json()["results"]] == ["recorded"] + ["repeated"] * 499
+    assert [result["outcome"] for result in answer.json()["results"]] == ["recorded"] + ["repeated"] * 499
     assert database.count("reactions") == 1
     for reactions in ([{"tip_id": tip_id, "reaction": "done"}] * 501, []):
         answer = recommender.post("/reactions/batch", json={"reactions": reactions})
@@ -236,22 +241,22 @@ def test_a_full_batch_is_taken_and_one_more_is_not(recommender: httpx.Client, da
 
 
 @ON_SQLITE
-def test_10_000_reactions_at_once_are_too_many_bytes(recommender: httpx.Client, tip_id: str) -> None:
+def test_a_batch_of_10_000_reactions_is_too_large(recommender: httpx.Client, tip_id: str) -> None:
     reactions = [{"tip_id": tip_id, "reaction": "done"}] * 10_000
     answer = recommender.post("/reactions/batch", json={"reactions": reactions})
     assert (answer.status_code, answer.json()["type"]) == (413, "urn:tips:problem:payload-too-large")
 
 
-A_TIP = UUID(int=1)
+TIP_ID = UUID(int=1)
 
 
-def test_of_two_at_the_same_instant_the_order_of_arrival_does_not_matter() -> None:
+def test_of_two_reactions_at_the_same_instant_the_order_of_arrival_does_not_matter() -> None:
     at = datetime(2026, 1, 31, tzinfo=UTC)
     for first, second in (("done", "helpful"), ("helpful", "done")):
-        _, counted, _ = resolve_reaction(Reaction(A_TIP, first, at), None, NOW)
-        _, counted, _ = resolve_reaction(Reaction(A_TIP, second, at), counted, NOW)
-        assert counted == EffectiveReaction(at, "helpful", 1.0)
+        _, effective, _ = resolve_reaction(Reaction(TIP_ID, first, at), None, NOW)
+        _, effective, _ = resolve_reaction(Reaction(TIP_ID, second, at), effective, NOW)
+        assert effective == EffectiveReaction(at, "helpful", 1.0)
 
 
-def test_every_reward_is_a_share() -> None:
+def test_every_reward_is_between_0_and_1() -> None:
     assert all(0 <= reward <= 1 for reward in REACTIONS.values())

@@ -1,7 +1,6 @@
-"""POST /tips, through real HTTP to serving and a model server of our own: what is answered is what is stored."""
+"""POST /tips over HTTP, with the real serving and a fake model server: the stored row equals the response."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,15 +10,15 @@ from uuid import UUID
 import httpx
 import pytest
 
+from ml.experiments.policies import POLICIES
 from ml.experiments.statistics import sample_ratio_p_value
 from ml.recommender.app import create_app as create_recommender
 from ml.recommender.recommend import _time_ordered_id
-from ml.recommender.selection import POLICY_VERSION
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app as create_serving
 from ml.serving.prompts import PROMPTS
-from ml.standalone.app import create_app as create_both
-from tests.conftest import of_model
+from ml.standalone.app import create_app as create_standalone
+from tests.conftest import eventually, of_model
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock
 from tests.fake_serving import FakeServing
@@ -32,21 +31,22 @@ SIGNALS = {"goal": "sleep better", "mood": "low", "sleep_hours": 5.5, "locale": 
 Start = Callable[..., httpx.Client]
 
 
-@pytest.fixture(params=["apart", "in one process"])
+@pytest.fixture(params=["separate", "standalone"])
 def start(request: pytest.FixtureRequest, upstream: Upstream, database_url: str) -> Iterator[Start]:
-    """Start serving and the recommender, both ways, and return a client for the recommender."""
+    """A function that starts serving and the recommender, and returns a client; the test runs once per deployment."""
     with ExitStack() as stack:
 
-        def begin(model: str = "good", **settings: Any) -> httpx.Client:
-            of_serving = of_model(upstream, model)
-            if request.param == "apart":
-                settings["serving_url"] = stack.enter_context(running(create_serving(of_serving)))
-            of_recommender = RecommenderSettings(database_url=database_url, **settings)
-            apart = request.param == "apart"
-            app = create_recommender(of_recommender) if apart else create_both(of_serving, of_recommender)
+        def start_both(model: str = "good", **settings: Any) -> httpx.Client:
+            serving_settings = of_model(upstream, model)
+            if request.param == "separate":
+                serving_url = stack.enter_context(running(create_serving(serving_settings)))
+                settings |= {"database_url": database_url, "serving_url": serving_url}
+                app = create_recommender(RecommenderSettings(**settings))
+            else:
+                app = create_standalone(serving_settings, RecommenderSettings(database_url=database_url, **settings))
             return stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), timeout=60))
 
-        yield begin
+        yield start_both
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def start(request: pytest.FixtureRequest, upstream: Upstream, database_url: str)
         ("v1=90,v2-mentor=30", "weighted", {"v1": 0.75, "v2-mentor": 0.25}),
     ],
 )
-def test_the_row_is_the_answer_and_why_it_was_this_version(
+def test_the_row_has_the_response_and_the_draw_of_its_prompt_version(
     start: Start, database: Database, tip_prompt_version: str, policy: str, options: dict[str, float]
 ) -> None:
     http = start(tip_prompt_version=tip_prompt_version or ())
@@ -86,60 +86,61 @@ def test_the_row_is_the_answer_and_why_it_was_this_version(
     assert json.loads(row["segments"]) == ["mood:low", "locale:de"]
     assert json.loads(row["options"]) == options
     assert row["policy"] == policy
-    assert row["policy_version"] == POLICY_VERSION
+    assert row["policy_version"] == POLICIES["uniform"].version
     assert row["probability"] == options[version]
     assert row["prompt_version_asked"] == (version if tip_prompt_version else None)
     assert (row["user_id"], row["input_tokens"], row["output_tokens"]) == ("u-1", 50, 12)
-    assert 0 < row["ms"] < 10_000
+    assert row["ms"] > 0
     assert row["generation_id"]
-    assert not row["shadow"]
+    assert row["shown"]
     assert not row["simulated"]
     assert (row["reaction"], row["reward"], row["reacted_at"]) == (None, None, None)
 
 
-def test_no_signals_are_fine(start: Start, database: Database) -> None:
+def test_signals_are_optional(start: Start, database: Database) -> None:
     assert start().post("/tips", json={"user_id": "u-1"}).json()["tip"] == TIP
     (row,) = database.rows("SELECT signals, segments FROM tip_scores")
     assert (json.loads(row["signals"]), json.loads(row["segments"])) == ({}, [])
 
 
-def test_a_slow_model_is_cut_off_when_the_caller_no_longer_waits(start: Start, database: Database) -> None:
-    http = start("hang")
-    started = time.monotonic()
-    answer = http.post("/tips", json={"user_id": "u-1"}, headers={"X-Request-Timeout-Ms": "300"})
+def test_the_timeout_of_the_caller_ends_the_call_of_the_model(
+    start: Start, upstream: Upstream, database: Database
+) -> None:
+    # The operator's timeout is longer than the client's, so only the caller's timeout can end the request.
+    http = start("hang", generate_timeout_seconds=600)
+    answer = http.post("/tips", json={"user_id": "u-1"}, headers={"X-Request-Timeout-Ms": "1000"})
     assert (answer.status_code, answer.json()["type"]) == (504, "urn:tips:problem:deadline-exceeded")
-    assert time.monotonic() - started < 2
+    assert eventually(lambda: upstream.abandoned == upstream.calls["hang"] == 1, 30)
     assert database.count("tip_scores") == 0
 
 
-def test_serving_keeps_to_the_time_that_its_caller_waits(upstream: Upstream) -> None:
-    with running(create_serving(of_model(upstream, "hang"))) as url:
-        started = time.monotonic()
-        answer = httpx.post(f"{url}/generate", json={}, headers={"X-Request-Timeout-Ms": "300"})
+def test_serving_observes_the_timeout_of_its_caller(upstream: Upstream) -> None:
+    with running(create_serving(of_model(upstream, "hang", generate_timeout_seconds=600))) as url:
+        answer = httpx.post(f"{url}/generate", json={}, headers={"X-Request-Timeout-Ms": "300"}, timeout=60)
         assert (answer.status_code, answer.json()["type"]) == (504, "urn:tips:problem:deadline-exceeded")
-        assert time.monotonic() - started < 2
-        for wrong in ("0", "-1", "soon", "600001"):
-            assert httpx.post(f"{url}/generate", json={}, headers={"X-Request-Timeout-Ms": wrong}).status_code == 422
+        assert eventually(lambda: upstream.abandoned == upstream.calls["hang"], 30)
+        for invalid in ("0", "-1", "soon", "600001"):
+            assert httpx.post(f"{url}/generate", json={}, headers={"X-Request-Timeout-Ms": invalid}).status_code == 422
 
 
-def test_the_version_that_is_stored_is_the_one_that_serving_says_wrote_it(
+def test_the_stored_version_is_the_one_in_the_response_of_serving(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
-    fake_serving.writes(prompt_version="v9", prompt_digest="9" * 64, fallback=True)
+    fake_serving.respond_with_tip(prompt_version="v9", prompt_digest="9" * 64, fallback=True)
     http = start_recommender(tip_prompt_version="v2-mentor")
     assert http.post("/tips", json={"user_id": "u-1"}).json()["prompt_version"] == "v9"
-    assert fake_serving.bodies == [{"signals": {}, "prompt_version": "v2-mentor"}]
+    assert fake_serving.generate_bodies == [{"signals": {}, "prompt_version": "v2-mentor"}]
     (row,) = database.rows("SELECT * FROM tip_scores")
     assert (row["prompt_version"], row["prompt_digest"], row["prompt_version_asked"]) == ("v9", "9" * 64, "v2-mentor")
     assert row["fallback"]
 
 
 @ON_SQLITE
-def test_serving_s_default_is_asked_for_by_asking_for_no_version(
+def test_a_request_without_a_version_gets_serving_s_default(
     recommender: httpx.Client, fake_serving: FakeServing
 ) -> None:
     assert recommender.post("/tips", json={"user_id": "u-1", "signals": SIGNALS}).status_code == 200
-    assert fake_serving.bodies == [{"signals": SIGNALS}]
+    assert fake_serving.generate_bodies == [{"signals": SIGNALS}]
 
 
 @ON_SQLITE
@@ -148,40 +149,40 @@ def test_request_id_trace_and_deadline_reach_serving(recommender: httpx.Client, 
     headers = {"x-request-id": "r-1", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     recommender.post("/tips", json={"user_id": "u-1"}, headers=headers)
     recommender.post("/tips", json={"user_id": "u-1"}, headers={**headers, "X-Request-Timeout-Ms": "1234"})
-    first, second = fake_serving.headers
+    first, second = fake_serving.generate_headers
     assert (first["x-request-id"], first["traceparent"].split("-")[1]) == ("r-1", trace)
     assert (first["x-request-timeout-ms"], second["x-request-timeout-ms"]) == ("30000", "1234")
 
 
 @ON_SQLITE
-def test_nobody_waits_longer_for_serving_than_the_operator_allows(
+def test_the_timeout_of_serving_is_at_most_the_operator_s(
     start_recommender: StartRecommender, fake_serving: FakeServing
 ) -> None:
     http = start_recommender(generate_timeout_seconds=2)
     http.post("/tips", json={"user_id": "u-1"}, headers={"X-Request-Timeout-Ms": "60000"})
-    assert fake_serving.headers[-1]["x-request-timeout-ms"] == "2000"
+    assert fake_serving.generate_headers[-1]["x-request-timeout-ms"] == "2000"
 
 
 @ON_SQLITE
-def test_serving_s_key_is_shown_to_serving(start_recommender: StartRecommender, fake_serving: FakeServing) -> None:
+def test_requests_to_serving_have_serving_s_key(start_recommender: StartRecommender, fake_serving: FakeServing) -> None:
     start_recommender(serving_api_key="k-1").post("/tips", json={"user_id": "u-1"})
-    assert fake_serving.headers[-1]["authorization"] == "Bearer k-1"
+    assert fake_serving.generate_headers[-1]["authorization"] == "Bearer k-1"
 
 
-def test_versions_are_taken_about_as_often_as_their_weights_say(
+def test_versions_are_drawn_about_as_often_as_their_weights_say(
     start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
     http = start_recommender(tip_prompt_version="v1=3,v2-mentor=1")
     for _ in range(200):
         assert http.post("/tips", json={"user_id": "u-1"}).status_code == 200
-    asked = Counter(body["prompt_version"] for body in fake_serving.bodies)
-    assert sample_ratio_p_value([asked["v1"], asked["v2-mentor"]], [150, 50]) > 1e-6
+    drawn = Counter(body["prompt_version"] for body in fake_serving.generate_bodies)
+    assert sample_ratio_p_value([drawn["v1"], drawn["v2-mentor"]], [150, 50]) > 1e-6
     rows = database.rows("SELECT prompt_version_asked, probability FROM tip_scores")
-    assert Counter(row["prompt_version_asked"] for row in rows) == asked
+    assert Counter(row["prompt_version_asked"] for row in rows) == drawn
     assert {(row["prompt_version_asked"], row["probability"]) for row in rows} == {("v1", 0.75), ("v2-mentor", 0.25)}
 
 
-def test_a_tip_counts_in_its_hour_at_once(recommender: httpx.Client, database: Database) -> None:
+def test_a_tip_is_counted_at_once_in_its_hour(recommender: httpx.Client, database: Database) -> None:
     recommender.post("/tips", json={"user_id": "u-1", "signals": {"mood": "low"}})
     rows = database.rows("SELECT segment, hour, tips, input_tokens FROM reward_hours ORDER BY segment")
     hour = int(NOW.timestamp()) // 3600
@@ -189,7 +190,7 @@ def test_a_tip_counts_in_its_hour_at_once(recommender: httpx.Client, database: D
     assert database.count("assignment_hours") == 0
 
 
-def test_tip_ids_are_unique_though_the_clock_stands_still_or_goes_back(
+def test_tip_ids_are_unique_even_if_the_clock_stands_still_or_goes_back(
     recommender: httpx.Client, clock: SetClock, database: Database
 ) -> None:
     assert len({_time_ordered_id(NOW) for _ in range(20_000)}) == 20_000
@@ -209,14 +210,14 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_any_text_comes_back_as_it_went_in(recommender: httpx.Client, database: Database, text: str) -> None:
+def test_any_text_is_stored_unchanged(recommender: httpx.Client, database: Database, text: str) -> None:
     assert recommender.post("/tips", json={"user_id": text, "signals": {"goal": text}}).status_code == 200
     (row,) = database.rows("SELECT user_id, signals FROM tip_scores")
     assert (row["user_id"], json.loads(row["signals"])) == (text, {"goal": text})
 
 
 @pytest.mark.parametrize("goal", ["a\x00b", "a\x1b[2Jb", "a\u202eb", "line\nline", "\x85"])
-def test_a_goal_with_control_characters_is_kept_as_it_is(
+def test_a_goal_with_control_characters_is_stored_unchanged(
     recommender: httpx.Client, database: Database, goal: str
 ) -> None:
     assert recommender.post("/tips", json={"user_id": "u-1", "signals": {"goal": goal}}).status_code == 200
@@ -240,14 +241,12 @@ def test_a_goal_with_control_characters_is_kept_as_it_is(
         '"%s"' % ("x" * 129),
     ],
 )
-def test_a_user_id_that_cannot_be_one_is_refused(
-    recommender: httpx.Client, fake_serving: FakeServing, user_id: str
-) -> None:
+def test_an_invalid_user_id_is_refused(recommender: httpx.Client, fake_serving: FakeServing, user_id: str) -> None:
     content = f'{{"user_id": {user_id}}}'
     answer = recommender.post("/tips", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in {400, 422}
     assert answer.headers["content-type"] == "application/problem+json"
-    assert not fake_serving.bodies
+    assert not fake_serving.generate_bodies
 
 
 @ON_SQLITE
@@ -255,7 +254,7 @@ def test_a_goal_that_is_not_unicode_is_refused(recommender: httpx.Client, fake_s
     content = r'{"user_id": "u-1", "signals": {"goal": "a\ud800b"}}'
     answer = recommender.post("/tips", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in {400, 422}
-    assert not fake_serving.bodies
+    assert not fake_serving.generate_bodies
 
 
 @ON_SQLITE
@@ -266,7 +265,7 @@ def test_a_user_id_of_10_kb_is_refused_without_repeating_it(recommender: httpx.C
     assert "xxx" not in answer.text
 
 
-def test_the_longest_user_id_is_stored_whole(recommender: httpx.Client, database: Database) -> None:
+def test_a_user_id_of_the_maximum_length_is_stored_completely(recommender: httpx.Client, database: Database) -> None:
     user_id = "😀" * 128
     assert recommender.post("/tips", json={"user_id": user_id}).status_code == 200
     assert database.rows("SELECT user_id FROM tip_scores") == [{"user_id": user_id}]

@@ -1,9 +1,10 @@
-"""The operators' page: it says what GET /rewards says, to everybody, and lets nothing in."""
+"""The reward page: it displays the figures of GET /rewards, is accessible, and escapes all values."""
 
 import asyncio
 import csv
 import io
 import random
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -23,13 +24,13 @@ from tests.browser import serious_problems
 from tests.server import running
 
 NOW = datetime(2026, 3, 20, 12, 30, tzinfo=UTC)
-HELPS = {"v1": 0.2, "v2-mentor": 0.6, "v3-coach": 0.22}
+HELPFUL_RATES = {"v1": 0.2, "v2-mentor": 0.6, "v3-coach": 0.22}
 HOSTILE = "<script>$x$ &amp;"
-TWO = {"=v1": 0.5, HOSTILE: 0.5}
+HOSTILE_VERSIONS = {"=v1": 0.5, HOSTILE: 0.5}
 
 
-def tip(version: str, **given: Any) -> TipRecord:
-    usual: dict[str, Any] = {
+def tip(version: str, **fields: Any) -> TipRecord:
+    defaults: dict[str, Any] = {
         "tip_id": uuid4(),
         "user_id": "u",
         "created_at": NOW - timedelta(days=2),
@@ -50,34 +51,34 @@ def tip(version: str, **given: Any) -> TipRecord:
         "output_tokens": 30,
         "ms": 900,
     }
-    return TipRecord(**usual | given)
+    return TipRecord(**defaults | fields)
 
 
-def many() -> list[tuple[TipRecord, str | None]]:
-    """Twenty days of three versions, one of which has changed."""
-    chance = random.Random(7)
+def many_tips() -> list[tuple[TipRecord, str | None]]:
+    """Return tips with reactions: twenty days of three versions, one of which has two digests."""
+    rng = random.Random(7)
     rows = []
     for index in range(1500):
-        version = [*HELPS][index % 3]
-        day = chance.randrange(20)
-        helps = chance.random() < HELPS[version]
+        version = [*HELPFUL_RATES][index % 3]
+        day = rng.randrange(20)
+        helpful = rng.random() < HELPFUL_RATES[version]
         row = tip(
             version,
             created_at=NOW - timedelta(days=day),
             prompt_digest=("c3" if version == "v3-coach" and day < 6 else "a1") * 32,
-            segments=("mood:low" if chance.random() < 0.4 else "mood:good",),
+            segments=("mood:low" if rng.random() < 0.4 else "mood:good",),
             simulated=index < 400,
             fallback=index % 50 == 0,
-            shadow=index % 75 == 1,
+            shown=index % 75 != 1,
         )
-        rows.append((row, "helpful" if helps else chance.choice(["dismissed", None])))
+        rows.append((row, "helpful" if helpful else rng.choice(["dismissed", None])))
     return rows
 
 
-def odd() -> list[tuple[TipRecord, str | None]]:
-    """One day of two versions with bad names, drawn as often as each other, of which one is lost."""
+def hostile_tips() -> list[tuple[TipRecord, str | None]]:
+    """Return tips with reactions: two versions with hostile names, drawn equally often, but one is mostly lost."""
     return [
-        (tip(version, options=TWO, probability=0.5), "helpful" if index % 3 else None)
+        (tip(version, options=HOSTILE_VERSIONS, probability=0.5), "helpful" if index % 3 else None)
         for version, tips in (("=v1", 80), (HOSTILE, 8))
         for index in range(tips)
     ]
@@ -91,34 +92,36 @@ async def fill(url: str, rows: list[tuple[TipRecord, str | None]]) -> None:
             await store.react(reactions[start : start + 500])
 
 
-def served(folder: Path, rows: list[tuple[TipRecord, str | None]], **given: Any) -> Iterator[str]:
+def run_recommender(folder: Path, rows: list[tuple[TipRecord, str | None]], **fields: Any) -> Iterator[str]:
     database = f"sqlite+aiosqlite:///{folder / 'tips.db'}"
-    with ThreadPoolExecutor(1) as elsewhere:  # Playwright has a loop in this thread
-        elsewhere.submit(lambda: asyncio.run(fill(database, rows))).result()
-    settings = RecommenderSettings(serving_url="http://127.0.0.1:9", database_url=database, **given)
+    with ThreadPoolExecutor(1) as thread:  # Playwright runs an event loop in this thread
+        thread.submit(lambda: asyncio.run(fill(database, rows))).result()
+    settings = RecommenderSettings(serving_url="http://127.0.0.1:9", database_url=database, **fields)
     with running(create_app(settings, clock=lambda: NOW)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from served(tmp_path_factory.mktemp("full"), many())
+    """The URL of a recommender with many tips."""
+    yield from run_recommender(tmp_path_factory.mktemp("full"), many_tips())
 
 
 @pytest.fixture(scope="module")
-def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from served(tmp_path_factory.mktemp("strange"), odd())
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a recommender with hostile version names."""
+    yield from run_recommender(tmp_path_factory.mktemp("hostile"), hostile_tips())
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Without any tips, too."""
-    yield from served(tmp_path_factory.mktemp("guarded"), [], admin_password="open sesame")
+    """The URL of a recommender with an admin password and without tips."""
+    yield from run_recommender(tmp_path_factory.mktemp("guarded"), [], admin_password="open sesame")
 
 
-def opened(browser: Browser, address: str, **context: Any) -> Page:
+def open_page(browser: Browser, url: str, **context: Any) -> Page:
     page = browser.new_context(**context).new_page()
-    answer = page.goto(address)
+    answer = page.goto(url)
     assert answer is not None
     assert answer.status == 200
     return page
@@ -133,22 +136,22 @@ def opened(browser: Browser, address: str, **context: Any) -> Page:
     ],
     ids=["light", "dark", "phone"],
 )
-def test_everybody_can_use_the_page(browser: Browser, full: str, strange: str, context: dict[str, Any]) -> None:
-    for address in (full, strange):
-        page = opened(browser, f"{address}/admin/rewards", **context)
+def test_the_page_is_accessible(browser: Browser, full: str, hostile: str, context: dict[str, Any]) -> None:
+    for url in (full, hostile):
+        page = open_page(browser, f"{url}/admin/rewards", **context)
         assert serious_problems(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.context.close()
 
 
-def test_the_page_needs_neither_scripts_nor_outside_addresses(browser: Browser, full: str) -> None:
+def test_the_page_needs_neither_scripts_nor_other_hosts(browser: Browser, full: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(f"{full}/admin/rewards")
     assert page.locator("figure svg").count() == 2
-    assert [url for url in asked if not url.startswith((full, "data:"))] == []
+    assert [url for url in requested if not url.startswith((full, "data:"))] == []
     headers = httpx.get(f"{full}/admin/rewards").headers
     assert headers["content-security-policy"].startswith("default-src 'none'; ")
     assert "script-src" not in headers["content-security-policy"]
@@ -157,13 +160,13 @@ def test_the_page_needs_neither_scripts_nor_outside_addresses(browser: Browser, 
     context.close()
 
 
-def test_the_page_says_what_the_interface_answers(browser: Browser, full: str) -> None:
+def test_the_page_displays_the_figures_of_get_rewards(browser: Browser, full: str) -> None:
     report = httpx.get(f"{full}/rewards").json()
-    page = opened(browser, f"{full}/admin/rewards")
+    page = open_page(browser, f"{full}/admin/rewards")
     verdicts = page.locator(".verdicts li").all_inner_texts()
     words = [variant["comparison"]["words"] for variant in report["variants"] if variant["comparison"]]
     assert len(verdicts) == len(words) == 3
-    assert all(any(verdict.endswith(said) for verdict in verdicts) for said in words)
+    assert all(any(verdict.endswith(sentence) for verdict in verdicts) for sentence in words)
     assert verdicts[0].startswith("v2-mentor helps more than v1: ")
     for variant, row in zip(report["variants"], page.locator("tbody tr").all(), strict=True):
         cells = row.inner_text()
@@ -175,35 +178,41 @@ def test_the_page_says_what_the_interface_answers(browser: Browser, full: str) -
     page.context.close()
 
 
-def test_a_version_that_changed_has_a_row_for_each_digest(browser: Browser, full: str) -> None:
-    page = opened(browser, f"{full}/admin/rewards")
+def test_a_version_with_two_digests_has_a_row_and_a_verdict_for_each(browser: Browser, full: str) -> None:
+    page = open_page(browser, f"{full}/admin/rewards")
     rows = page.locator("tbody tr", has_text="v3-coach")
     assert {row.locator(".digest").inner_text() for row in rows.all()} == {"a1a1a1a1", "c3c3c3c3"}
+    verdicts = page.locator(".verdicts li", has_text="v3-coach").all_inner_texts()
+    assert sorted(label for verdict in verdicts for label in re.findall(r"v3-coach \((\w+)\)", verdict)) == [
+        *("a1a1a1a1", "c3c3c3c3"),
+    ]
     page.context.close()
 
 
-def test_simulated_and_left_out_tips_are_named(full: str) -> None:
+def test_the_numbers_of_simulated_and_excluded_tips_are_displayed(full: str) -> None:
     report = httpx.get(f"{full}/rewards").json()
-    words = " ".join(httpx.get(f"{full}/admin/rewards").text.split())
-    assert f"Simulated data: {report['simulated']} of the 1,500 tips here were written for people who do not" in words
-    assert f"{report['fallback']} tips that another model than the first one wrote" in words
-    assert f"and {report['shadow']} shadow tips" in words
+    text = " ".join(httpx.get(f"{full}/admin/rewards").text.split())
+    assert (report["simulated"], report["fallback"], report["not_shown"]) == (400, 30, 20)
+    assert "Simulated data: 400 of the 1,500 tips here were written for simulated users." in text
+    assert "Left out of all rates: 30 tips that a fallback model wrote and 20 candidates that were not shown." in text
 
 
-def test_the_form_filters_and_its_empty_fields_mean_everything(browser: Browser, full: str) -> None:
-    page = opened(browser, f"{full}/admin/rewards")
+def test_the_form_filters_and_its_empty_fields_are_unset(browser: Browser, full: str) -> None:
+    page = open_page(browser, f"{full}/admin/rewards")
     page.get_by_role("button", name="Show").click()
     assert page.url.endswith("?from=&to=&segment=&baseline=")
     assert page.locator("tbody tr").count() == 4
     page.get_by_label("From").fill("2026-03-10")
-    page.get_by_label("People").fill("mood:low")
+    page.get_by_label("Segment of users").fill("mood:low")
     page.get_by_label("Compare with").select_option("v2-mentor")
     page.get_by_role("button", name="Show").click()
     report = httpx.get(f"{full}/rewards?from=2026-03-10&segment=mood:low&baseline=v2-mentor").json()
-    said = page.locator("h1 + p").inner_text()
-    assert said.startswith(f"{sum(variant['tips'] for variant in report['variants'])} tips since 10 March 2026 (UTC), ")
-    assert said.endswith("for people in mood:low; each version is compared with v2-mentor.")
-    assert page.get_by_label("People").input_value() == "mood:low"
+    summary = page.locator("h1 + p").inner_text()
+    assert summary.startswith(
+        f"{sum(variant['tips'] for variant in report['variants'])} tips since 10 March 2026 (UTC), "
+    )
+    assert summary.endswith("for users in the segment mood:low; each version is compared with v2-mentor.")
+    assert page.get_by_label("Segment of users").input_value() == "mood:low"
     assert page.get_by_label("Compare with").input_value() == "v2-mentor"
     with page.expect_download() as download:
         page.get_by_text("CSV").click()
@@ -211,37 +220,39 @@ def test_the_form_filters_and_its_empty_fields_mean_everything(browser: Browser,
     page.context.close()
 
 
-def test_a_query_that_cannot_be_used_is_a_problem_document(full: str) -> None:
+def test_an_invalid_query_is_a_problem_document(full: str) -> None:
     for query in ("from=tomorrow", "baseline=v9", "from=2026-03-02&to=2026-03-01"):
         answer = httpx.get(f"{full}/admin/rewards?{query}")
         assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
 
 
-def test_names_and_queries_stay_text(browser: Browser, strange: str) -> None:
-    page = opened(browser, f"{strange}/admin/rewards")
+def test_version_names_and_queries_are_escaped(browser: Browser, hostile: str) -> None:
+    page = open_page(browser, f"{hostile}/admin/rewards")
     assert page.locator("script").count() == 0
     assert [HOSTILE in text for text in page.locator("figure svg").all_text_contents()] == [True, True]
     assert HOSTILE in page.locator("tbody").inner_text()
-    page.goto(f"{strange}/admin/rewards?segment=mood:nobody")
-    assert page.get_by_label("People").input_value() == "mood:nobody"
+    page.goto(f"{hostile}/admin/rewards?segment=mood:none")
+    assert page.get_by_label("Segment of users").input_value() == "mood:none"
     assert page.get_by_text("No tips here").is_visible()
-    refused = httpx.get(f"{strange}/admin/rewards?segment=%22%3E%3Cscript%3E")
+    refused = httpx.get(f"{hostile}/admin/rewards?segment=%22%3E%3Cscript%3E")
     assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
     assert "<script>" not in refused.text
     page.context.close()
 
 
-def test_versions_that_were_not_shown_as_drawn_raise_an_alarm(browser: Browser, full: str, strange: str) -> None:
-    page = opened(browser, f"{strange}/admin/rewards")
+def test_versions_that_were_not_stored_as_often_as_drawn_raise_an_alarm(
+    browser: Browser, full: str, hostile: str
+) -> None:
+    page = open_page(browser, f"{hostile}/admin/rewards")
     alarm = page.get_by_role("alert").inner_text()
-    assert alarm.startswith("Do not trust this comparison.")
+    assert alarm.startswith("This comparison is not valid.")
     assert "stored 80 times, expected 44" in alarm
     page.goto(f"{full}/admin/rewards")
     assert page.get_by_role("alert").count() == 0
     page.context.close()
 
 
-def test_the_csv_has_what_the_interface_answers(full: str) -> None:
+def test_the_csv_has_the_figures_of_get_rewards(full: str) -> None:
     answer = httpx.get(f"{full}/admin/rewards.csv?segment=mood:good")
     assert answer.headers["content-type"].startswith("text/csv")
     assert answer.headers["content-disposition"] == 'attachment; filename="rewards.csv"'
@@ -259,15 +270,15 @@ def test_the_csv_has_what_the_interface_answers(full: str) -> None:
         assert row["comparison.words"] == (variant["comparison"] or {"words": ""})["words"]
 
 
-def test_no_cell_of_the_csv_is_a_formula(strange: str) -> None:
-    rows = list(csv.DictReader(io.StringIO(httpx.get(f"{strange}/admin/rewards.csv").text)))
+def test_no_cell_of_the_csv_is_a_formula(hostile: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(httpx.get(f"{hostile}/admin/rewards.csv").text)))
     assert [row["prompt_version"] for row in rows] == [HOSTILE, "'=v1"]
     assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row.values())
 
 
-def test_without_tips_the_page_says_how_to_get_some(browser: Browser, guarded: str) -> None:
+def test_without_tips_the_page_explains_how_to_request_them(browser: Browser, guarded: str) -> None:
     password = {"username": "me", "password": "open sesame"}
-    page = opened(browser, f"{guarded}/admin/rewards", http_credentials=password)
+    page = open_page(browser, f"{guarded}/admin/rewards", http_credentials=password)
     assert page.get_by_text("POST /tips").is_visible()
     assert page.locator("svg, table").count() == 0
     assert serious_problems(page) == []
@@ -276,7 +287,7 @@ def test_without_tips_the_page_says_how_to_get_some(browser: Browser, guarded: s
     assert [row.split(",")[0] for row in rows] == ["prompt_version"]
 
 
-def test_the_page_is_for_this_machine_or_for_whoever_has_the_password(full: str, guarded: str) -> None:
+def test_the_page_needs_the_password_or_a_browser_on_this_machine(full: str, guarded: str) -> None:
     for path in ("/admin/rewards", "/admin/rewards.csv"):
         assert httpx.get(f"{full}{path}").status_code == 200
         assert httpx.get(f"{full}{path}", headers={"host": "tips.example.org"}).status_code == 403
@@ -288,9 +299,11 @@ def test_the_page_is_for_this_machine_or_for_whoever_has_the_password(full: str,
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Each value within a JSON object, by its path."""
+    """Return all values of a JSON object by path."""
     if not isinstance(value, dict):
         return {name: value}
     return {
-        path: inner for key, one in value.items() for path, inner in flat(one, f"{name}.{key}" if name else key).items()
+        path: inner
+        for key, member in value.items()
+        for path, inner in flat(member, f"{name}.{key}" if name else key).items()
     }

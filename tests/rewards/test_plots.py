@@ -1,4 +1,4 @@
-"""The figures: the same for the same report, whatever there is little or much of."""
+"""The figures of the reward page: deterministic, safe in a page, and usable with few and many variants."""
 
 import re
 from dataclasses import replace
@@ -29,26 +29,26 @@ def test_figures_are_deterministic_and_share_no_id() -> None:
     assert {*re.findall(r'(?:href="|url\()#([^")]+)', plots.intervals + plots.over_time)} <= {*ids}
 
 
-def test_all_colours_are_the_pages() -> None:
+def test_all_colours_are_those_of_the_page() -> None:
     plots = draw_plots([variant(f"v{index}", DayReward(DAY, 40, index / 30)) for index in range(20)])
     colours = re.findall(r"(?:fill|stroke): ([^;\"]+)", plots.intervals + plots.over_time)
     assert {colour for colour in colours if not colour.startswith("var(--")} <= {"none"}
 
 
-def test_one_day_or_none_is_enough() -> None:
+def test_a_variant_may_have_one_day_or_none() -> None:
     for days in ([], [DayReward(DAY, 1, 1.0)]):
         plots = draw_plots([variant("v1", *days)])
         assert "v1" in plots.intervals
         assert ("v1" in plots.over_time) == bool(days)
 
 
-def test_names_stay_text_however_long() -> None:
+def test_labels_are_escaped_and_shortened() -> None:
     plots = draw_plots([variant("$<b>&amp;$", DayReward(DAY, 40, 0.3)), replace(variant("v" * 90), prompt_version="v")])
     assert "$&lt;b&gt;&amp;amp;$" in plots.intervals
     assert "v" * 41 not in plots.intervals
 
 
-def test_a_line_ends_at_the_mean_of_all_days_and_starts_when_that_is_steady() -> None:
+def test_a_line_ends_at_the_mean_of_all_days_and_starts_when_there_are_enough_tips() -> None:
     days = [DayReward(DAY + timedelta(days=index), n, 0.1 * index) for index, n in enumerate([10, 10, 20, 60])]
     means = _running_mean(variant("v1", *days))
     assert means == {DAY + timedelta(days=2): pytest.approx(12.5), DAY + timedelta(days=3): pytest.approx(23)}

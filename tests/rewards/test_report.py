@@ -1,4 +1,4 @@
-"""Which version helps: rates, verdicts, alarms, and how often they are wrong."""
+"""The reward report: rates, verdicts, the sample-ratio alarm, and how often verdicts are wrong."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
@@ -24,27 +24,27 @@ def day(
     mature: bool = True,
     dependent: int = 0,
 ) -> Iterator[DayCounts]:
-    """One day of one version: so many tips, and so many of them found helpful."""
+    """Yield the counts of one day of one version: `tips` tips, of which `helpful` have the reaction helpful."""
     for reaction, n, reward in ((ALL_TIPS, tips, 0), ("helpful", helpful, helpful)):
         sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0, 0 if reaction else dependent)
-        yield DayCounts(number, version, digest, False, False, reaction, mature, *sums)
+        yield DayCounts(number, version, digest, False, True, reaction, mature, *sums)
 
 
-def of(*counts: Iterator[DayCounts], **options: object) -> RewardReport:
-    return build_report(ReportWindow(), [one for each in counts for one in each], {}, **options)  # type: ignore[arg-type]
+def report_on(*days: Iterator[DayCounts], **options: object) -> RewardReport:
+    return build_report(ReportWindow(), [count for counts in days for count in counts], {}, **options)  # type: ignore[arg-type]
 
 
-def verdicts(found: RewardReport) -> dict[str, str]:
-    return {one.label: one.comparison.verdict for one in found.variants if one.comparison}
+def verdicts(report: RewardReport) -> dict[str, str]:
+    return {variant.label: variant.comparison.verdict for variant in report.variants if variant.comparison}
 
 
 def test_an_empty_database_gives_an_empty_report() -> None:
-    found = of()
-    assert (found.baseline, found.variants, found.sample_ratio.alarm) == (None, (), False)
+    report = report_on()
+    assert (report.baseline, report.variants, report.sample_ratio.alarm) == (None, (), False)
 
 
-def test_tokens_and_time_are_means_of_a_tip() -> None:
-    (variant,) = of(day("v1", 40, 10)).variants
+def test_tokens_and_milliseconds_are_means_per_tip() -> None:
+    (variant,) = report_on(day("v1", 40, 10)).variants
     assert (variant.input_tokens, variant.output_tokens, variant.ms) == (50, 10, 900)
     assert (variant.tips, variant.reacted, variant.counted, variant.reward.estimate) == (40, 10, 40, 0.25)
     assert variant.comparison is None
@@ -52,23 +52,24 @@ def test_tokens_and_time_are_means_of_a_tip() -> None:
 
 
 def test_young_tips_count_only_with_a_reaction() -> None:
-    (variant,) = of(day("v1", 40, 10), day("v1", 40, 10, mature=False, number=20_001)).variants
+    (variant,) = report_on(day("v1", 40, 10), day("v1", 40, 10, mature=False, number=20_001)).variants
     assert (variant.tips, variant.counted, variant.reward.estimate) == (80, 50, 0.4)
-    assert [(one.counted, one.reward) for one in variant.days] == [(40, 0.25), (10, 1.0)]
-    assert [one.day for one in variant.days] == [date(1970, 1, 1) + timedelta(days=n) for n in (20_000, 20_001)]
+    assert [(day_.counted, day_.reward) for day_ in variant.days] == [(40, 0.25), (10, 1.0)]
+    assert [day_.day for day_ in variant.days] == [date(1970, 1, 1) + timedelta(days=n) for n in (20_000, 20_001)]
 
 
 @pytest.mark.parametrize(
-    ("asked", "preferred", "baseline"),
+    ("requested", "preferred", "baseline"),
     [(None, (), "v1"), (None, ("v3", "v2"), "v3"), (None, ("v9", "v2"), "v2"), ("v2", ("v3",), "v2")],
 )
-def test_the_baseline_is_the_one_asked_for_else_the_operator_s_first_else_the_alphabet_s(
-    asked: str | None, preferred: Sequence[str], baseline: str
+def test_the_baseline_is_the_requested_one_else_the_first_preferred_one_else_the_first_in_the_alphabet(
+    requested: str | None, preferred: Sequence[str], baseline: str
 ) -> None:
-    found = of(*(day(version, 10, 1) for version in ("v3", "v1", "v2")), baseline=asked, preferred=preferred)
-    assert found.baseline == baseline
-    assert found.variants[0].label == baseline
-    assert [one.comparison is None for one in found.variants] == [True, False, False]
+    days = [day(version, 10, 1) for version in ("v3", "v1", "v2")]
+    report = report_on(*days, baseline=requested, preferred=preferred)
+    assert report.baseline == baseline
+    assert report.variants[0].label == baseline
+    assert [variant.comparison is None for variant in report.variants] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -82,12 +83,12 @@ def test_the_baseline_is_the_one_asked_for_else_the_operator_s_first_else_the_al
         ((MIN_TIPS, MIN_TIPS * MAX_IMBALANCE + 1), (0, MIN_TIPS * MAX_IMBALANCE), "not yet known"),
     ],
 )
-def test_a_verdict_needs_enough_tips_not_too_unequal_and_a_clear_difference(
+def test_a_verdict_needs_enough_tips_a_limited_imbalance_and_a_clear_difference(
     tips: tuple[int, int], helpful: tuple[int, int], verdict: str
 ) -> None:
-    found = of(day("v1", tips[0], helpful[0]), day("v2", tips[1], helpful[1]))
-    assert verdicts(found) == {"v2": verdict}
-    comparison = found.variants[1].comparison
+    report = report_on(day("v1", tips[0], helpful[0]), day("v2", tips[1], helpful[1]))
+    assert verdicts(report) == {"v2": verdict}
+    comparison = report.variants[1].comparison
     assert comparison
     if verdict == "not yet known":
         assert comparison.words.startswith("not yet known: ")
@@ -97,69 +98,91 @@ def test_a_verdict_needs_enough_tips_not_too_unequal_and_a_clear_difference(
 
 
 @pytest.mark.parametrize("dependent", [(1, 0), (0, 1_999), (2_000, 2_000)])
-def test_there_is_no_verdict_on_tips_that_a_policy_has_ranked_or_that_stick(dependent: tuple[int, int]) -> None:
-    found = of(*(day(f"v{place + 1}", 2_000, 400 + 200 * place, dependent=n) for place, n in enumerate(dependent)))
-    assert (found.dependent, tuple(one.dependent for one in found.variants)) == (sum(dependent), dependent)
-    comparison = found.variants[1].comparison
+def test_there_is_no_verdict_on_dependent_tips(dependent: tuple[int, int]) -> None:
+    report = report_on(
+        *(day(f"v{index + 1}", 2_000, 400 + 200 * index, dependent=n) for index, n in enumerate(dependent))
+    )
+    assert (report.dependent, tuple(variant.dependent for variant in report.variants)) == (sum(dependent), dependent)
+    comparison = report.variants[1].comparison
     assert comparison
     assert (comparison.verdict, comparison.more_tips) == ("not yet known", None)
     assert comparison.words == (
-        f"not yet known: {sum(dependent):,} tips were chosen by a ranking policy, or are sticky; "
+        f"not yet known: {sum(dependent):,} tips were chosen by a ranking policy, or their version was drawn per user; "
         "only tips evaluate compares versions then"
     )
     assert comparison.difference.low > 0
-    # A third that has none of these has no verdict beside these, but one beside another such.
-    beside = of(*(day(f"v{n}", 2_000, 200 * n, dependent=5 * (n == 2)) for n in (1, 2, 3)))
-    assert verdicts(beside) == {"v2": "not yet known", "v3": "helps more"}
+    # Dependent tips of one version do not prevent a verdict on two other versions.
+    report = report_on(*(day(f"v{n}", 2_000, 200 * n, dependent=5 * (n == 2)) for n in (1, 2, 3)))
+    assert verdicts(report) == {"v2": "not yet known", "v3": "helps more"}
 
 
-def test_two_that_are_equal_are_told_to_be() -> None:
-    comparison = of(day("v1", 2000, 400), day("v2", 2000, 400)).variants[1].comparison
+def test_equal_rates_are_reported_as_about_equal() -> None:
+    comparison = report_on(day("v1", 2000, 400), day("v2", 2000, 400)).variants[1].comparison
     assert comparison
-    assert "about equally" in comparison.words
+    assert comparison.words == (
+        "not yet known: their rates are about equal so far; a verdict would need more than a million tips"
+    )
     assert comparison.more_tips is None
 
 
-def test_two_digests_of_one_version_are_shown_apart_and_the_one_shown_last_is_the_baseline() -> None:
-    found = of(
+def test_two_digests_of_one_version_are_two_variants_and_the_newest_one_is_the_baseline() -> None:
+    report = report_on(
         day("v1", 500, 50, digest="a" * 64, number=20_000),
         day("v1", 10, 5, digest="b" * 64, number=20_001),
         day("v2", 10, 5, digest="c" * 64),
     )
-    assert [one.label for one in found.variants] == ["v1 (bbbbbbbb)", "v1 (aaaaaaaa)", "v2"]
-    assert found.baseline == "v1 (bbbbbbbb)"
+    assert [variant.label for variant in report.variants] == ["v1 (bbbbbbbb)", "v1 (aaaaaaaa)", "v2"]
+    assert report.baseline == "v1 (bbbbbbbb)"
 
 
-def test_versions_that_were_not_shown_as_often_as_drawn_raise_an_alarm() -> None:
-    def of_assignments(assigned: Mapping[str, tuple[int, float]]) -> bool:
-        return build_report(ReportWindow(), [], assigned).sample_ratio.alarm
+def test_verdicts_are_per_version_and_digest() -> None:
+    report = report_on(
+        day("v1", 2000, 400, digest="a" * 64),
+        day("v2", 2000, 200, digest="b" * 64),
+        day("v2", 2000, 800, digest="c" * 64, number=20_001),
+    )
+    assert [(variant.prompt_version, variant.prompt_digest[0], variant.tips) for variant in report.variants] == [
+        ("v1", "a", 2000),
+        ("v2", "b", 2000),
+        ("v2", "c", 2000),
+    ]
+    assert verdicts(report) == {"v2 (bbbbbbbb)": "helps less", "v2 (cccccccc)": "helps more"}
 
-    assert not of_assignments({"v1": (510, 500.0), "v2": (490, 500.0)})
-    assert of_assignments({"v1": (700, 500.0), "v2": (300, 500.0)})
-    assert not of_assignments({"v1": (5, 5.0)})
+
+def test_versions_that_were_not_stored_as_often_as_drawn_raise_an_alarm() -> None:
+    def raises_alarm(assignments: Mapping[str, tuple[int, float]]) -> bool:
+        return build_report(ReportWindow(), [], assignments).sample_ratio.alarm
+
+    assert not raises_alarm({"v1": (510, 500.0), "v2": (490, 500.0)})
+    assert raises_alarm({"v1": (700, 500.0), "v2": (300, 500.0)})
+    assert not raises_alarm({"v1": (5, 5.0)})
 
 
-def days_of(rng: np.random.Generator, rates: Sequence[float], days: int, tips: int) -> list[list[DayCounts]]:
+def simulate_days(rng: np.random.Generator, rates: Sequence[float], days: int, tips: int) -> list[list[DayCounts]]:
     drawn = rng.binomial(tips, rates, size=(days, len(rates)))
     return [
-        [one for arm, helpful in enumerate(row) for one in day(f"v{arm}", tips, int(helpful), number=20_000 + number)]
+        [
+            count
+            for arm, helpful in enumerate(row)
+            for count in day(f"v{arm}", tips, int(helpful), number=20_000 + number)
+        ]
         for number, row in enumerate(drawn)
     ]
 
 
-def ever_known(days: list[list[DayCounts]]) -> bool:
-    """Whether any daily look gives a verdict; days are added up so that a look is cheap."""
+def has_a_verdict_on_any_day(days: list[list[DayCounts]]) -> bool:
+    """Return whether a report on any day gives a verdict; the days are summed, so that a report is cheap."""
     sums: dict[tuple[str, str], DayCounts] = {}
     for counts in days:
-        for one in counts:
-            old = sums.get((one.prompt_version, one.reaction))
-            tips = one.tips + (old.tips if old else 0)
-            helpful = tips if one.reaction else 0
-            sums[one.prompt_version, one.reaction] = next(
-                added for added in day(one.prompt_version, tips, helpful) if added.reaction == one.reaction
+        for count in counts:
+            previous = sums.get((count.prompt_version, count.reaction))
+            tips = count.tips + (previous.tips if previous else 0)
+            helpful = tips if count.reaction else 0
+            sums[count.prompt_version, count.reaction] = next(
+                total for total in day(count.prompt_version, tips, helpful) if total.reaction == count.reaction
             )
-        found = build_report(ReportWindow(segment=EVERYONE), [*sums.values()], {})
-        if any(one.comparison and one.comparison.verdict != "not yet known" for one in found.variants):
+        report = build_report(ReportWindow(segment=EVERYONE), [*sums.values()], {})
+        if any(verdict != "not yet known" for verdict in verdicts(report).values()):
             return True
     return False
 
@@ -168,15 +191,15 @@ RUNS = 500
 
 
 @pytest.mark.parametrize("versions", [2, 3])
-def test_of_equal_versions_looked_at_every_day_few_ever_get_a_verdict(versions: int) -> None:
+def test_few_equal_versions_ever_get_a_verdict_in_daily_reports(versions: int) -> None:
     rng = np.random.default_rng(versions)
-    wrong = sum(ever_known(days_of(rng, [0.3] * versions, days=30, tips=60)) for _ in range(RUNS))
+    wrong = sum(has_a_verdict_on_any_day(simulate_days(rng, [0.3] * versions, days=30, tips=60)) for _ in range(RUNS))
     assert wrong <= 0.05 * RUNS
 
 
-def test_a_difference_of_ten_points_is_found_mostly() -> None:
+def test_a_difference_of_ten_points_is_mostly_found() -> None:
     rng = np.random.default_rng(9)
-    found = sum(ever_known(days_of(rng, [0.3, 0.4], days=30, tips=60)) for _ in range(50))
+    found = sum(has_a_verdict_on_any_day(simulate_days(rng, [0.3, 0.4], days=30, tips=60)) for _ in range(50))
     assert found > 40
 
 
@@ -185,23 +208,23 @@ def test_rewards_over_http(start_recommender: StartRecommender, fake_serving: Fa
     http: httpx.Client = start_recommender(tip_prompt_version="v2-mentor,v1")
     assert http.get("/rewards").json()["variants"] == []
     for version, mood in (("v1", "low"), ("v2-mentor", "low"), ("v1", "great")):
-        fake_serving.writes(prompt_version=version)
+        fake_serving.respond_with_tip(prompt_version=version)
         tip = http.post("/tips", json={"user_id": "u-1", "signals": {"mood": mood}}).json()
         http.post("/reactions", json={"tip_id": tip["tip_id"], "reaction": "helpful"})
         clock.go(days=1)
     body = http.get("/rewards").json()
     assert body["baseline"] == "v2-mentor"
-    assert {one["label"]: one["tips"] for one in body["variants"]} == {"v2-mentor": 1, "v1": 2}
+    assert {variant["label"]: variant["tips"] for variant in body["variants"]} == {"v2-mentor": 1, "v1": 2}
     low = http.get("/rewards", params={"segment": "mood:low", "from": "", "baseline": ""}).json()
-    assert {one["label"]: one["tips"] for one in low["variants"]} == {"v2-mentor": 1, "v1": 1}
+    assert {variant["label"]: variant["tips"] for variant in low["variants"]} == {"v2-mentor": 1, "v1": 1}
     assert http.get("/rewards", params={"segment": "mood:none"}).json()["variants"] == []
     first = http.get("/rewards", params={"from": "2026-01-31", "to": "2026-01-31"}).json()
-    assert {one["label"]: one["tips"] for one in first["variants"]} == {"v1": 1}
+    assert {variant["label"]: variant["tips"] for variant in first["variants"]} == {"v1": 1}
     backwards = http.get("/rewards", params={"from": "2026-02-02", "to": "2026-02-01"})
     assert (backwards.status_code, backwards.json()["errors"][0]["pointer"]) == (422, "#/to")
     unknown = http.get("/rewards", params={"baseline": "v9"})
     assert (unknown.status_code, unknown.json()["errors"][0]["allowed"]) == (422, ["v1", "v2-mentor"])
-    for wrong in ({"from": "soon"}, {"to": "2026-02-30"}, {"segment": "x" * 65}, {"from": "\x00"}):
-        assert http.get("/rewards", params=wrong).status_code == 422
+    for invalid in ({"from": "soon"}, {"to": "2026-02-30"}, {"segment": "x" * 65}, {"from": "\x00"}):
+        assert http.get("/rewards", params=invalid).status_code == 422
     everything = http.get("/rewards", params={"from": "0001-01-01", "to": "9999-12-31"})
     assert len(everything.json()["variants"]) == 2

@@ -1,4 +1,4 @@
-"""`forget` and `purge`: nothing of it is left, on disk either."""
+"""`forget` and `purge`: the data is deleted from rows and counters, and from the disk."""
 
 import asyncio
 import random
@@ -9,16 +9,16 @@ from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 
 TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours")
 
 
-def test_one_person_is_forgotten_and_the_others_are_not(database: Database) -> None:
+def test_only_the_given_user_is_forgotten(database: Database) -> None:
     async def run() -> None:
         async with open_tip_store(database.url, SetClock()) as store:
-            theirs, other = a_tip(user_id="u-1"), a_tip(user_id="u-10", prompt_version="v2-mentor")
-            for tip in (theirs, a_tip(user_id="u-1"), other):
+            other = a_tip(user_id="u-10", prompt_version="v2-mentor")
+            for tip in (a_tip(user_id="u-1"), a_tip(user_id="u-1"), other):
                 await store.add(tip)
                 await store.react([Reaction(tip.tip_id, kind) for kind in ("helpful", "dismissed")])
             assert await store.forget("u-1") == 2
@@ -32,7 +32,7 @@ def test_one_person_is_forgotten_and_the_others_are_not(database: Database) -> N
     check_counts(database)
 
 
-def test_when_everybody_is_forgotten_nothing_is_left(database: Database) -> None:
+def test_when_the_only_user_is_forgotten_all_tables_are_empty(database: Database) -> None:
     async def run() -> None:
         async with open_tip_store(database.url, SetClock()) as store:
             for options in ({"v1": 1 / 3, "v2": 2 / 3}, {"v1": 0.1, "v2": 0.9}, {"v1": 1.0}):
@@ -44,7 +44,7 @@ def test_when_everybody_is_forgotten_nothing_is_left(database: Database) -> None
     assert [database.count(table) for table in TABLES] == [0, 0, 0, 0]
 
 
-def test_old_tips_are_purged_by_the_full_hour(database: Database) -> None:
+def test_old_tips_are_purged_in_full_hours(database: Database) -> None:
     async def run() -> None:
         async with open_tip_store(database.url, SetClock()) as store:
             for age in (-1, 0, 39, 41, 3 * 60):
@@ -59,16 +59,16 @@ def test_old_tips_are_purged_by_the_full_hour(database: Database) -> None:
 
 
 @ON_SQLITE
-def test_the_bytes_of_who_is_forgotten_are_gone(database: Database) -> None:
-    secret, words = "person-4711-gone", "a goal that nobody else has"
+def test_no_bytes_of_a_forgotten_user_are_left_on_disk(database: Database) -> None:
+    forgotten, goal = "user-4711-gone", "a goal that no other user has"
 
     def bytes_on_disk() -> bytes:
         return b"".join(file.read_bytes() for file in database.file.parent.glob(f"{database.file.name}*"))
 
     async def run() -> None:
-        chance = random.Random(1)
-        users = [f"person-{chance.randrange(9000):04}-here" for _ in range(1500)] + [secret] * 20
-        chance.shuffle(users)
+        rng = random.Random(1)
+        users = [f"user-{rng.randrange(9000):04}-kept" for _ in range(1500)] + [forgotten] * 20
+        rng.shuffle(users)
         async with (
             open_tip_store(database.url, SetClock()) as store,
             open_tip_store(database.url, SetClock()) as other_process,
@@ -76,17 +76,17 @@ def test_the_bytes_of_who_is_forgotten_are_gone(database: Database) -> None:
             await other_process.database.ping()
             for start in range(0, len(users), 50):
                 new = [
-                    a_tip(user_id=user, signals={"goal": words if user == secret else "sleep"})
+                    a_tip(user_id=user, signals={"goal": goal if user == forgotten else "sleep"})
                     for user in users[start : start + 50]
                 ]
                 await asyncio.gather(*(store.add(tip) for tip in new))
                 await store.react([Reaction(tip.tip_id, "done") for tip in new])
-            assert secret.encode() in bytes_on_disk()
-            assert await store.forget(secret) == 20
-            left = bytes_on_disk()
-            assert secret.encode() not in left
-            assert words.encode() not in left
+            assert forgotten.encode() in bytes_on_disk()
+            assert await store.forget(forgotten) == 20
+            remaining = bytes_on_disk()
+            assert forgotten.encode() not in remaining
+            assert goal.encode() not in remaining
             assert await store.purge(NOW + timedelta(days=1)) == 1500
-            assert b"person-" not in bytes_on_disk()
+            assert b"user-" not in bytes_on_disk()
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""One writer for many callers."""
+"""One writer for many concurrent callers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,124 +12,127 @@ from ml.store.group_commit import GroupCommit
 
 
 class Disk:
-    """Commits numbers: doubles each; the first commit waits until it is let go."""
+    """A disk on which committing a number doubles it; the first commit blocks until `released` is set."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
-        self.let_go = asyncio.Event()
+        self.released = asyncio.Event()
         self.began = asyncio.Event()
-        self.fails: Exception | None = None
+        self.failure: Exception | None = None
 
     async def commit(self, numbers: Sequence[int]) -> Sequence[Any]:
         self.began.set()
-        await self.let_go.wait()
+        await self.released.wait()
         self.groups.append([*numbers])
-        if self.fails:
-            raise self.fails
+        if self.failure:
+            raise self.failure
         if any(number < 0 for number in numbers):
             raise ValueError("poison")
         return [LookupError(number) if number == 13 else 2 * number for number in numbers]
 
 
-def together(
-    work: Callable[[Disk, GroupCommit[int]], Awaitable[None]], *, most_together: int = 256, most_waiting: int = 8192
+def run_with_writer(
+    work: Callable[[Disk, GroupCommit[int]], Awaitable[None]], *, max_group: int = 256, max_waiting: int = 8192
 ) -> Disk:
+    """Run `work` with a writer on a new disk; return the disk."""
+
     async def run() -> Disk:
         disk = Disk()
-        writer = GroupCommit(disk.commit, most_together=most_together, most_waiting=most_waiting)
-        async with run_in_background(writer.run()), asyncio.timeout(10):
+        writer = GroupCommit(disk.commit, max_group=max_group, max_waiting=max_waiting)
+        async with run_in_background(writer.run()), asyncio.timeout(60):
             await work(disk, writer)
         return disk
 
     return asyncio.run(run())
 
 
-async def all_of(writer: GroupCommit[int], disk: Disk, numbers: Sequence[int]) -> list[Any]:
-    """Do the first one, the others while it is being written, and return what became of each."""
-    tasks = [asyncio.ensure_future(writer.do(numbers[0]))]
+async def submit_all(writer: GroupCommit[int], disk: Disk, numbers: Sequence[int]) -> list[Any]:
+    """Submit the first number, and the other ones during its commit; return the result or exception of each."""
+    tasks = [asyncio.ensure_future(writer.submit(numbers[0]))]
     await disk.began.wait()
-    tasks += [asyncio.ensure_future(writer.do(number)) for number in numbers[1:]]
+    tasks += [asyncio.ensure_future(writer.submit(number)) for number in numbers[1:]]
     await asyncio.sleep(0)
-    disk.let_go.set()
+    disk.released.set()
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_what_comes_while_one_is_written_is_written_together_in_its_order() -> None:
+def test_operations_that_arrive_during_a_commit_are_committed_together_in_order() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        assert await all_of(writer, disk, range(1, 7)) == [2, 4, 6, 8, 10, 12]
+        assert await submit_all(writer, disk, range(1, 7)) == [2, 4, 6, 8, 10, 12]
 
-    assert together(work).groups == [[1], [2, 3, 4, 5, 6]]
+    assert run_with_writer(work).groups == [[1], [2, 3, 4, 5, 6]]
 
 
-def test_a_group_has_at_most_so_many() -> None:
+def test_a_group_has_a_maximum_size() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        await all_of(writer, disk, range(1, 7))
+        await submit_all(writer, disk, range(1, 7))
 
-    assert together(work, most_together=2).groups == [[1], [2, 3], [4, 5], [6]]
+    assert run_with_writer(work, max_group=2).groups == [[1], [2, 3], [4, 5], [6]]
 
 
-def test_one_that_cannot_be_stored_does_not_harm_its_neighbours() -> None:
+def test_an_operation_that_cannot_be_stored_does_not_fail_the_other_operations() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        one, two, poison, three = await all_of(writer, disk, [1, 2, -1, 3])
+        one, two, poison, three = await submit_all(writer, disk, [1, 2, -1, 3])
         assert (one, two, three) == (2, 4, 6)
         assert isinstance(poison, ValueError)
-        assert await writer.do(4) == 8
+        assert await writer.submit(4) == 8
 
-    assert together(work).groups == [[1], [2, -1, 3], [2], [-1], [3], [4]]
+    assert run_with_writer(work).groups == [[1], [2, -1, 3], [2], [-1], [3], [4]]
 
 
-def test_one_that_is_refused_does_not_undo_its_neighbours() -> None:
+def test_an_operation_that_is_refused_does_not_undo_the_other_operations() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        one, refused, two = await all_of(writer, disk, [1, 13, 2])
+        one, refused, two = await submit_all(writer, disk, [1, 13, 2])
         assert (one, two) == (2, 4)
         assert isinstance(refused, LookupError)
 
-    assert together(work).groups == [[1], [13, 2]]
+    assert run_with_writer(work).groups == [[1], [13, 2]]
 
 
-def test_a_database_that_is_away_fails_all_at_once_and_the_writer_goes_on() -> None:
+def test_an_unavailable_database_fails_the_whole_group_and_the_writer_continues() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        disk.fails = StorageUnavailable("away")
-        assert [type(one) for one in await all_of(writer, disk, [1, 2, 3])] == [StorageUnavailable] * 3
-        disk.fails = None
-        assert await writer.do(4) == 8
+        disk.failure = StorageUnavailable("unavailable")
+        assert [type(result) for result in await submit_all(writer, disk, [1, 2, 3])] == [StorageUnavailable] * 3
+        disk.failure = None
+        assert await writer.submit(4) == 8
 
-    assert together(work).groups == [[1], [2, 3], [4]]
+    assert run_with_writer(work).groups == [[1], [2, 3], [4]]
 
 
-def test_what_nobody_waits_for_any_more_is_not_written() -> None:
+def test_an_operation_that_is_cancelled_while_it_waits_is_not_committed() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        first = asyncio.ensure_future(writer.do(1))
+        first = asyncio.ensure_future(writer.submit(1))
         await disk.began.wait()
-        gone, kept = asyncio.ensure_future(writer.do(2)), asyncio.ensure_future(writer.do(3))
+        cancelled, kept = asyncio.ensure_future(writer.submit(2)), asyncio.ensure_future(writer.submit(3))
         await asyncio.sleep(0)
-        gone.cancel()
+        cancelled.cancel()
         await asyncio.sleep(0)
-        disk.let_go.set()
+        disk.released.set()
         assert (await first, await kept) == (2, 6)
-        assert gone.cancelled()
+        assert cancelled.cancelled()
 
-    assert together(work).groups == [[1], [3]]
+    assert run_with_writer(work).groups == [[1], [3]]
 
 
-def test_whoever_goes_away_during_the_writing_harms_nobody() -> None:
+def test_a_cancellation_during_the_commit_does_not_affect_later_operations() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        first = asyncio.ensure_future(writer.do(1))
+        first = asyncio.ensure_future(writer.submit(1))
         await disk.began.wait()
         first.cancel()
         await asyncio.sleep(0)
-        disk.let_go.set()
-        assert await writer.do(2) == 4
+        disk.released.set()
+        assert await writer.submit(2) == 4
 
-    assert together(work).groups == [[1], [2]]
+    assert run_with_writer(work).groups == [[1], [2]]
 
 
-def test_when_too_many_wait_the_next_one_is_told_at_once() -> None:
+def test_when_too_many_operations_wait_the_next_one_is_refused_at_once() -> None:
     async def work(disk: Disk, writer: GroupCommit[int]) -> None:
-        answers = await all_of(writer, disk, range(1, 7))
-        assert answers[:3] == [2, 4, 6]
-        assert [type(one) for one in answers[3:]] == [Busy] * 3
-        with pytest.raises(Busy):
-            raise answers[3]
+        results = await submit_all(writer, disk, range(1, 7))
+        assert results[:3] == [2, 4, 6]
+        assert [type(result) for result in results[3:]] == [Busy] * 3
+        with pytest.raises(Busy) as refused:
+            raise results[3]
+        assert refused.value.detail == "Too many writes wait for the database; it is safe to send this again."
 
-    assert together(work, most_waiting=2).groups == [[1], [2, 3]]
+    assert run_with_writer(work, max_waiting=2).groups == [[1], [2, 3]]

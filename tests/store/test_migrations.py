@@ -1,7 +1,9 @@
-"""The migrations make the tables that the code knows, and leave others alone."""
+"""The migrations create the tables that the code expects, keep the data, and leave other tables unchanged."""
 
 import asyncio
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from ml.platform.settings import ConfigurationError
 from ml.store import tables as schema
 from ml.store.database import Database as Store
 from ml.store.database import migrate_database, prepare_database
-from ml.store.tips import open_tip_store
+from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database, postgres
-from tests.example_tips import SetClock, a_tip
+from tests.example_tips import DIGEST, SetClock, a_tip
+from tests.store.rebuilt_counts import check_counts, rebuilt_counts
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -35,24 +38,24 @@ def differences(connection: Connection) -> list[object]:
     return [*compare_metadata(MigrationContext.configure(connection, opts=options), schema.metadata)]
 
 
-def test_migrations_make_the_tables_that_the_code_knows_and_leave_others_alone(empty_database: Database) -> None:
-    empty_database.rows("CREATE TABLE somebody_elses (id INTEGER)")
-    empty_database.rows("INSERT INTO somebody_elses VALUES (7)")
+def test_migrations_create_the_tables_of_the_code_and_leave_other_tables_unchanged(empty_database: Database) -> None:
+    empty_database.rows("CREATE TABLE other_program (id INTEGER)")
+    empty_database.rows("INSERT INTO other_program VALUES (7)")
 
     async def run() -> list[object]:
         for _ in range(2):
             migrate_database(empty_database.url)
         engine = Store(empty_database.url).engine
         async with engine.connect() as connection:
-            found: list[object] = await connection.run_sync(differences)
+            different: list[object] = await connection.run_sync(differences)
         await engine.dispose()
-        return found
+        return different
 
     assert asyncio.run(run()) == []
-    assert empty_database.rows("SELECT id FROM somebody_elses") == [{"id": 7}]
+    assert empty_database.rows("SELECT id FROM other_program") == [{"id": 7}]
 
 
-def test_migrating_again_keeps_what_is_stored(database: Database) -> None:
+def test_migrating_again_keeps_the_stored_tips(database: Database) -> None:
     async def run() -> None:
         async with open_tip_store(database.url, SetClock()) as store:
             await store.add(a_tip())
@@ -62,75 +65,166 @@ def test_migrating_again_keeps_what_is_stored(database: Database) -> None:
     assert database.count("tip_scores") == 1
 
 
-def test_a_database_of_an_earlier_version_keeps_what_it_holds_there_and_back(empty_database: Database) -> None:
-    tip = (
-        "'00000000000000000000000000000001', 'u-1', '2026-01-31 21:40:00', 'uniform', '1', '{\"v1\": 1.0}', 1, 'v1',"
-        f" 'g-1', 'v1', '{'a' * 64}', 'm', false, '{{}}', '[]', 'Stand up.', 1, 1, 1, false, false, NULL, NULL, NULL"
-    )
-    to(empty_database, "0001")
-    empty_database.rows(f"INSERT INTO tip_scores VALUES ({tip})")
+def test_data_of_the_first_revision_is_kept_by_upgrades_and_downgrades(empty_database: Database) -> None:
+    migrate_to(empty_database, "0001")
+    tip = _values(f"{uuid.UUID(int=1)}", "2026-01-31 21:40:00", "v1", shadow=False)
+    empty_database.rows(f"INSERT INTO tip_scores ({_TIP_COLUMNS}) VALUES ({tip})")
     empty_database.rows(
-        f"INSERT INTO reward_hours VALUES ('', 1, 'v1', '{'a' * 64}', false, false, '', 1, 0, 0, 1, 1, 1, 0)"
+        f"INSERT INTO reward_hours VALUES ('', 1, 'v1', '{DIGEST}', false, false, '', 1, 0, 0, 1, 1, 1, 0)"
     )
-    to(empty_database, "head")
+    migrate_to(empty_database, "0002")
     (row,) = empty_database.rows("SELECT * FROM tip_scores")
     assert {name for name, value in row.items() if value is None} == {
         *("reaction", "reward", "reacted_at", "decision_id", "candidates", "aggregates"),
         *("score", "score_probability", "score_policy", "score_policy_version"),
     }
     assert empty_database.rows("SELECT tips, dependent FROM reward_hours") == [{"tips": 1, "dependent": 0}]
-    # A recommender of that version, which does not know of the new columns, can go on.
+    # A recommender of the previous release, which does not know the new columns, can still write.
     empty_database.rows(
         "INSERT INTO reward_hours (segment, hour, prompt_version, prompt_digest, fallback, shadow, reaction, tips,"
         " reward, reward_squared, input_tokens, output_tokens, ms, simulated)"
         " VALUES ('', 2, 'v1', 'a', false, false, '', 1, 0, 0, 1, 1, 1, 0)"
     )
-    to(empty_database, "0001")
+    migrate_to(empty_database, "head")
+    assert empty_database.count("reward_hours") == 2
+    migrate_to(empty_database, "0001")
     assert empty_database.rows("SELECT user_id, tip FROM tip_scores") == [{"user_id": "u-1", "tip": "Stand up."}]
     assert empty_database.count("reward_hours") == 2
 
 
-def to(database: Database, revision: str) -> None:
-    """Bring a database to a version of the schema."""
+def test_shadow_is_replaced_by_its_negation_shown_and_the_counts_stay_right(empty_database: Database) -> None:
+    migrate_to(empty_database, "0002")
+    times = ("2026-01-31 21:40:00", "2026-01-31 21:50:00", "2026-02-01 00:10:00")
+    tips = [(time, version, shadow) for time in times for version in ("v1", "v2-mentor") for shadow in (False, True)]
+    # Counters that differ in `shadow` only would have the same key for a moment if they were inverted in place.
+    for number, (time, version, shadow) in enumerate(tips):
+        tip = _values(f"{uuid.UUID(int=number)}", time, version, shadow=shadow)
+        empty_database.rows(f"INSERT INTO tip_scores ({_TIP_COLUMNS}) VALUES ({tip})")
+    shown = "CASE WHEN shadow THEN false ELSE true END AS shown"
+    counts = rebuilt_counts(empty_database.rows(f"SELECT *, {shown} FROM tip_scores"))
+    assert {key.shown: count.tips for key, count in counts.rewards.items() if count.tips > 1} == {True: 2, False: 2}
+    for key, count in counts.rewards.items():
+        empty_database.rows(
+            "INSERT INTO reward_hours (segment, hour, prompt_version, prompt_digest, fallback, shadow, reaction, tips,"
+            " reward, reward_squared, input_tokens, output_tokens, ms, simulated, dependent)"
+            f" VALUES ('{key.segment}', {key.hour}, '{key.prompt_version}', '{key.prompt_digest}', {key.fallback},"
+            f" {not key.shown}, '{key.reaction}', {count.tips}, {count.reward}, {count.reward_squared},"
+            f" {count.input_tokens}, {count.output_tokens}, {count.ms}, {count.simulated}, {count.dependent})"
+        )
+    before = snapshot(empty_database)
+    migrate_to(empty_database, "head")
+    rows = empty_database.rows("SELECT created_at, prompt_version, shown FROM tip_scores ORDER BY tip_id")
+    assert [(str(row["created_at"])[:19], row["prompt_version"], bool(row["shown"])) for row in rows] == [
+        (time, version, not shadow) for time, version, shadow in tips
+    ]
+    check_counts(empty_database)
+    migrate_to(empty_database, "0002")
+    assert snapshot(empty_database) == before
+    migrate_to(empty_database, "head")
+    # The store adds to the migrated counters, and subtracts from them.
+    at = datetime(2026, 1, 31, 21, 45, tzinfo=UTC)
+    asyncio.run(store_tips(empty_database, a_tip(created_at=at, user_id="u-2"), a_tip(created_at=at, shown=False)))
+    check_counts(empty_database)
+    asyncio.run(forget(empty_database, "u-1"))
+    check_counts(empty_database)
+    assert empty_database.count("tip_scores") == 1
 
-    def change(connection: Connection) -> None:
+
+def test_downgrading_shown_restores_shadow(empty_database: Database) -> None:
+    migrate_to(empty_database, "head")
+    asyncio.run(store_tips(empty_database, a_tip(), a_tip(shown=False, prompt_version="v2-mentor")))
+    migrated = snapshot(empty_database)
+    migrate_to(empty_database, "0002")
+    assert [
+        (row["prompt_version"], bool(row["shadow"]))
+        for row in empty_database.rows("SELECT prompt_version, shadow FROM tip_scores ORDER BY prompt_version")
+    ] == [("v1", False), ("v2-mentor", True)]
+    assert {
+        (row["prompt_version"], bool(row["shadow"]), row["tips"])
+        for row in empty_database.rows("SELECT prompt_version, shadow, tips FROM reward_hours")
+    } == {("v1", False, 1), ("v2-mentor", True, 1)}
+    migrate_to(empty_database, "head")
+    assert snapshot(empty_database) == migrated
+    check_counts(empty_database)
+
+
+_TIP_COLUMNS = (
+    "tip_id, user_id, created_at, policy, policy_version, options, probability, prompt_version_asked, generation_id,"
+    " prompt_version, prompt_digest, model, fallback, signals, segments, tip, input_tokens, output_tokens, ms, shadow,"
+    " simulated, reaction, reward, reacted_at"
+)
+"""The columns of `tip_scores` in the first revision."""
+
+
+def _values(tip_id: str, created_at: str, prompt_version: str, *, shadow: bool) -> str:
+    """Return the values of `_TIP_COLUMNS` of a tip, as SQL."""
+    return (
+        f"'{tip_id.replace('-', '')}', 'u-1', '{created_at}', 'uniform', '1', '{{\"{prompt_version}\": 1.0}}', 1,"
+        f" '{prompt_version}', 'g-1', '{prompt_version}', '{DIGEST}', 'm', false, '{{}}', '[\"mood:low\"]',"
+        f" 'Stand up.', 1, 1, 1, {shadow}, false, NULL, NULL, NULL"
+    )
+
+
+async def store_tips(database: Database, *tips: TipRecord) -> None:
+    async with open_tip_store(database.url, SetClock()) as store:
+        await store.add(*tips)
+
+
+async def forget(database: Database, user_id: str) -> None:
+    async with open_tip_store(database.url, SetClock()) as store:
+        await store.forget(user_id)
+
+
+def snapshot(database: Database) -> list[list[str]]:
+    """Return all tips and counters."""
+    return [
+        sorted(str(sorted(row.items())) for row in database.rows(f"SELECT * FROM {table}"))
+        for table in ("tip_scores", "reward_hours", "assignment_hours")
+    ]
+
+
+def migrate_to(database: Database, revision: str) -> None:
+    """Migrate a database up or down to a revision of the schema."""
+
+    def migrate(connection: Connection) -> None:
         config = schema._config()
         config.attributes["connection"] = connection
-        back = revision != "head" and connection.dialect.has_table(connection, "tip_scores")
-        (command.downgrade if back else command.upgrade)(config, revision)
+        context = MigrationContext.configure(connection, opts={"version_table": schema.VERSION_TABLE})
+        is_downgrade = revision != "head" and (context.get_current_revision() or "") > revision
+        (command.downgrade if is_downgrade else command.upgrade)(config, revision)
 
     async def run() -> None:
         store = Store(database.url)
         async with store.writing() as connection:
-            await connection.run_sync(change)
+            await connection.run_sync(migrate)
         await store.close()
 
     asyncio.run(run())
 
 
-def test_sqlite_is_migrated_by_itself(tmp_path: Path) -> None:
+def test_sqlite_is_migrated_at_start_up(tmp_path: Path) -> None:
     prepare_database(f"sqlite+aiosqlite:///{tmp_path}/new.db")
     assert Database(f"sqlite+aiosqlite:///{tmp_path}/new.db").count("tip_scores") == 0
 
 
 @pytest.mark.usefixtures("postgres_server")
-def test_an_unmigrated_postgresql_says_what_to_run() -> None:
+def test_the_error_of_an_unmigrated_postgresql_names_the_command() -> None:
     with postgres() as database:
         with pytest.raises(ConfigurationError, match="run `tips migrate`"):
             prepare_database(database.url)
         assert database.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
 
 
-@pytest.mark.parametrize("place", ["127.0.0.1:1/tips", "no-such-host.invalid/tips"])
-def test_a_database_that_cannot_be_reached_is_one_sentence_without_the_password(place: str) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1/tips", "no-such-host.invalid/tips"])
+def test_the_error_of_an_unreachable_database_is_one_sentence_without_the_password(address: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        prepare_database(f"postgresql+asyncpg://tips:geheim@{place}")
+        prepare_database(f"postgresql+asyncpg://tips:geheim@{address}")
     assert str(raised.value).startswith("DATABASE_URL: ")
     assert "geheim" not in str(raised.value)
     assert raised.value.__cause__ is None
 
 
-def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+def test_the_error_of_a_file_that_is_not_a_database_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("This is not a database. " * 100)
     for path in ("text.db", "missing/folder.db"):
         with pytest.raises(ConfigurationError, match="DATABASE_URL"):

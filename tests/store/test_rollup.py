@@ -1,11 +1,10 @@
-"""What is counted, against a model of it: any tips and reactions, in any order and grouping."""
+"""The counters and reports, compared with a model: any tips and reactions, in any order and grouping."""
 
 import asyncio
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,31 +12,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml.rewards.report import ReportWindow, RewardReporter
-from ml.store.reactions import REACTIONS, EffectiveReaction, Reaction
-from ml.store.rollup import CounterDelta, TipDimensions, hour_of, start_of
+from ml.store.reactions import REACTIONS, Reaction
+from ml.store.rollup import hour_of, start_of
 from ml.store.tips import TipRecord, TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
+from tests.store.rebuilt_counts import check_counts
 
 WINDOW = timedelta(hours=24)
 START = NOW - timedelta(days=3)
 
 minutes = st.integers(0, 3 * 24 * 60)
 tips = st.builds(
-    lambda version, digest, user, after, **flags: a_tip(
+    lambda version, digest, user, minute, **fields: a_tip(
         prompt_version=version,
         prompt_version_asked=version,
         prompt_digest=digest * 64,
         user_id=f"u-{user}",
-        created_at=START + timedelta(minutes=after),
-        **flags,
+        created_at=START + timedelta(minutes=minute),
+        **fields,
     ),
     st.sampled_from(["v1", "v2-mentor"]),
     st.sampled_from("ab"),
     st.integers(0, 2),
     minutes,
     fallback=st.sampled_from([False, False, False, True]),
-    shadow=st.sampled_from([False, False, False, True]),
+    shown=st.sampled_from([True, True, True, False]),
     segments=st.sampled_from([(), ("mood:low",), ("mood:low", "locale:de")]),
     options=st.sampled_from([{"v1": 1.0}, {"v1": 0.25, "v2-mentor": 0.75}]),
     policy=st.sampled_from(["uniform", "sticky", "thompson"]),
@@ -48,7 +48,7 @@ tips = st.builds(
 
 @dataclass(frozen=True)
 class History:
-    """Tips, reactions to them by their numbers in batches as they arrive, and what is removed at the end."""
+    """Tips, batches of reactions in the order of arrival, the user to forget, and the time before which to purge."""
 
     tips: Sequence[TipRecord]
     batches: Sequence[Sequence[Reaction]]
@@ -58,31 +58,35 @@ class History:
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    shown = draw(st.lists(tips, min_size=1, max_size=12))
+    stored = draw(st.lists(tips, min_size=1, max_size=12))
     reaction = st.builds(
         Reaction,
-        st.sampled_from([tip.tip_id for tip in shown]),
+        st.sampled_from([tip.tip_id for tip in stored]),
         st.sampled_from([*REACTIONS]),
-        st.one_of(st.none(), minutes.map(lambda after: START + timedelta(minutes=after // 60 * 60))),
+        st.one_of(st.none(), minutes.map(lambda minute: START + timedelta(minutes=minute // 60 * 60))),
     )
     batches = draw(st.lists(st.lists(reaction, min_size=1, max_size=6), max_size=10))
-    again = draw(st.lists(st.sampled_from(batches), max_size=3)) if batches else []
+    repeated = draw(st.lists(st.sampled_from(batches), max_size=3)) if batches else []
     forgotten = draw(st.sampled_from([None, "u-0", "u-9"]))
-    purged = draw(st.one_of(st.none(), minutes.map(lambda after: START + timedelta(minutes=after))))
-    return History(shown, [*batches, *again], forgotten, purged)
+    purged = draw(st.one_of(st.none(), minutes.map(lambda minute: START + timedelta(minutes=minute))))
+    return History(stored, [*batches, *repeated], forgotten, purged)
 
 
-Numbers = dict[str, Any]
+Figures = dict[str, Any]
 
 
-def expected(history: History, segment: str) -> tuple[dict[tuple[str, str], Numbers], tuple[int, int, int]]:
-    """The model: what a report on a segment has for each version and digest; which tips it leaves out, or tells of."""
-    counts: dict[object, tuple[datetime, str]] = {}
-    for one in (reaction for batch in history.batches for reaction in batch):
-        before = counts.get(one.tip_id)
-        at = one.at or (max(NOW, before[0] + timedelta(microseconds=1)) if before else NOW)
-        if before is None or ((at, one.kind) > before and not (one.at is None and one.kind == before[1])):
-            counts[one.tip_id] = (at, one.kind)
+def expected_report(history: History, segment: str) -> tuple[dict[tuple[str, str], Figures], tuple[int, int, int]]:
+    """Return the figures of each version and digest in the report on a segment, by a model that keeps all rows.
+
+    And the numbers of fallback tips, of tips that were not shown, and of simulated tips.
+    """
+    effective: dict[object, tuple[datetime, str]] = {}
+    for reaction in (reaction for batch in history.batches for reaction in batch):
+        before = effective.get(reaction.tip_id)
+        at = reaction.at or (max(NOW, before[0] + timedelta(microseconds=1)) if before else NOW)
+        is_repeated = before is not None and reaction.at is None and reaction.kind == before[1]
+        if before is None or ((at, reaction.kind) > before and not is_repeated):
+            effective[reaction.tip_id] = (at, reaction.kind)
     kept = [
         tip
         for tip in history.tips
@@ -90,25 +94,25 @@ def expected(history: History, segment: str) -> tuple[dict[tuple[str, str], Numb
         and not (history.purged and tip.created_at < start_of(hour_of(history.purged)))
         and (not segment or segment in tip.segments)
     ]
-    old = start_of(hour_of(NOW - WINDOW))
+    mature_before = start_of(hour_of(NOW - WINDOW))
     groups: dict[tuple[str, str], list[TipRecord]] = defaultdict(list)
     for tip in kept:
-        if not (tip.fallback or tip.shadow):
+        if tip.shown and not tip.fallback:
             groups[tip.prompt_version, tip.prompt_digest].append(tip)
     report = {}
     for key, group in groups.items():
-        kinds = Counter(counts[tip.tip_id][1] for tip in group if tip.tip_id in counts)
-        counted = sum(tip.tip_id in counts or tip.created_at < old for tip in group)
+        kinds = Counter(effective[tip.tip_id][1] for tip in group if tip.tip_id in effective)
+        counted = sum(tip.tip_id in effective or tip.created_at < mature_before for tip in group)
         reward = sum(REACTIONS[kind] * n for kind, n in kinds.items())
         report[key] = {"tips": len(group), "reacted": kinds.total(), "counted": counted, "kinds": kinds}
         report[key]["dependent"] = sum(tip.score_policy == "linear" or tip.policy == "sticky" for tip in group)
         report[key]["mean"] = reward / counted if counted else 0.0
-    left_out = sum(tip.fallback and not tip.shadow for tip in kept), sum(tip.shadow for tip in kept)
-    return report, (*left_out, sum(tip.simulated for tip in kept))
+    fallback, not_shown = sum(tip.fallback and tip.shown for tip in kept), sum(not tip.shown for tip in kept)
+    return report, (fallback, not_shown, sum(tip.simulated for tip in kept))
 
 
-async def live(history: History, store: TipStore) -> None:
-    """Let it happen: tips together, batches one after the other, then the removals."""
+async def replay(history: History, store: TipStore) -> None:
+    """Store all tips concurrently, then the batches one by one, then delete."""
     await asyncio.gather(*(store.add(tip) for tip in history.tips))
     for batch in history.batches:
         await store.react(batch)
@@ -123,78 +127,35 @@ async def check_reports(history: History, store: TipStore) -> None:
         report = await RewardReporter(store, reaction_window=WINDOW, versions=()).report(
             ReportWindow(segment=segment), NOW
         )
-        found = {
-            (one.prompt_version, one.prompt_digest): {
-                "tips": one.tips,
-                "reacted": one.reacted,
-                "counted": one.counted,
-                "dependent": one.dependent,
-                "kinds": Counter({kind: n for kind, n in one.reactions.items() if n}),
-                "mean": pytest.approx(one.reward.estimate),
+        figures = {
+            (variant.prompt_version, variant.prompt_digest): {
+                "tips": variant.tips,
+                "reacted": variant.reacted,
+                "counted": variant.counted,
+                "dependent": variant.dependent,
+                "kinds": Counter({kind: n for kind, n in variant.reactions.items() if n}),
+                "mean": pytest.approx(variant.reward.estimate),
             }
-            for one in report.variants
+            for variant in report.variants
         }
-        variants, left_out = expected(history, segment)
-        assert (found, (report.fallback, report.shadow, report.simulated)) == (variants, left_out)
+        numbers = (report.fallback, report.not_shown, report.simulated)
+        assert (figures, numbers) == expected_report(history, segment)
 
 
-def check_counts(database: Database) -> None:
-    """The counts are those that the rows make when they are counted anew."""
-    changes = CounterDelta()
-    for row in database.rows("SELECT * FROM tip_scores"):
-        facts = TipDimensions(
-            created_at=_time(row["created_at"]),
-            segments=tuple(json.loads(row["segments"])),
-            policy=row["policy"],
-            score_policy=row["score_policy"],
-            prompt_version_asked=row["prompt_version_asked"],
-            options=json.loads(row["options"]),
-            fallback=bool(row["fallback"]),
-            shadow=bool(row["shadow"]),
-            simulated=bool(row["simulated"]),
-            **{name: row[name] for name in ("prompt_version", "prompt_digest", "input_tokens", "output_tokens", "ms")},
-        )
-        changes.tip(facts)
-        if row["reaction"]:
-            changes.reaction(facts, EffectiveReaction(_time(row["reacted_at"]), row["reaction"], row["reward"]))
-    for table, counts, counted in (
-        ("reward_hours", changes.rewards, "tips"),
-        ("assignment_hours", changes.assignments, "expected"),
-    ):
-        rows = [{name: row[name] for name in sorted(row)} for row in database.rows(f"SELECT * FROM {table}")]
-        anew = [_fields(key) | _fields(count) for key, count in counts.items()]
-        assert _sorted(row for row in rows if row[counted] > 1e-6) == _sorted(anew)
-
-
-def _time(value: Any) -> datetime:
-    return datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
-def _sorted(rows: Any) -> list[dict[str, Any]]:
-    def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: round(row[name], 6) if isinstance(row[name], float) else row[name] for name in sorted(row)}
-
-    return sorted((rounded(row) for row in rows), key=lambda row: [str(value) for value in row.values()])
-
-
-def test_candidates_that_were_not_shown_were_drawn_all_the_same(database: Database) -> None:
+def test_candidates_that_were_not_shown_count_as_draws(database: Database) -> None:
     async def run() -> bool:
         async with open_tip_store(database.url, SetClock()) as store:
-            # Drawn evenly; what ranks them shows nothing but the second version.
+            # Both versions are drawn equally often; only the second one is shown.
             for number in range(300):
                 drawn = ("v1", "v2-mentor") if number % 2 else ("v2-mentor", "v1")
                 await store.add(
                     *(
-                        a_tip(prompt_version=version, prompt_version_asked=version, shadow=version == "v1")
+                        a_tip(prompt_version=version, prompt_version_asked=version, shown=version != "v1")
                         for version in drawn
                     )
                 )
             report = await RewardReporter(store, reaction_window=WINDOW, versions=()).report(ReportWindow(), NOW)
-            assert [(one.label, one.tips) for one in report.variants] == [("v2-mentor", 300)]
+            assert [(variant.label, variant.tips) for variant in report.variants] == [("v2-mentor", 300)]
             assert report.sample_ratio.taken == {"v1": 300, "v2-mentor": 300}
             return report.sample_ratio.alarm
 
@@ -205,23 +166,25 @@ def test_candidates_that_were_not_shown_were_drawn_all_the_same(database: Databa
 TABLES = ("reactions", "tip_scores", "reward_hours", "assignment_hours")
 
 
-def check_histories(database: Database, examples: int) -> None:
+def check_histories(database: Database, max_examples: int) -> None:
     with asyncio.Runner() as runner:
         opened = open_tip_store(database.url, SetClock())
         store = runner.run(opened.__aenter__())
 
-        @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+        @settings(
+            max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+        )
         @given(histories())
         def check(history: History) -> None:
             for table in TABLES:
                 runner.run(_clear(store, table))
-            runner.run(live(history, store))
+            runner.run(replay(history, store))
             runner.run(check_reports(history, store))
-            counted.append(history)
+            checked.append(history)
 
-        counted: list[History] = []
+        checked: list[History] = []
         check()
-        assert counted
+        assert checked
         runner.run(opened.__aexit__(None, None, None))
     check_counts(database)
 
@@ -241,12 +204,12 @@ def test_any_history_gives_the_report_of_the_model_on_postgresql(postgresql_data
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories())
-def test_the_counts_are_those_that_the_rows_make(sqlite_database: Database, history: History) -> None:
+def test_the_counts_equal_the_counts_rebuilt_from_the_rows(sqlite_database: Database, history: History) -> None:
     async def run() -> None:
         async with open_tip_store(sqlite_database.url, SetClock()) as store:
             for table in TABLES:
                 await _clear(store, table)
-            await live(history, store)
+            await replay(history, store)
 
     asyncio.run(run())
     check_counts(sqlite_database)

@@ -1,4 +1,4 @@
-"""A database that is locked, full, gone or back: an honest answer, nothing half-written, and no restart."""
+"""A database that is locked, full or unreachable: a 503, nothing stored partially, and no restart needed afterwards."""
 
 import asyncio
 import sqlite3
@@ -17,7 +17,7 @@ from tests.conftest import eventually
 from tests.databases import Database, on_server
 from tests.example_tips import SetClock, a_tip
 from tests.fixtures import ON_SQLITE, StartRecommender
-from tests.store.test_rollup import check_counts
+from tests.store.rebuilt_counts import check_counts
 
 ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
@@ -36,10 +36,10 @@ def unavailable(answer: httpx.Response) -> bool:
 
 
 @ON_SQLITE
-def test_a_locked_database_is_a_503_until_it_is_free_again(
+def test_a_locked_database_is_a_503_until_it_is_unlocked(
     monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender, database: Database
 ) -> None:
-    monkeypatch.setattr(database_module, "LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.2)
     http = start_recommender()
     tip_id = ask(http).json()["tip_id"]
     reaction = {"tip_id": tip_id, "reaction": "done"}
@@ -56,14 +56,14 @@ def test_a_locked_database_is_a_503_until_it_is_free_again(
 
 
 @ON_SQLITE
-def test_a_full_database_stores_nothing_rather_than_half(database: Database) -> None:
+def test_a_full_database_stores_nothing_of_an_operation_that_does_not_fit(database: Database) -> None:
     async def run() -> None:
         async with open_tip_store(database.url, SetClock()) as store:
 
             def limit(connection: Any, *_: Any) -> None:
                 pages = "(SELECT page_count FROM pragma_page_count)" if full else "1073741823"
-                (most,) = connection.execute(f"SELECT {pages}").fetchone()
-                connection.execute(f"PRAGMA max_page_count = {most}")
+                (max_pages,) = connection.execute(f"SELECT {pages}").fetchone()
+                connection.execute(f"PRAGMA max_page_count = {max_pages}")
 
             event.listen(store.database.engine.sync_engine, "checkout", limit)
             full = False
@@ -81,7 +81,7 @@ def test_a_full_database_stores_nothing_rather_than_half(database: Database) -> 
 
 
 @ON_POSTGRESQL
-def test_connections_that_are_cut_and_refused_are_made_again(
+def test_connections_are_reopened_after_they_were_cut_or_refused(
     start_recommender: StartRecommender, database: Database
 ) -> None:
     http = start_recommender()
@@ -96,23 +96,23 @@ def test_connections_that_are_cut_and_refused_are_made_again(
             assert http.get("/health/live").status_code == 200
             on_server(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
 
-        def works() -> bool:
+        def is_available() -> bool:
             answer = ask(http)
             assert answer.status_code == 200 or unavailable(answer)
             if answer.status_code == 200:
                 stored.append(answer.json()["tip_id"])
             return answer.status_code == 200
 
-        assert eventually(works)
+        assert eventually(is_available, 30)
     assert {str(row["tip_id"]) for row in database.rows("SELECT tip_id FROM tip_scores")} == set(stored)
     check_counts(database)
 
 
-def test_tips_that_cannot_be_stored_do_not_harm_their_neighbours(database: Database) -> None:
+def test_tips_that_cannot_be_stored_do_not_fail_the_other_tips(database: Database) -> None:
     async def run() -> list[Any]:
         async with open_tip_store(database.url, SetClock()) as store:
-            twice = a_tip()
-            tips: list[TipRecord] = [twice, a_tip(), twice, a_tip(prompt_version=None), a_tip()]
+            duplicate = a_tip()
+            tips: list[TipRecord] = [duplicate, a_tip(), duplicate, a_tip(prompt_version=None), a_tip()]
             return await asyncio.gather(*(store.add(tip) for tip in tips), return_exceptions=True)
 
     outcomes = asyncio.run(run())
@@ -122,7 +122,7 @@ def test_tips_that_cannot_be_stored_do_not_harm_their_neighbours(database: Datab
 
 
 @ON_POSTGRESQL
-def test_a_text_that_the_database_does_not_take_does_not_harm_its_neighbours(database: Database) -> None:
+def test_a_text_that_the_database_refuses_does_not_fail_the_other_tips(database: Database) -> None:
     async def run() -> list[Any]:
         async with open_tip_store(database.url, SetClock()) as store:
             tips = [a_tip(), a_tip(user_id="a\x00b"), a_tip(user_id="x" * 129), a_tip()]
@@ -133,13 +133,13 @@ def test_a_text_that_the_database_does_not_take_does_not_harm_its_neighbours(dat
     assert database.count("tip_scores") == 2
 
 
-def test_a_segment_that_cannot_be_one_is_no_failure_of_the_database(recommender: httpx.Client) -> None:
+def test_an_invalid_segment_is_not_a_failure_of_the_database(recommender: httpx.Client) -> None:
     for segment in ("%00", "mood:%00low", "%ED%A0%80", "'"):
         answer = recommender.get(f"/rewards?segment={segment}")
         assert answer.status_code in {200, 422}, answer.text
 
 
-def test_very_many_reactions_at_once_are_all_stored(database: Database) -> None:
+def test_more_concurrent_reactions_than_one_statement_may_have_are_all_stored(database: Database) -> None:
     async def run() -> None:
         async with open_tip_store(database.url, SetClock()) as store:
             tips = [a_tip(segments=(), options={"v1": 1.0}) for _ in range(70 * 500)]

@@ -25,7 +25,7 @@ def upgrade() -> None:
     """Apply."""
     for column in _columns():
         op.add_column("tip_scores", column)
-    # The default serves recommenders of the previous release, which write without this column during an upgrade.
+    # The default is for recommenders of the previous release, which write rows without this column during an upgrade.
     op.add_column("reward_hours", sa.Column("dependent", sa.BigInteger, nullable=False, server_default="0"))
 
 

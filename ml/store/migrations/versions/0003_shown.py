@@ -1,4 +1,7 @@
-"""Replace `shadow` (a candidate that was not chosen) by `shown`."""
+"""Replace the column `shadow` of tips and their hourly counts by its negation, `shown`.
+
+During the upgrade, recommenders of the previous release cannot store tips: they write to `shadow`.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,7 +9,7 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-_COLUMNS = (
+_OTHER_COLUMNS = (
     *("segment", "hour", "prompt_version", "prompt_digest", "fallback", "reaction", "tips", "reward", "reward_squared"),
     *("input_tokens", "output_tokens", "ms", "simulated", "dependent"),
 )
@@ -24,10 +27,13 @@ def downgrade() -> None:
 
 def _invert(old: str, new: str) -> None:
     op.execute(f"ALTER TABLE tip_scores RENAME COLUMN {old} TO {new}")
-    op.execute(f"UPDATE tip_scores SET {new} = NOT {new}")
-    # The column is part of the primary key here: inverted in place, two rows could have the same key meanwhile.
+    tip_scores = sa.table("tip_scores", sa.column(new, sa.Boolean))
+    op.execute(tip_scores.update().values({new: sa.not_(tip_scores.c[new])}))
+    # The column is part of the primary key of `reward_hours`. Changing it in place could give two rows the same key
+    # for a moment, so the rows are copied to a new table.
     op.rename_table("reward_hours", "old_reward_hours")
-    op.create_table(
+    key = ("segment", "hour", "prompt_version", "prompt_digest", "fallback", new, "reaction")
+    new_table = op.create_table(
         "reward_hours",
         sa.Column("segment", sa.String(64)),
         sa.Column("hour", sa.Integer),
@@ -44,11 +50,10 @@ def _invert(old: str, new: str) -> None:
         sa.Column("ms", sa.BigInteger, nullable=False),
         sa.Column("simulated", sa.BigInteger, nullable=False),
         sa.Column("dependent", sa.BigInteger, nullable=False, server_default="0"),
-        sa.PrimaryKeyConstraint(
-            *("segment", "hour", "prompt_version", "prompt_digest", "fallback", new, "reaction"),
-            name=f"reward_hours_{new}_pkey",
-        ),
+        # Named, since in PostgreSQL the old table's key still has the default name.
+        sa.PrimaryKeyConstraint(*key, name=f"reward_hours_{new}_pkey"),
     )
-    columns = ", ".join(_COLUMNS)
-    op.execute(f"INSERT INTO reward_hours ({columns}, {new}) SELECT {columns}, NOT {old} FROM old_reward_hours")
+    old_table = sa.table("old_reward_hours", *map(sa.column, _OTHER_COLUMNS), sa.column(old, sa.Boolean))
+    rows = sa.select(*(old_table.c[name] for name in _OTHER_COLUMNS), sa.not_(old_table.c[old]))
+    op.execute(new_table.insert().from_select([*_OTHER_COLUMNS, new], rows))
     op.drop_table("old_reward_hours")

@@ -1,0 +1,116 @@
+"""The lifespan of the recommender: everything that was opened is closed, even if the start fails."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from ml.platform.errors import StorageUnavailable
+from ml.platform.telemetry import Telemetry
+from ml.recommender.app import create_app, open_state
+from ml.recommender.settings import RecommenderSettings
+from ml.store.database import Database as Store
+from tests.databases import Database
+from tests.fake_serving import FakeServing
+from tests.fixtures import ON_SQLITE
+
+UNREACHABLE = "postgresql+asyncpg://tips@127.0.0.1:1/tips"
+
+
+class RecordingTransport(httpx.AsyncHTTPTransport):
+    """A transport that records in `events` when it is opened and closed."""
+
+    events: list[str]
+
+    async def __aenter__(self) -> "RecordingTransport":
+        self.events.append("HTTP client opened")
+        await super().__aenter__()
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        self.events.append("HTTP client closed")
+        await super().__aexit__(*exception)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The resources that are opened and closed, in order."""
+    recorded: list[str] = []
+    prepare, close = Store.prepare, Store.close
+
+    async def recording_prepare(store: Store) -> None:
+        recorded.append("database opened")
+        await prepare(store)
+
+    async def recording_close(store: Store) -> None:
+        recorded.append("database closed")
+        await close(store)
+
+    monkeypatch.setattr(RecordingTransport, "events", recorded, raising=False)
+    monkeypatch.setattr(httpx, "AsyncHTTPTransport", RecordingTransport)
+    monkeypatch.setattr(Store, "prepare", recording_prepare)
+    monkeypatch.setattr(Store, "close", recording_close)
+    return recorded
+
+
+async def start_and_stop(settings: RecommenderSettings, events: list[str]) -> None:
+    events.clear()  # other fixtures open databases too
+    app = create_app(settings)
+    try:
+        async with app.router.lifespan_context(app):
+            pass
+    finally:
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+OPENED_AND_CLOSED = ["HTTP client opened", "database opened", "database closed", "HTTP client closed"]
+
+
+def test_an_unreachable_database_fails_the_start_and_everything_opened_is_closed(events: list[str]) -> None:
+    settings = RecommenderSettings(serving_url="http://127.0.0.1:1", database_url=UNREACHABLE)
+    with pytest.raises(StorageUnavailable):
+        asyncio.run(start_and_stop(settings, events))
+    assert events == OPENED_AND_CLOSED
+
+
+@ON_SQLITE
+def test_rewards_that_cannot_be_read_fail_the_start_and_everything_opened_is_closed(
+    events: list[str], database: Database, fake_serving: FakeServing
+) -> None:
+    database.rows("DROP TABLE reward_hours")
+    settings = RecommenderSettings(
+        serving_url=fake_serving.url,
+        database_url=database.url,
+        tip_prompt_version="v1,v2-mentor",
+        tip_prompt_policy="thompson",
+    )
+    with pytest.raises(StorageUnavailable):
+        asyncio.run(start_and_stop(settings, events))
+    assert events == OPENED_AND_CLOSED
+
+
+def test_everything_opened_is_closed_at_the_end(
+    events: list[str], database: Database, fake_serving: FakeServing
+) -> None:
+    settings = RecommenderSettings(
+        serving_url=fake_serving.url,
+        database_url=database.url,
+        tip_prompt_version="v1,v2-mentor",
+        tip_prompt_policy="thompson",
+    )
+    asyncio.run(start_and_stop(settings, events))
+    assert events == OPENED_AND_CLOSED
+
+
+def test_a_failing_start_leaves_the_http_client_of_the_caller_open(events: list[str]) -> None:
+    async def run() -> None:
+        settings = RecommenderSettings(database_url=UNREACHABLE)
+        async with httpx.AsyncClient(base_url="http://127.0.0.1:1") as http:
+            with pytest.raises(StorageUnavailable):
+                async with open_state(settings, Telemetry(), http):
+                    pass
+            assert events == ["database opened", "database closed"]
+            assert not http.is_closed
+
+    asyncio.run(run())
