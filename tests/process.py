@@ -1,4 +1,4 @@
-"""Run one of the project's programs in a process of its own."""
+"""Run a program of this project in its own process."""
 
 import json
 import os
@@ -16,20 +16,25 @@ import httpx
 
 TIPS = str(Path(sys.executable).with_name("tips"))
 
+START_TIMEOUT = 120
+"""In seconds; only prevents a failing test from hanging."""
+
 
 def environment(**settings: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME") if name in os.environ}
-    return kept | settings
+    """Return an environment without the settings of this process, with these settings."""
+    inherited = ("PATH", "HOME", "XDG_CACHE_HOME", "PYTHONPATH")
+    return {name: os.environ[name] for name in inherited if name in os.environ} | settings
 
 
 def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its exit code and output."""
     return subprocess.run(
-        command, env=environment(**settings), capture_output=True, text=True, timeout=120, check=False
+        command, env=environment(**settings), capture_output=True, text=True, timeout=300, check=False
     )
 
 
 class Service:
-    """A running service: its client, its process, and how long it took to answer."""
+    """A running service: its process, its address, a client, and the seconds until its first answer."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
@@ -39,28 +44,28 @@ class Service:
 
     def _wait_until_live(self) -> float:
         started = time.monotonic()
-        while time.monotonic() < started + 30:
+        while time.monotonic() < started + START_TIMEOUT:
             try:
                 httpx.get(f"{self.url}/health/live", timeout=5).raise_for_status()
                 return time.monotonic() - started
             except httpx.TransportError:
                 assert self.process.poll() is None, self.process.communicate()[0]
                 time.sleep(0.01)
-        raise AssertionError("the service did not come alive")
+        raise AssertionError("the service did not answer")
 
     def stop(self) -> tuple[int, list[dict[str, Any]]]:
-        """Send SIGTERM; return the exit code and the lines of the log."""
+        """Send SIGTERM; return the exit code and the log lines."""
         self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=300)
         return self.process.returncode, [json.loads(line) for line in out.splitlines()]
 
 
 @contextmanager
 def service(*command: str, **settings: str) -> Iterator[Service]:
     """Run a service, by default `tips serve`, on a free port until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     command = command or (TIPS, "serve")
     with subprocess.Popen(
         [*command, "--port", str(port)],

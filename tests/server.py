@@ -1,4 +1,4 @@
-"""Run an ASGI app on a free loopback port, in a thread of this process."""
+"""An ASGI application on a free loopback port, served by a thread of this process."""
 
 from ml.simulation.service import listening as running
 
