@@ -31,7 +31,9 @@ def test_the_answer_is_a_tip_with_the_prompt_version_that_wrote_it(serve: Serve)
 
 
 @pytest.mark.parametrize("version", PROMPTS)
-def test_the_model_receives_the_messages_of_the_requested_version(serve: Serve, upstream: Upstream, version: str) -> None:
+def test_the_model_receives_the_messages_of_the_requested_version(
+    serve: Serve, upstream: Upstream, version: str
+) -> None:
     assert generate(serve(), prompt_version=version).json()["prompt_version"] == version
     sent = upstream.bodies[-1]
     assert sent["messages"][:-1] == list(PROMPTS[version].prefix)
@@ -111,9 +113,7 @@ def test_an_unreachable_upstream_is_a_502(serve: Serve) -> None:
     assert (answer.status_code, answer.json()["type"]) == (502, "urn:tips:problem:upstream-unreachable")
 
 
-def test_an_upstream_that_never_answers_is_a_504_and_its_connection_is_closed(
-    serve: Serve, upstream: Upstream
-) -> None:
+def test_an_upstream_that_never_answers_is_a_504_and_its_connection_is_closed(serve: Serve, upstream: Upstream) -> None:
     http = serve("hang", generate_timeout_seconds=2)
     assert is_ready(http)
     answer = generate(http)
@@ -134,9 +134,7 @@ def test_a_fallback_model_answers_after_an_error_and_is_named(serve: Serve, firs
     assert (body["tip"], body["model"], body["fallback"]) == (TIP, "openai/good", True)
 
 
-def test_refused_content_is_a_422_without_a_call_to_a_fallback_model(
-    serve: Serve, upstream: Upstream
-) -> None:
+def test_refused_content_is_a_422_without_a_call_to_a_fallback_model(serve: Serve, upstream: Upstream) -> None:
     assert generate(serve("policy", "good")).status_code == 422
     assert not upstream.calls["good"]
 

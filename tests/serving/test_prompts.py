@@ -75,7 +75,9 @@ def test_few_shot_is_the_baseline_with_examples_as_chat_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    "example", [example for prompt in PROMPTS.values() for example in prompt.examples], ids=lambda example: example.tip[:20]
+    "example",
+    [example for prompt in PROMPTS.values() for example in prompt.examples],
+    ids=lambda example: example.tip[:20],
 )
 def test_every_example_has_valid_signals_and_a_usable_tip(example: Example) -> None:
     Signals.model_validate(dict(example.signals))
