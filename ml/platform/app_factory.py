@@ -19,6 +19,7 @@ from ml.platform.middleware.bearer_keys import BearerKeyMiddleware
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
+from ml.platform.openapi import install_openapi
 from ml.platform.problem_json import install_problem_handlers, problem_responses
 from ml.platform.settings import ConfigurationError, ServiceSettings
 from ml.platform.telemetry import Telemetry, configure_logging
@@ -28,10 +29,10 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 64 * 1024
 
 OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
-"""Paths that need no key: for load balancers, metrics scrapers and developers; nothing personal is below them."""
+"""Paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
 
 ReadinessCheck = Callable[[], Awaitable[None]]
-"""Raises NotReady, or another error with status 503, while a part of the service cannot do its work."""
+"""A check that raises NotReady, or another error with status 503, while a part of the service is not usable."""
 
 
 def build_service(
@@ -62,6 +63,7 @@ def build_service(
         app.include_router(router, dependencies=key)
     for router in (*open_routers, _operations(telemetry)):
         app.include_router(router)
+    install_openapi(app)
     install_problem_handlers(app)
     # The middleware added last is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES)
@@ -75,13 +77,13 @@ def build_service(
 def warn_if_unauthenticated(settings: ServiceSettings) -> None:
     """Log a warning when there are no keys."""
     if not settings.api_keys:
-        log.warning("open_to_everyone", reason="API_KEYS is not set, so anyone who reaches this service may use it")
+        log.warning("open_to_everyone", reason="API_KEYS is not set, so everyone who can reach this service may use it")
 
 
 def freeze_gc() -> None:
-    """Exclude all present objects, mostly imported libraries, from garbage collection.
+    """Exclude all existing objects, mostly imported libraries, from garbage collection.
 
-    For entry points, before they serve: each full collection would otherwise stop the service for about 90 ms.
+    Entry points call it before they serve: each full collection would otherwise pause the service for about 90 ms.
     """
     gc.collect()
     gc.freeze()
@@ -99,7 +101,7 @@ def build_app_or_exit(build: Callable[[], FastAPI]) -> FastAPI:
 
 
 class Health(BaseModel):
-    """The state of the service: the process answers (`live`), or it can do its work (`ready`)."""
+    """The state of the service: `live` (the process answers) or `ready` (every part is usable)."""
 
     status: Literal["live", "ready"]
 
@@ -112,16 +114,16 @@ def _operations(telemetry: Telemetry) -> APIRouter:
         """Answer while the process runs."""
         return Health(status="live")
 
-    @router.get("/health/ready", summary="The service can do its work", responses=problem_responses(503))
+    @router.get("/health/ready", summary="The service is ready for requests", responses=problem_responses(503))
     async def ready(checks: Annotated[Sequence[ReadinessCheck], from_state("ready")]) -> Health:
-        """Answer 200 when the service can do its work; otherwise 503, naming what is still loading or missing."""
+        """Answer 200 when the service is ready for requests; otherwise 503, naming the parts that are not."""
         for check in checks:
             await check()
         return Health(status="ready")
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Show the counters and histograms of this process, in Prometheus' text format."""
+        """Return the counters and histograms of this process in Prometheus' text format."""
         return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -32,16 +32,21 @@ async def require_json(request: Request) -> None:
 
 
 RequireJson = Depends(require_json)
-"""The dependency of every route with a body."""
+"""The dependency of every route that has a request body."""
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-"""The request header in which a caller says how long it waits for the response, in milliseconds."""
+"""The request header with the caller's timeout: how long it waits for the response, in milliseconds."""
 
 
 async def _caller_timeout(
     milliseconds: Annotated[
         int | None,
-        Header(alias=TIMEOUT_HEADER, ge=1, le=600_000, description="How long the caller waits."),
+        Header(
+            alias=TIMEOUT_HEADER,
+            ge=1,
+            le=600_000,
+            description="How long the caller waits for the response, in milliseconds.",
+        ),
         WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 600_000}),
     ] = None,
 ) -> float | None:
@@ -49,26 +54,25 @@ async def _caller_timeout(
 
 
 CallerTimeout = Annotated[float | None, Depends(_caller_timeout)]
-"""How long the caller waits, in seconds; None if it does not say."""
+"""The caller's timeout in seconds; None if the request has none."""
 
 
 def require_admin(password: SecretStr | None) -> Dependency:
-    """Return a dependency that requires the admin password; without a password, a browser on this machine.
+    """Return a dependency that requires the admin password or, when none is set, a browser on this machine.
 
-    Without a password the Host header must name this machine too, so that neither a page of another site nor a proxy
-    gets through.
+    Without a password the Host header must name this machine too, which rejects proxies and the pages of other sites.
     """
     basic = HTTPBasic(auto_error=False, realm="tips")
 
     async def check(request: Request, credentials: Annotated[HTTPBasicCredentials | None, Depends(basic)]) -> None:
         if password is None:
             require_local_request(
-                request, "Without ADMIN_PASSWORD, this page is shown to browsers on the service's machine only."
+                request, "Without ADMIN_PASSWORD, only browsers on the service's own machine may open this page."
             )
             return
         expected = password.get_secret_value().encode()
         if credentials is None or not secrets.compare_digest(credentials.password.encode(), expected):
-            raise PasswordNeeded("This page needs the value of ADMIN_PASSWORD as its password, with any user name.")
+            raise PasswordNeeded("This page needs a password: the value of ADMIN_PASSWORD, with any user name.")
 
     return Dependency(check)
 
