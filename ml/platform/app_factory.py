@@ -7,15 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from ml.platform.dependencies import from_state
-from ml.platform.middleware.bearer_keys import BearerKeyMiddleware
+from ml.platform.middleware.bearer_keys import BearerKeyMiddleware, is_open
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
@@ -57,19 +56,16 @@ def build_service(
         redoc_url=None,
         static_url="/docs/static",  # /docs loads nothing from other hosts
     )
-    # The middleware checks the key; this dependency only declares it in the OpenAPI document.
-    key = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    for router in routers:
-        app.include_router(router, dependencies=key)
-    for router in (*open_routers, _operations(telemetry)):
+    for router in (*routers, *open_routers, _operations(telemetry)):
         app.include_router(router)
-    install_openapi(app)
+    all_open_paths = (*OPEN_PATHS, *open_paths)
+    install_openapi(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path, all_open_paths))
     install_problem_handlers(app)
     # The middleware added last is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES)
     for limit in limits:
         app.add_middleware(InFlightLimitMiddleware, limit=limit)
-    app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=(*OPEN_PATHS, *open_paths))
+    app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=all_open_paths)
     app.add_middleware(RequestTelemetryMiddleware, telemetry=telemetry)
     return app
 

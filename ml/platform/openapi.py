@@ -4,6 +4,7 @@ FastAPI describes only the models of handler parameters. A route whose handler p
 `openapi_extra=request_body(Model)`; the model and those that it refers to then appear under `components`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,15 +21,23 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Make `app.openapi()` list the models of `request_body` under `components`, like those of handler parameters."""
+def install_openapi(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
+    """Complete the document that `app.openapi()` returns.
+
+    The models of `request_body` appear under `components`, like those of handler parameters. The operations at paths
+    for which `needs_key` is true, which the middleware checks, declare that they need a bearer key.
+    """
     build_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = build_document()
-        for path in document["paths"].values():
-            for operation in path.values():
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
                 _move_definitions(operation, document)
+                if needs_key(path):
+                    operation["security"] = [{"HTTPBearer": []}]
+                    schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+                    schemes["HTTPBearer"] = {"type": "http", "scheme": "bearer"}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents

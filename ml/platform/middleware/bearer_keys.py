@@ -22,7 +22,7 @@ class BearerKeyMiddleware:
         self.open_paths = tuple(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys and not self._is_open(scope["path"]):
+        if scope["type"] == "http" and self.keys and not is_open(scope["path"], self.open_paths):
             authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, token = authorization.partition(b" ")
             # Every key is compared, each in constant time, so that the response time reveals nothing about the keys.
@@ -33,5 +33,7 @@ class BearerKeyMiddleware:
                 return
         await self.app(scope, receive, send)
 
-    def _is_open(self, path: str) -> bool:
-        return any(path == open_path or path.startswith(f"{open_path}/") for open_path in self.open_paths)
+
+def is_open(path: str, open_paths: Collection[str]) -> bool:
+    """Return whether a path is one of `open_paths` or below one."""
+    return any(path == open_path or path.startswith(f"{open_path}/") for open_path in open_paths)
