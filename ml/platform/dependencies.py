@@ -3,14 +3,15 @@
 import ipaddress
 import re
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from pydantic import SecretStr, WithJsonSchema
+from pydantic import BaseModel, SecretStr, ValidationError, WithJsonSchema
 
 from ml.platform.errors import Forbidden, PasswordNeeded, UnsupportedMediaType
+from ml.platform.problem_json import error_from_validation
 
 _JSON_MEDIA_TYPE = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
 
@@ -33,6 +34,21 @@ async def require_json(request: Request) -> None:
 
 RequireJson = Depends(require_json)
 """The dependency of every route that has a request body."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """Return the JSON body of a request as `model`, parsed from its bytes: less CPU than a parameter of the handler.
+
+    Raises UnsupportedMediaType (415), InvalidRequest (400) or UnprocessableRequest (422).
+    """
+    await require_json(request)
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise error_from_validation(error.errors()) from None
+
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 """The request header with the caller's timeout: how long it waits for the response, in milliseconds."""

@@ -90,7 +90,7 @@ class Telemetry:
         Yields the span, which continues the W3C trace in `headers` if there is one, and the fields of the request's own
         log line, to which `add_to_request_log` adds.
         """
-        parent = _W3C.extract(headers)
+        parent = _W3C.extract(headers) if "traceparent" in headers else None
         span = self.tracer.start_span("request", parent, SpanKind.SERVER)
         if not span.is_recording():
             span = _unrecorded_span(trace.get_current_span(parent).get_span_context())

@@ -8,14 +8,13 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
-from pydantic import ValidationError
 
 from ml.platform.app_factory import ReadinessCheck
-from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, require_local_request
+from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
 from ml.platform.errors import TipsError
 from ml.platform.middleware.in_flight_limit import InFlightLimit
 from ml.platform.openapi import request_body
-from ml.platform.problem_json import error_from_validation, problem_responses
+from ml.platform.problem_json import problem_responses
 from ml.serving.generate import Tip, TipGenerator, TipStream
 from ml.serving.prompts import PROMPTS
 from ml.serving.schemas import (
@@ -26,6 +25,7 @@ from ml.serving.schemas import (
     PromptsResponse,
     ScoreRequest,
     ScoreResponse,
+    score_response,
 )
 from ml.serving.score import Scorer
 from ml.serving.settings import ServingSettings
@@ -100,18 +100,13 @@ async def generate(
 @router.post(
     "/score",
     summary="Rank candidate tips and draw the one to show",
-    dependencies=[RequireJson],
     response_model=ScoreResponse,
     responses=problem_responses(400, 401, 413, 415, 422, 503),
     openapi_extra=request_body(ScoreRequest),
 )
 async def score(request: Request, scorer: ScorerDep) -> Response:
     """Rank the candidates for the user whom the signals describe, and draw the one to show."""
-    # Parsing and rendering by pydantic takes a sixth less CPU than FastAPI's own conversion.
-    try:
-        body = ScoreRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise error_from_validation(error.errors()) from None
+    body = await read_json(request, ScoreRequest)
     result = await scorer.score(
         [candidate.id for candidate in body.candidates],
         [candidate.known() for candidate in body.candidates],
@@ -119,7 +114,7 @@ async def score(request: Request, scorer: ScorerDep) -> Response:
         event_id=body.event_id,
         user_id=body.user_id,
     )
-    return Response(ScoreResponse.of(result).model_dump_json(), media_type="application/json")
+    return Response(score_response(result), media_type="application/json")
 
 
 async def _require_operator(request: Request, settings: SettingsDep) -> None:

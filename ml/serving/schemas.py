@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic_core import to_json
 
 from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
 from ml.serving.generate import Tip
@@ -150,23 +151,22 @@ class ScoreResponse(BaseModel):
     scores: list[CandidateScore]
     aggregates: dict[str, float] = Field(description="The user's aggregates from the online store.")
 
-    @classmethod
-    def of(cls, result: ScoreResult) -> Self:
-        scored = zip(
-            result.candidate_ids, result.ranking.scores.tolist(), result.ranking.probabilities.tolist(), strict=True
-        )
-        return cls.model_validate(
-            {
-                "event_id": result.event_id,
-                "policy": {"name": result.policy.name, "version": result.policy.version},
-                "chosen": result.chosen,
-                "scores": [
-                    {"id": candidate_id, "score": score, "probability": probability}
-                    for candidate_id, score, probability in scored
-                ],
-                "aggregates": result.aggregates,
-            }
-        )
+
+def score_response(result: ScoreResult) -> bytes:
+    """Return the JSON of a `ScoreResponse`, written directly: validating the service's own result costs 0.1 ms."""
+    scores, probabilities = result.ranking.scores.tolist(), result.ranking.probabilities.tolist()
+    return to_json(
+        {
+            "event_id": result.event_id,
+            "policy": {"name": result.policy.name, "version": result.policy.version},
+            "chosen": result.chosen,
+            "scores": [
+                {"id": candidate_id, "score": score, "probability": probability}
+                for candidate_id, score, probability in zip(result.candidate_ids, scores, probabilities, strict=True)
+            ],
+            "aggregates": result.aggregates,
+        }
+    )
 
 
 class PoliciesResponse(BaseModel):
