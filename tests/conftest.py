@@ -1,3 +1,5 @@
+"""The fixtures of all tests, and helpers to start the services and to wait."""
+
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -46,16 +48,26 @@ __all__ = [
 Serve = Callable[..., httpx.Client]
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 5) -> bool:
-    """Wait for something that happens elsewhere; False if it does not."""
-    end = time.monotonic() + seconds
-    while not holds() and time.monotonic() < end:
+def eventually(condition: Callable[[], bool], timeout: float = 60) -> bool:
+    """Wait until a condition that another thread or process changes is true; False after `timeout` seconds.
+
+    The timeout only prevents a failing test from hanging.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
-    return holds()
+    return True
+
+
+def is_ready(http: httpx.Client) -> bool:
+    """Wait until the service is ready, so that a short timeout of a test does not include the import of LiteLLM."""
+    return eventually(lambda: http.get("/health/ready").status_code == 200)
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unset_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ServingSettings.model_fields | RecommenderSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -63,31 +75,32 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    """A model server of our own."""
+    """A fake model server."""
     upstream = Upstream()
     with running(upstream.app()) as upstream.url:
         yield upstream
 
 
 @contextmanager
-def client(settings: ServingSettings) -> Iterator[httpx.Client]:
+def serving_client(settings: ServingSettings) -> Iterator[httpx.Client]:
+    """Start serving, and yield a client for it."""
     with running(create_app(settings)) as url, httpx.Client(base_url=url, timeout=60) as http:
         yield http
 
 
 @pytest.fixture
 def serve(upstream: Upstream) -> Iterator[Serve]:
-    """Start the service with a model of our own server, and return a client for it."""
+    """Start serving with a model of the fake model server, and return a client for it."""
     with ExitStack() as stack:
 
         def start(model: str = "good", *fallbacks: str, **settings: Any) -> httpx.Client:
-            return stack.enter_context(client(of_model(upstream, model, *fallbacks, **settings)))
+            return stack.enter_context(serving_client(of_model(upstream, model, *fallbacks, **settings)))
 
         yield start
 
 
 def of_model(upstream: Upstream, model: str, *fallbacks: str, **settings: Any) -> ServingSettings:
-    """Settings for a serving that asks a model of our own server."""
+    """Return settings for serving with a model of the fake model server."""
     return ServingSettings(
         **{
             "tip_model": f"openai/{model}",
@@ -100,7 +113,7 @@ def of_model(upstream: Upstream, model: str, *fallbacks: str, **settings: Any) -
 
 @pytest.fixture
 def serve_both(upstream: Upstream, tmp_path: Path) -> Iterator[Serve]:
-    """Start both services in one process, each time on an SQLite file of their own, and return a client for them."""
+    """Start both services in one process, each time on a new SQLite file, and return a client for them."""
     started: list[object] = []
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""Run one of the project's programs in a process of its own."""
+"""Run a program of this project in its own process."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,51 +17,76 @@ import httpx
 
 TIPS = str(Path(sys.executable).with_name("tips"))
 
+START_TIMEOUT = 120
+"""In seconds; only prevents a failing test from hanging."""
+
 
 def environment(**settings: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "XDG_CACHE_HOME") if name in os.environ}
-    return kept | settings
+    """Return an environment without the settings of this process, with these settings."""
+    inherited = ("PATH", "HOME", "XDG_CACHE_HOME", "PYTHONPATH")
+    return {name: os.environ[name] for name in inherited if name in os.environ} | settings
 
 
 def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its exit code and output."""
     return subprocess.run(
-        command, env=environment(**settings), capture_output=True, text=True, timeout=120, check=False
+        command, env=environment(**settings), capture_output=True, text=True, timeout=300, check=False
     )
 
 
 class Service:
-    """A running service: its client, its process, and how long it took to answer."""
+    """A running service: its process, its address, a client, and the seconds until its first answer."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=60)
-        self.seconds_to_live = self._wait_until_live()
+        self.seconds_to_live = 0.0
+        self._output: list[str] = []
+        self._reader = threading.Thread(target=self._read_output, daemon=True)
+        self._reader.start()
 
-    def _wait_until_live(self) -> float:
+    def wait_until_live(self) -> None:
         started = time.monotonic()
-        while time.monotonic() < started + 30:
+        while time.monotonic() < started + START_TIMEOUT:
             try:
-                httpx.get(f"{self.url}/health/live", timeout=5).raise_for_status()
-                return time.monotonic() - started
+                httpx.get(f"{self.url}/health/live", timeout=60).raise_for_status()
             except httpx.TransportError:
-                assert self.process.poll() is None, self.process.communicate()[0]
+                assert self.process.poll() is None, self.complete_output()
                 time.sleep(0.01)
-        raise AssertionError("the service did not come alive")
+            else:
+                self.seconds_to_live = time.monotonic() - started
+                return
+        raise AssertionError("the service did not answer")
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The log lines until now."""
+        return [json.loads(line) for line in [*self._output]]
 
     def stop(self) -> tuple[int, list[dict[str, Any]]]:
-        """Send SIGTERM; return the exit code and the lines of the log."""
+        """Send SIGTERM; return the exit code and the log lines."""
         self.process.send_signal(signal.SIGTERM)
-        out, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, [json.loads(line) for line in out.splitlines()]
+        self.process.wait(timeout=300)
+        self.complete_output()
+        return self.process.returncode, self.log
+
+    def complete_output(self) -> str:
+        """Wait until the process has closed its output, and return it."""
+        self._reader.join(timeout=60)
+        return "".join(self._output)
+
+    def _read_output(self) -> None:
+        assert self.process.stdout
+        self._output.extend(self.process.stdout)  # appends each line when it arrives
 
 
 @contextmanager
 def service(*command: str, **settings: str) -> Iterator[Service]:
     """Run a service, by default `tips serve`, on a free port until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
     command = command or (TIPS, "serve")
     with subprocess.Popen(
         [*command, "--port", str(port)],
@@ -69,9 +95,11 @@ def service(*command: str, **settings: str) -> Iterator[Service]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
+        running = Service(process, f"http://127.0.0.1:{port}")
         try:
-            running = Service(process, f"http://127.0.0.1:{port}")
             with running.http:
+                running.wait_until_live()
                 yield running
         finally:
             process.kill()
+            running.complete_output()

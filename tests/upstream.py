@@ -1,7 +1,8 @@
-"""A small OpenAI-compatible model server that behaves, or misbehaves, as the name of the model says."""
+"""A fake OpenAI-compatible model server. The name of the requested model selects its behaviour."""
 
 import asyncio
 import json
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -30,13 +31,17 @@ UNUSABLE = {
 
 @dataclass
 class Upstream:
-    """What has been asked of it, and how calls ended."""
+    """The fake server: the requests that it received, and the number of callers that disconnected early.
+
+    `calls`: the number of requests for each model. `released`: set it to let the model "waits" answer.
+    """
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    abandoned: int = 0
+    disconnects: int = 0
     calls: Counter[str] = field(default_factory=Counter)
+    released: threading.Event = field(default_factory=threading.Event)
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/v1/chat/completions", self._answer, methods=["POST"])])
@@ -47,12 +52,12 @@ class Upstream:
         self.headers.append(dict(request.headers))
         model = body["model"]
         self.calls[model] += 1
-        first = self.calls[model] == 1
-        kind, _, argument = model.partition("-")
-        match kind:
+        is_first = self.calls[model] == 1
+        behaviour, _, argument = model.partition("-")
+        match behaviour:
             case "status":
                 return _error(int(argument))
-            case "flaky" if first:
+            case "flaky" if is_first:
                 return _error(500)
             case "policy":
                 refusal = {"type": "invalid_request_error", "code": "content_policy_violation", "message": SECRET}
@@ -63,37 +68,39 @@ class Upstream:
                 return (
                     PlainTextResponse(f"<html>{SECRET}</html>") if argument == "html" else JSONResponse({"a": SECRET})
                 )
+            case "waits":
+                await asyncio.to_thread(self.released.wait, 300)
             case "slow":
                 await asyncio.sleep(0.7)
-            case "improves" if first:
+            case "improves" if is_first:
                 return _reply(body, UNUSABLE["preamble"])
             case "cut":
                 return _reply(body, "Dim the lights and", "length")
             case "says":
                 return _reply(body, UNUSABLE[argument])
             case "drop" | "stall":
-                return StreamingResponse(self._breaking(kind), media_type="text/event-stream")
+                return StreamingResponse(self._break_off(behaviour), media_type="text/event-stream")
         return _reply(body, TIP)
 
     async def _hang(self, request: Request) -> Response:
         try:
-            while not await request.is_disconnected():
-                await asyncio.sleep(0.02)
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
         finally:
-            self.abandoned += 1
+            self.disconnects += 1
         return PlainTextResponse("too late")
 
-    async def _breaking(self, kind: str) -> AsyncIterator[bytes]:
+    async def _break_off(self, behaviour: str) -> AsyncIterator[bytes]:
         try:
             for piece in _chunks(TIP)[:3]:
                 yield piece
-            if kind == "drop":
+            if behaviour == "drop":
                 raise ConnectionAbortedError
             while True:
                 yield b": still here\n\n"
                 await asyncio.sleep(0.02)
         finally:
-            self.abandoned += 1
+            self.disconnects += 1
 
 
 def _error(status: int) -> Response:

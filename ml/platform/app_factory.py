@@ -7,18 +7,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
-from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from ml.platform.dependencies import from_state
-from ml.platform.middleware.bearer_keys import BearerKeyMiddleware
+from ml.platform.middleware.bearer_keys import BearerKeyMiddleware, is_open
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
+from ml.platform.openapi import install_openapi
 from ml.platform.problem_json import install_problem_handlers, problem_responses
 from ml.platform.settings import ConfigurationError, ServiceSettings
 from ml.platform.telemetry import Telemetry, configure_logging
@@ -28,10 +28,10 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 64 * 1024
 
 OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
-"""Paths that need no key: for load balancers, metrics scrapers and developers; nothing personal is below them."""
+"""Paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
 
 ReadinessCheck = Callable[[], Awaitable[None]]
-"""Raises NotReady, or another error with status 503, while a part of the service cannot do its work."""
+"""A check that raises NotReady, or another error with status 503, while a part of the service is not usable."""
 
 
 def build_service(
@@ -56,18 +56,16 @@ def build_service(
         redoc_url=None,
         static_url="/docs/static",  # /docs loads nothing from other hosts
     )
-    # The middleware checks the key; this dependency only declares it in the OpenAPI document.
-    key = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    for router in routers:
-        app.include_router(router, dependencies=key)
-    for router in (*open_routers, _operations(telemetry)):
+    for router in (*routers, *open_routers, _operations(telemetry)):
         app.include_router(router)
+    all_open_paths = (*OPEN_PATHS, *open_paths)
+    install_openapi(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path, all_open_paths))
     install_problem_handlers(app)
     # The middleware added last is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES)
     for limit in limits:
         app.add_middleware(InFlightLimitMiddleware, limit=limit)
-    app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=(*OPEN_PATHS, *open_paths))
+    app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=all_open_paths)
     app.add_middleware(RequestTelemetryMiddleware, telemetry=telemetry)
     return app
 
@@ -75,13 +73,13 @@ def build_service(
 def warn_if_unauthenticated(settings: ServiceSettings) -> None:
     """Log a warning when there are no keys."""
     if not settings.api_keys:
-        log.warning("open_to_everyone", reason="API_KEYS is not set, so anyone who reaches this service may use it")
+        log.warning("open_to_everyone", reason="API_KEYS is not set, so everyone who can reach this service may use it")
 
 
 def freeze_gc() -> None:
-    """Exclude all present objects, mostly imported libraries, from garbage collection.
+    """Exclude all existing objects, mostly imported libraries, from garbage collection.
 
-    For entry points, before they serve: each full collection would otherwise stop the service for about 90 ms.
+    Entry points call it before they serve: each full collection would otherwise pause the service for about 90 ms.
     """
     gc.collect()
     gc.freeze()
@@ -99,7 +97,7 @@ def build_app_or_exit(build: Callable[[], FastAPI]) -> FastAPI:
 
 
 class Health(BaseModel):
-    """The state of the service: the process answers (`live`), or it can do its work (`ready`)."""
+    """The state of the service: `live` (the process answers) or `ready` (every part is usable)."""
 
     status: Literal["live", "ready"]
 
@@ -112,16 +110,16 @@ def _operations(telemetry: Telemetry) -> APIRouter:
         """Answer while the process runs."""
         return Health(status="live")
 
-    @router.get("/health/ready", summary="The service can do its work", responses=problem_responses(503))
+    @router.get("/health/ready", summary="The service is ready for requests", responses=problem_responses(503))
     async def ready(checks: Annotated[Sequence[ReadinessCheck], from_state("ready")]) -> Health:
-        """Answer 200 when the service can do its work; otherwise 503, naming what is still loading or missing."""
+        """Answer 200 when the service is ready for requests; otherwise 503, naming the parts that are not."""
         for check in checks:
             await check()
         return Health(status="ready")
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Show the counters and histograms of this process, in Prometheus' text format."""
+        """Return the counters and histograms of this process in Prometheus' text format."""
         return Response(generate_latest(telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

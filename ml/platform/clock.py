@@ -1,12 +1,12 @@
-"""The clock, as a function that is passed in, so that tests and simulations can set the time."""
+"""The clock: a function that is passed as an argument, so that tests and simulations can set the time."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 Clock = Callable[[], datetime]
-"""Returns the present time, in UTC."""
+"""A function that returns the current time in UTC."""
 
 
 def utc_now() -> datetime:
-    """Return the present time, in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)

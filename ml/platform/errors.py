@@ -1,4 +1,4 @@
-"""Every error the services can answer with, each with its HTTP status.
+"""The errors that the services answer with, each with its HTTP status.
 
     TipsError
     ├── InvalidRequest          400  not JSON
@@ -21,7 +21,7 @@
     ├── UpstreamOverloaded      503
     └── DeadlineExceeded        504
 
-Messages are the service's own: no upstream text, key, address, prompt or signal is ever part of one.
+The messages are written by this project: they never contain upstream text, a key, an address, a prompt or a signal.
 `problem_json` renders them (RFC 9457).
 """
 
@@ -47,7 +47,7 @@ class FieldError:
 
 
 class TipsError(Exception):
-    """The root of the tree. `slug` is the last part of the problem type: a stable name that clients can switch on."""
+    """The root of the tree. `slug` is the last part of the problem type: a stable name that clients may rely on."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     slug: ClassVar[str] = "internal-error"

@@ -1,4 +1,4 @@
-"""HTML pages for operators: a common layout, and headers that keep everything from other hosts out."""
+"""HTML pages for operators: a shared layout, and headers that forbid content from other hosts."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_LAYOUT = Path(__file__).with_name("templates")
+_LAYOUT_DIRECTORY = Path(__file__).with_name("templates")
 
 
 class PageTemplates:
     """The page templates of one package, which extend the layout `base.html`."""
 
     def __init__(self, directory: Path, filters: Mapping[str, Callable[[Any], str]] | None = None) -> None:
-        """Take the directory of the templates, and filters for them."""
+        """Take the directory of the templates, and the filters that they use."""
         self._environment = Environment(
-            loader=FileSystemLoader([directory, _LAYOUT]),
+            loader=FileSystemLoader([directory, _LAYOUT_DIRECTORY]),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -30,7 +30,7 @@ class PageTemplates:
         self._environment.filters |= filters or {}
 
     def render(self, template: str, *, nonce: str = "", **values: Any) -> HTMLResponse:
-        """Return a page that loads nothing from other hosts; `nonce` admits the page's own script, if it has one."""
+        """Return a page that loads nothing from other hosts; `nonce` allows the page's own script, if it has one."""
         script = f"; script-src 'nonce-{nonce}'; connect-src 'self'" if nonce else ""
         headers = PRIVATE_HEADERS | {"Content-Security-Policy": _CONTENT_SECURITY_POLICY + script}
         return HTMLResponse(self._environment.get_template(template).render(nonce=nonce, **values), headers=headers)

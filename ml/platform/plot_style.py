@@ -1,4 +1,4 @@
-"""The style of every figure: no frame, thin grid lines, text as text; the same data gives the same file."""
+"""The style of all figures: no frame, thin grid lines, text kept as text. Equal data gives an identical file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ class Palette:
 
 
 PRINT_PALETTE = Palette(text="#1c1f24", secondary="#5a616b", grid="#e0ddd6", background="#ffffff")
-"""The palette of figures in files of their own."""
+"""The palette of figures that are written to files."""
 
 
-def plot_settings(palette: Palette, font: int) -> dict[Any, Any]:
+def plot_settings(palette: Palette, font_size: int) -> dict[Any, Any]:
     """Return matplotlib's rcParams for a palette and a font size in points."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "tips",
-        "font.size": font,
+        "font.size": font_size,
         "text.color": palette.text,
         "text.parse_math": False,
         "axes.edgecolor": palette.grid,

@@ -26,7 +26,7 @@ _NOT_JSON = "The request body is not valid JSON."
 
 
 def error_from_problem(document: Any, retry_after: int | None) -> TipsError | None:
-    """Return the error that a problem document of one of these services stands for; None for any other document."""
+    """Return the error that a problem document of one of these services describes; None for any other document."""
     match document:
         case {"type": str(problem_type), "detail": str(detail)}:
             error_class = _classes_by_slug(TipsError).get(problem_type.removeprefix(PROBLEM_TYPE_PREFIX))
@@ -87,13 +87,13 @@ _PROBLEM_SCHEMA = {
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses of a route that can answer with these statuses."""
+    """Return the OpenAPI descriptions of a route's error responses with these statuses."""
     content = {PROBLEM_JSON: {"schema": _PROBLEM_SCHEMA}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Make `app` answer every error, its own and the framework's, with problem+json."""
+    """Make `app` answer all errors, its own and the framework's, with problem+json."""
 
     @app.exception_handler(TipsError)
     def tips_error(_: Request, error: TipsError) -> JSONResponse:
@@ -110,7 +110,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def error_from_validation(errors: Iterable[Mapping[str, Any]]) -> TipsError:
-    """Return the error for pydantic's errors about a request body, without the values that were sent."""
+    """Return the error for pydantic's errors in a request body; it does not repeat the values that were sent."""
     fields = [field for error in errors for field in _field_errors(error)]
     if any(field.detail == _NOT_JSON for field in fields):
         return InvalidRequest(_NOT_JSON)
@@ -132,6 +132,6 @@ def _field_errors(error: Mapping[str, Any]) -> Iterable[FieldError]:
 
 
 def _pointer(location: Iterable[str | int]) -> str:
-    """Return a JSON pointer as a URI fragment; unknown names, which the caller chose, are cut to a readable length."""
+    """Return a JSON pointer as a URI fragment; names sent by the caller are cut to `MAX_NAME_LENGTH`."""
     tokens = (str(part)[:MAX_NAME_LENGTH].replace("~", "~0").replace("/", "~1") for part in location)
     return "#" + "".join(f"/{token}" for token in tokens)

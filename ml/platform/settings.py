@@ -1,6 +1,6 @@
-"""Settings, frozen, from the environment. Entry points read them once; everything else receives what it needs.
+"""Frozen settings from the environment. Entry points read them once and pass them to all other code.
 
-An empty variable counts as unset. A wrong value is a `ConfigurationError`: one plain sentence without secrets.
+An empty variable counts as unset. A wrong value is a `ConfigurationError`: one sentence, without secrets.
 """
 
 import re
@@ -10,11 +10,15 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.functional_validators import BeforeValidator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class ConfigurationError(Exception):
-    """A setting has a value that cannot work; the message is one plain sentence for the operator."""
+    """A setting has a value that cannot work.
+
+    The message is one sentence for the operator: the setting, the value unless it is secret, and what is allowed.
+    """
 
 
 def split_commas(value: object) -> object:
@@ -34,13 +38,14 @@ def has_valid_port(address: str) -> bool:
 
 def _check_address(value: str) -> str:
     if not re.match(r"https?://[^\s/]+", value) or not has_valid_port(value):
-        raise ValueError("should be an http:// or https:// address")
+        shown = "" if "@" in value else f"{value!r} "  # a user name and password may stand before an @
+        raise ValueError(f"{shown}should be an http:// or https:// address")
     return value
 
 
 def _check_file(value: Path) -> Path:
     if not value.is_file():
-        raise ValueError("is not a file that can be read")
+        raise ValueError(f"{str(value)!r} is not a file that can be read")
     return value
 
 
@@ -49,7 +54,7 @@ ReadableFile = Annotated[Path, AfterValidator(_check_file)]
 
 
 class ServiceSettings(BaseSettings):
-    """The settings of every service; each field is the environment variable of the same name in capitals."""
+    """The settings that all services have; each field is the environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
 
@@ -64,7 +69,13 @@ class ServiceSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            message = first["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:]
-            raise ConfigurationError(f"{str(first['loc'][0]).upper()}: the value {message}.") from None
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]).upper()
+            raise ConfigurationError(f"{name}: the value {_predicate(first)}.") from None
+
+
+def _predicate(error: ErrorDetails) -> str:
+    """Return the rest of the sentence "the value …": a validator's own message, or the value and pydantic's message."""
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    return f"{error['input']!r} {error['msg'].removeprefix('Input ')}"

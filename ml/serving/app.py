@@ -50,7 +50,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
 async def open_state(
     settings: ServingSettings, telemetry: Telemetry, policies: ActivePolicies
 ) -> AsyncIterator[ServingState]:
-    """Open everything that the routes need, and close it when the block ends, however it ends."""
+    """Open the resources that the routes need; close them when the block ends, also if opening one of them fails."""
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(build_gateway(settings).running())
         online_store = stack.enter_context(open_online_store(settings.online_store_url))
@@ -77,12 +77,17 @@ def check_settings(settings: ServingSettings) -> None:
     """Raise ConfigurationError for settings that contradict each other or name an unknown prompt version."""
     if settings.default_prompt_version not in PROMPTS:
         raise ConfigurationError(
-            f"DEFAULT_PROMPT_VERSION: there is no such prompt version; the known ones are {', '.join(PROMPTS)}."
+            f"DEFAULT_PROMPT_VERSION: {settings.default_prompt_version!r} is not a prompt version; "
+            f"the known ones are {', '.join(PROMPTS)}."
         )
     if settings.tip_model_api_base and settings.tip_model == EMBEDDED_MODEL:
-        raise ConfigurationError("TIP_MODEL_API_BASE: needs TIP_MODEL to name a model there, such as openai/my-model.")
+        raise ConfigurationError(
+            "TIP_MODEL_API_BASE: needs TIP_MODEL to name a model at that address, such as openai/my-model."
+        )
     if settings.embedded_model_path and EMBEDDED_MODEL not in settings.models:
-        raise ConfigurationError(f"EMBEDDED_MODEL_PATH: is for {EMBEDDED_MODEL}, which is not among the models.")
+        raise ConfigurationError(
+            f"EMBEDDED_MODEL_PATH: needs {EMBEDDED_MODEL}, but neither TIP_MODEL nor TIP_MODEL_FALLBACKS names it."
+        )
     if settings.online_store_url:
         try:
             with open_online_store(settings.online_store_url):
@@ -124,7 +129,7 @@ def build_generator(settings: ServingSettings, gateway: Gateway, telemetry: Tele
 
 @contextmanager
 def _reload_on_hangup(scorer: Scorer) -> Iterator[None]:
-    """Reload the policies on SIGHUP, where that signal exists and this is the main thread, which receives it."""
+    """Reload the policies on SIGHUP, if the platform has that signal and this is the main thread, which receives it."""
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -45,9 +45,9 @@ class Completion:
 
 @dataclass
 class CompletionStream:
-    """A completion that is being written. Iterate it once and always close it.
+    """A completion that is still being written. Iterate it once and always close it.
 
-    `completion` is what has arrived so far. `deadline`: in the event loop's time.
+    `completion` holds the text that has arrived. `deadline`: in the event loop's time.
     """
 
     model: str
@@ -66,7 +66,7 @@ class CompletionStream:
         raise UnusableTip("The model's answer is empty.")
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Yield the text piece by piece. Raises DeadlineExceeded, or an upstream error if the stream breaks."""
+        """Yield the pieces of text. Raises DeadlineExceeded, or an upstream error if the stream breaks."""
         yield self._pieces[0]
         while (chunk := await with_deadline(self.deadline, anext(self.chunks, None))) is not None:
             if text := self._add(chunk):
@@ -100,7 +100,7 @@ def token_usage(response: Any) -> TokenUsage:
 
 
 async def with_deadline(deadline: float, awaitable: Awaitable[T]) -> T:
-    """Await something until `deadline` (in the event loop's time). Raises DeadlineExceeded."""
+    """Await `awaitable` until `deadline` (in the event loop's time). Raises DeadlineExceeded."""
     try:
         async with asyncio.timeout_at(deadline):
             return await awaitable

@@ -1,7 +1,7 @@
-"""The one way to a language model: fallback models, retries, one deadline, and this service's own errors.
+"""The gateway to language models: fallback models, retries, one deadline, and the errors of this service.
 
-Read it from `complete` and `stream` downwards. LiteLLM takes seconds to import, so that happens in a thread while the
-service already answers; no other module imports it, except the embedded model, which is one of its providers.
+The entry points are `complete` and `stream`. LiteLLM takes seconds to import, so a thread imports it while the service
+already answers. Of the other modules only the embedded model, one of its providers, imports LiteLLM.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 ATTEMPTS = 2
-"""The number of calls to one model, where a retry can help, before the next model is tried."""
+"""The number of calls to one model after transient errors, before the next model is tried."""
 
-# Two threads that import LiteLLM at the same time (two services in one process) find it half initialised.
+# Without it, two threads that import LiteLLM at the same time (two services in one process) see it half initialised.
 _IMPORT_LOCK = threading.Lock()
 
 _TRANSIENT = (UpstreamFailed, UpstreamOverloaded, UpstreamUnreachable)
@@ -75,7 +75,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[Self]:
         """Load what the models need, in the background, and close the connections when the block ends.
 
-        A request that arrives while a model loads waits for it, or is told why there is no model.
+        A request that arrives while a model loads waits for it; if the loading fails, the request gets that error.
         """
         self._litellm = asyncio.create_task(run_in_daemon_thread(lambda: _import_litellm([*self._models])))
         if EMBEDDED_MODEL in self._models:
@@ -83,23 +83,25 @@ class Gateway:
         try:
             yield self
         finally:
-            for loading in filter(None, (self._litellm, self._embedded)):
-                loading.cancel()
-            if self._litellm.done() and not self._litellm.cancelled() and not self._litellm.exception():
+            loading = [task for task in (self._litellm, self._embedded) if task]
+            for task in loading:
+                task.cancel()
+            await asyncio.wait(loading)
+            if not self._litellm.cancelled() and not self._litellm.exception():
                 litellm = self._litellm.result().module
                 await litellm.close_litellm_async_clients()
                 litellm.in_memory_llm_clients_cache.flush_cache()
 
     @property
     def missing(self) -> dict[str, str]:
-        """The state of each part that is needed for a first tip and not loaded yet; empty when all are."""
+        """The state of each part that a first tip needs and that is not loaded; empty when all are loaded."""
         needed: dict[str, asyncio.Task[Any]] = {"litellm": self._litellm}
         if self._embedded and len(self._models) == 1:
             needed["embedded model"] = self._embedded
         return {name: state for name, task in needed.items() if (state := _loading_state(task))}
 
     async def warm_up(self, prefixes: Sequence[Sequence[Message]]) -> None:
-        """Wait until everything is loaded; the embedded model, if used, then reads these prefixes of prompts."""
+        """Wait until all parts are loaded; the embedded model, if configured, then reads these prompt prefixes."""
         try:
             await self._litellm
             embedded_model = self._embedded and await self._embedded
@@ -119,7 +121,7 @@ class Gateway:
         return await self._try_models(self._complete, request, deadline)
 
     async def stream(self, request: CompletionRequest, deadline: float) -> CompletionStream:
-        """Return a completion stream whose first text has arrived; all of it arrives before `deadline`.
+        """Return a completion stream whose first text has arrived; the rest arrives before `deadline`.
 
         Raises what `complete` raises.
         """
@@ -186,7 +188,7 @@ class Gateway:
             options["extra_body"] = {"locale": request.locale, "crisis": request.crisis}
         elif not stream:
             options["litellm_logging_obj"] = litellm.make_log(options["model"], request.messages)
-        if "api_base" in options:  # the operator's own server, which may take part in the trace
+        if "api_base" in options:  # the operator's own server, which may continue the trace
             options["extra_headers"] = {"traceparent": traceparent(trace.get_current_span())}
         if stream:
             options |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -208,7 +210,7 @@ class Gateway:
         except ModuleNotFoundError as error:
             raise NotReady(NO_EMBEDDED_MODEL) from error
         file = await run_in_daemon_thread(lambda: weights.find_weights(self._embedded_path))
-        model = await run_in_daemon_thread(lambda: embedded.EmbeddedModel(file))
+        model = await run_in_daemon_thread(lambda: embedded.EmbeddedModel.load(file))
         provider = {"provider": embedded.PROVIDER, "custom_handler": embedded.EmbeddedProvider(model)}
         litellm.module.custom_provider_map = [provider]
         return model
@@ -270,19 +272,21 @@ def _import_litellm(models: Sequence[str]) -> _LiteLLM:
     known = {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
     unknown = [model for model in models if model != EMBEDDED_MODEL and model.partition("/")[0] not in known]
     if unknown:
-        raise NotReady(f"LiteLLM does not know the provider of {', '.join(unknown)}; the operator has to correct it.")
+        raise NotReady(
+            f"LiteLLM does not know the provider of {', '.join(unknown)}; the operator must correct the setting."
+        )
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).disabled = True  # its lines may quote prompts and answers
-    litellm.ModelResponse()  # pydantic completes these classes at their first use: do it before the first request
+    litellm.ModelResponse()  # pydantic completes these classes at their first use: do that before the first request
     return _LiteLLM(litellm, (*vendor_exceptions(litellm), httpx.HTTPError), _log_factory(litellm))
 
 
 def _log_factory(litellm: Any) -> Callable[[str, Sequence[Message]], Any]:
     """Return a factory for LiteLLM's log object of a plain call, with its bookkeeping switched off.
 
-    LiteLLM computes the price of each call twice and prepares a record for callbacks, of which there are none here:
-    without that, a call takes two thirds of the CPU.
+    LiteLLM computes the price of each call twice and prepares a record for callbacks, which this service does not use.
+    Without that, a call takes two thirds of the CPU.
     """
 
     class SilentLogging(litellm.Logging):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One tip, from signals to answer: context, prompt version, messages, model, check. Nothing is kept between requests."""
+"""Generation of one tip: context, prompt version, messages, model, check. No state is kept between requests."""
 
 import asyncio
 import uuid
@@ -66,16 +66,20 @@ class TipGenerator:
     """Writes tips with the models behind a gateway."""
 
     def __init__(self, gateway: Gateway, telemetry: Telemetry, *, default_prompt_version: str, timeout: float) -> None:
-        """Take the prompt version for requests that name none, and the time for one tip in seconds."""
+        """Take the prompt version for requests that name none, and the maximum time for one tip in seconds."""
         self._gateway = gateway
         self._telemetry = telemetry
         self._default_prompt_version = default_prompt_version
         self._timeout = timeout
 
     async def generate(
-        self, signals: Mapping[str, Any], prompt_version: str | None = None, *, timeout: float | None = None
+        self,
+        signals: Mapping[str, Any],
+        prompt_version: str | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - part of one deadline for several calls
     ) -> Tip:
-        """Write a tip, within `timeout` seconds; after an unusable text the model gets a second attempt.
+        """Write a tip within `timeout` seconds; after an unusable text the model gets a second attempt.
 
         Raises UnprocessableRequest for an unknown prompt version, UnusableTip, and what the gateway raises.
         """
@@ -94,11 +98,15 @@ class TipGenerator:
         raise AssertionError("the last attempt returns or raises")
 
     async def stream(
-        self, signals: Mapping[str, Any], prompt_version: str | None = None, *, timeout: float | None = None
+        self,
+        signals: Mapping[str, Any],
+        prompt_version: str | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - part of one deadline for several calls
     ) -> TipStream:
-        """Write a tip piece by piece. Returns when its first text is there; until then it raises what `generate` does.
+        """Write a tip as a stream. Returns when its first text has arrived; until then it raises like `generate`.
 
-        Text that has been sent cannot be taken back, so an unusable text raises from the stream, without a retry.
+        Text that has been sent cannot be withdrawn, so the stream raises UnusableTip without a second attempt.
         """
         generation = self._prepare(signals, prompt_version, timeout)
         with ExitStack() as stack:

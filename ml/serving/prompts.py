@@ -1,7 +1,7 @@
-"""The prompt registry: every version of the prompt, as data.
+"""The prompt registry: all prompt versions, as data.
 
-A version is immutable once released: every answer echoes its digest, and `prompts.lock` holds the digest of each
-released version. To change a prompt, add an entry here and run `tips prompts lock`; nothing else changes.
+A released version is immutable: each answer contains its digest, and `prompts.lock` holds the digests of all released
+versions. To change the wording, add an entry to `PROMPTS` and run `tips prompts lock`; no other code changes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A situation and the tip we would like to see for it; shown to the model as one earlier exchange."""
+    """Signals and a good tip for them; the model sees them as one earlier exchange of the chat."""
 
     signals: Mapping[str, Any]
     tip: str
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How to sample: temperature >= 0, nucleus mass in (0, 1], and the longest answer in tokens."""
+    """Sampling parameters: temperature >= 0, nucleus mass in (0, 1], and the maximum length of an answer in tokens."""
 
     temperature: float = 0.4
     top_p: float = 0.9
@@ -44,7 +44,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One version of the prompt: who the model is, examples it has seen, and how it is sampled."""
+    """The content of a prompt version: system text, examples and sampling parameters."""
 
     description: str
     system: str
@@ -53,7 +53,7 @@ class Prompt:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of the canonical JSON of all that reaches the model (so not the description)."""
+        """The SHA-256 (hex) of the canonical JSON of all content that reaches the model; the description does not."""
         content = asdict(self)
         del content["description"]
         canonical = json.dumps(content, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
@@ -61,7 +61,7 @@ class Prompt:
 
     @cached_property
     def prefix(self) -> tuple[Message, ...]:
-        """The messages that are the same for every person: the system text, and the examples as chat turns."""
+        """The messages that are the same in all requests: the system text, and the examples as chat turns."""
         messages: list[Message] = [{"role": "system", "content": self.system}]
         for example in self.examples:
             messages.append({"role": "user", "content": _request(assemble_context(example.signals))})
@@ -69,12 +69,12 @@ class Prompt:
         return tuple(messages)
 
     def render(self, context: PromptContext) -> list[Message]:
-        """Return the messages that ask for one tip for the person in `context`."""
+        """Return the messages that request one tip for the user in `context`."""
         return [*self.prefix, {"role": "user", "content": _request(context)}]
 
 
 def _request(context: PromptContext) -> str:
-    asked = (
+    request = (
         "I may be in danger. Please only ask me, kindly and without any number, to call a crisis line or to talk to "
         "someone I trust right now."
         if context.crisis
@@ -82,8 +82,8 @@ def _request(context: PromptContext) -> str:
         if context.sentences
         else "Suggest one small thing that does almost anybody good and that I can do now."
     )
-    language = f" Reply in {SIGNALS['locale'].kind.words(context.locale)}." if context.locale else ""
-    return f"{context.text} {asked}{language}".lstrip()
+    language = f" Reply in {SIGNALS['locale'].type.words(context.locale)}." if context.locale else ""
+    return f"{context.text} {request}{language}".lstrip()
 
 
 RULES = """\
@@ -118,7 +118,7 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
             system=MENTOR,
         ),
         "v3-few-shot": Prompt(
-            description="The baseline's words, with five curated examples.",
+            description="The baseline's text, with five curated examples.",
             system=BASELINE,
             examples=(
                 Example(
@@ -147,20 +147,20 @@ PROMPTS: Mapping[str, Prompt] = MappingProxyType(
 )
 
 
-def resolve_prompt(requested: str | None, default: str) -> tuple[str, Prompt]:
-    """Return the version to use and its prompt: the one requested, else the default. There is no other fallback.
+def resolve_prompt(prompt_version: str | None, default: str) -> tuple[str, Prompt]:
+    """Return the prompt version to use and its prompt: the requested version, or `default` if it is None.
 
-    Raises UnprocessableRequest, naming the known versions, when the one to use is not registered.
+    Raises UnprocessableRequest, naming the known versions, if that version is not registered.
     """
-    version = default if requested is None else requested
-    if version not in PROMPTS:
+    resolved = default if prompt_version is None else prompt_version
+    if resolved not in PROMPTS:
         known = tuple(PROMPTS)
         detail = f"should be one of {', '.join(known)}"
         raise UnprocessableRequest(
             f"The prompt version is not known; it {detail}.",
             errors=[FieldError("#/prompt_version", detail, known)],
         )
-    return version, PROMPTS[version]
+    return resolved, PROMPTS[resolved]
 
 
 LOCK = Path(__file__).with_name("prompts.lock")
@@ -173,13 +173,13 @@ def locked_digests() -> dict[str, str]:
 
 
 def changed_versions() -> list[str]:
-    """Return the released versions whose text is no longer the one that was released (or is gone)."""
+    """Return the released versions whose content differs from the released content or that were removed."""
     digests = {version: prompt.digest for version, prompt in PROMPTS.items()}
     return [version for version, locked in locked_digests().items() if digests.get(version) != locked]
 
 
 def lock_versions() -> list[str]:
-    """Release the versions that are not released yet: add their digests to `prompts.lock`, and return their names."""
+    """Release all versions that are not released: add their digests to `prompts.lock`, and return these versions."""
     released = locked_digests()
     added = {version: prompt.digest for version, prompt in PROMPTS.items() if version not in released}
     if added:

@@ -1,4 +1,4 @@
-"""The HTTP interface of serving: each handler parses the request, calls one function and answers."""
+"""The routes of serving: each handler parses the request, calls one function and answers."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
-from pydantic import ValidationError
 
 from ml.platform.app_factory import ReadinessCheck
-from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, require_local_request
+from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
 from ml.platform.errors import TipsError
 from ml.platform.middleware.in_flight_limit import InFlightLimit
-from ml.platform.problem_json import error_from_validation, problem_responses
+from ml.platform.openapi import request_body
+from ml.platform.problem_json import problem_responses
 from ml.serving.generate import Tip, TipGenerator, TipStream
 from ml.serving.prompts import PROMPTS
 from ml.serving.schemas import (
@@ -25,6 +25,7 @@ from ml.serving.schemas import (
     PromptsResponse,
     ScoreRequest,
     ScoreResponse,
+    score_response,
 )
 from ml.serving.score import Scorer
 from ml.serving.settings import ServingSettings
@@ -32,11 +33,11 @@ from ml.serving.settings import ServingSettings
 GENERATION_PATHS = frozenset({"/generate"})
 
 SCORE_LIMIT = InFlightLimit(frozenset({"/score"}), max_requests=8)
-"""Each takes about two milliseconds of CPU: more at once would exceed the latency budget."""
+"""A ranking takes about 2 ms of CPU: more concurrent ones would exceed the latency budget."""
 
 
 class ServingState(TypedDict):
-    """The state that handlers can use; created and closed by the lifespan."""
+    """The resources that handlers use; opened and closed by the lifespan."""
 
     serving_settings: ServingSettings
     generator: TipGenerator
@@ -51,7 +52,7 @@ ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 router = APIRouter()
 
-_EVENT = {
+_EVENT_SCHEMA = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
@@ -59,7 +60,7 @@ _EVENT = {
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-_STREAM = """\
+_STREAM_EXAMPLE = """\
 event: meta
 data: {"generation_id": "…", "prompt_version": "v1", "prompt_digest": "…", "model": "…", "fallback": false}
 
@@ -79,13 +80,17 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
     responses={
         200: {
             "description": "The tip; with `stream`, server-sent events: `meta`, `delta`…, then `done` or `error`.",
-            "content": {"text/event-stream": {"schema": _EVENT, "example": _STREAM}},
+            "content": {"text/event-stream": {"schema": _EVENT_SCHEMA, "example": _STREAM_EXAMPLE}},
         },
         **problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
     },
 )
-async def generate(body: GenerateRequest, generator: GeneratorDep, timeout: CallerTimeout) -> Any:
-    """Write one tip for the person whom the signals describe, with the requested prompt version or the default."""
+async def generate(
+    body: GenerateRequest,
+    generator: GeneratorDep,
+    timeout: CallerTimeout,  # noqa: ASYNC109 - part of one deadline for several calls
+) -> Any:
+    """Write one tip for the user whom the signals describe, with the requested prompt version or the default."""
     if body.stream:
         stream = await generator.stream(body.signals.known(), body.prompt_version, timeout=timeout)
         return event_stream(stream, _done)
@@ -95,25 +100,13 @@ async def generate(body: GenerateRequest, generator: GeneratorDep, timeout: Call
 @router.post(
     "/score",
     summary="Rank candidate tips and draw the one to show",
-    dependencies=[RequireJson],
     response_model=ScoreResponse,
     responses=problem_responses(400, 401, 413, 415, 422, 503),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}},
-        }
-    },
+    openapi_extra=request_body(ScoreRequest),
 )
 async def score(request: Request, scorer: ScorerDep) -> Response:
-    """Rank the candidates for the person whom the signals describe, and draw the one to show.
-
-    Pydantic parses the body from its bytes and writes the response: a sixth less CPU than FastAPI's own conversion.
-    """
-    try:
-        body = ScoreRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise error_from_validation(error.errors()) from None
+    """Rank the candidates for the user whom the signals describe, and draw the one to show."""
+    body = await read_json(request, ScoreRequest)
     result = await scorer.score(
         [candidate.id for candidate in body.candidates],
         [candidate.known() for candidate in body.candidates],
@@ -121,13 +114,13 @@ async def score(request: Request, scorer: ScorerDep) -> Response:
         event_id=body.event_id,
         user_id=body.user_id,
     )
-    return Response(ScoreResponse.of(result).model_dump_json(), media_type="application/json")
+    return Response(score_response(result), media_type="application/json")
 
 
 async def _require_operator(request: Request, settings: SettingsDep) -> None:
-    """Raise Forbidden unless the caller has shown a key (checked by the middleware) or is on this machine."""
+    """Raise Forbidden unless the caller has a key (checked by the middleware) or is on this machine."""
     if not settings.api_keys:
-        require_local_request(request, "Without API_KEYS, this is for callers on the service's machine only.")
+        require_local_request(request, "Without API_KEYS, only callers on the service's own machine may do this.")
 
 
 @router.post(
@@ -137,9 +130,9 @@ async def _require_operator(request: Request, settings: SettingsDep) -> None:
     responses=problem_responses(401, 403, 409),
 )
 async def reload(scorer: ScorerDep) -> PoliciesResponse:
-    """Load the policies that the settings name again and make them active; if one cannot be used, nothing changes.
+    """Load the policies that the settings name again, and make them active; if loading fails, nothing changes.
 
-    Needs a key; without configured keys, the caller must be on the service's own machine.
+    Needs an API key; if none are configured, the caller must be on the service's own machine.
     """
     return PoliciesResponse.of(await scorer.reload())
 
@@ -161,7 +154,7 @@ async def _done(tip: Tip) -> Mapping[str, Any]:
 
 
 def event_stream(stream: TipStream, done: Callable[[Tip], Awaitable[Mapping[str, Any]]]) -> EventSourceResponse:
-    """Return a response that streams a tip as it is written; `done` returns the data of the last event, or raises TipsError."""
+    """Return the server-sent events of a tip; `done` returns the data of the last event, or raises TipsError."""
     return EventSourceResponse(_events(stream, done), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic_core import to_json
 
 from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
 from ml.serving.generate import Tip
@@ -15,7 +16,7 @@ MAX_CANDIDATES = 50
 
 
 class GenerateRequest(StrictModel):
-    """Ask for one tip."""
+    """Request one tip."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"signals": EXAMPLE_SIGNALS, "prompt_version": "v2-mentor"}]},
@@ -23,30 +24,30 @@ class GenerateRequest(StrictModel):
 
     signals: Signals = Field(default_factory=Signals)
     prompt_version: Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROMPTS)})] | None = Field(
-        default=None, description="One of GET /prompts; otherwise the service's default."
+        default=None, description="One of the versions in GET /prompts; without it, the service's default."
     )
     stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")
 
 
 class UsageResponse(BaseModel):
-    """Tokens, retries included."""
+    """Token counts, retries included."""
 
     input_tokens: int
     output_tokens: int
 
 
 class TipMetadata(BaseModel):
-    """Where a tip comes from."""
+    """The origin of a tip."""
 
     generation_id: str
-    prompt_version: str = Field(description="The version that wrote the tip.")
+    prompt_version: str = Field(description="The prompt version that wrote the tip.")
     prompt_digest: str = Field(description="SHA-256 of that version's content.")
-    model: str = Field(description="The model that really answered.")
-    fallback: bool = Field(description="Whether that was not the first one.")
+    model: str = Field(description="The model that answered.")
+    fallback: bool = Field(description="Whether that is a fallback model.")
 
 
 class GenerateResponse(TipMetadata):
-    """A tip, and where it comes from."""
+    """A tip and its origin."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -88,14 +89,14 @@ class PromptInfo(BaseModel):
 
 
 class PromptsResponse(BaseModel):
-    """The registered prompt versions, and the one that requests get that name none."""
+    """The registered prompt versions, and the default for requests that name none."""
 
     default: str
     prompts: list[PromptInfo]
 
 
 class ScoreRequest(StrictModel):
-    """Ask which of several tips to show."""
+    """Request a ranking of candidates and the choice of the one to show."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -113,16 +114,19 @@ class ScoreRequest(StrictModel):
         },
     )
 
-    event_id: Id | None = Field(default=None, description="The same one gets the same choice; by default a new one.")
+    event_id: Id | None = Field(default=None, description="The same id gets the same choice; by default, a new id.")
     user_id: str | None = Field(
-        default=None, min_length=1, max_length=128, description="Whose aggregates are looked up in the online store."
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="The user whose aggregates are read from the online store.",
     )
     signals: Signals = Field(default_factory=Signals)
     candidates: Annotated[list[Candidate], Field(min_length=1, max_length=MAX_CANDIDATES)]
 
 
 class PolicyInfo(BaseModel):
-    """A policy: its name, and the version that tells it from all others."""
+    """A policy: its name and its unique version."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -131,39 +135,38 @@ class PolicyInfo(BaseModel):
 
 
 class CandidateScore(BaseModel):
-    """What a policy says of a candidate."""
+    """The score and the probability of a candidate."""
 
     id: str
     score: float = Field(ge=0, le=1, description="The expected reward.")
-    probability: float = Field(gt=0, le=1, description="With which it is chosen; they sum to 1.")
+    probability: float = Field(gt=0, le=1, description="The probability of being chosen; all sum to 1.")
 
 
 class ScoreResponse(BaseModel):
-    """Which tip to show, and with what probability it was chosen; `scores` are in the order of the request."""
+    """The chosen candidate, and the scores of all, in the order of the request."""
 
     event_id: str
     policy: PolicyInfo
     chosen: str
     scores: list[CandidateScore]
-    aggregates: dict[str, float] = Field(description="What the online store said of the person.")
+    aggregates: dict[str, float] = Field(description="The user's aggregates from the online store.")
 
-    @classmethod
-    def of(cls, result: ScoreResult) -> Self:
-        ranked = zip(
-            result.candidate_ids, result.ranking.scores.tolist(), result.ranking.probabilities.tolist(), strict=True
-        )
-        return cls.model_validate(
-            {
-                "event_id": result.event_id,
-                "policy": {"name": result.policy.name, "version": result.policy.version},
-                "chosen": result.chosen,
-                "scores": [
-                    {"id": candidate_id, "score": score, "probability": probability}
-                    for candidate_id, score, probability in ranked
-                ],
-                "aggregates": result.aggregates,
-            }
-        )
+
+def score_response(result: ScoreResult) -> bytes:
+    """Return the JSON of a `ScoreResponse`, written directly: validating the service's own result costs 0.1 ms."""
+    scores, probabilities = result.ranking.scores.tolist(), result.ranking.probabilities.tolist()
+    return to_json(
+        {
+            "event_id": result.event_id,
+            "policy": {"name": result.policy.name, "version": result.policy.version},
+            "chosen": result.chosen,
+            "scores": [
+                {"id": candidate_id, "score": score, "probability": probability}
+                for candidate_id, score, probability in zip(result.candidate_ids, scores, probabilities, strict=True)
+            ],
+            "aggregates": result.aggregates,
+        }
+    )
 
 
 class PoliciesResponse(BaseModel):

@@ -1,4 +1,4 @@
-"""Ranking of candidate tips, and the draw of the one to show. Nothing is kept between requests."""
+"""Ranking of candidates, and the draw of the one to show. No state is kept between requests."""
 
 import asyncio
 import uuid
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ActivePolicies:
-    """The live policy, which answers, and the shadow policy, if any, which is asked but never answers."""
+    """The live policy, which answers, and the shadow policy, if any, whose decisions are only logged."""
 
     policy: Ranker
     shadow: Ranker | None = None
@@ -43,9 +43,9 @@ class ScoreResult:
 
 
 class Scorer:
-    """Ranks candidates with the active policies, which can be replaced together.
+    """Ranks candidates with the active policies, which are replaced together.
 
-    A context manager: leaving it ends the shadow's thread.
+    A context manager: at its end, the thread of the shadow policy ends.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Scorer:
         online_store: OnlineStore,
         telemetry: Telemetry,
     ) -> None:
-        """Take the active policies, and how to load them again; `load` may raise ConfigurationError."""
+        """Take the active policies and `load`, which loads them again and may raise ConfigurationError."""
         self.policies = policies
         self._load = load
         self._online_store = online_store
@@ -80,7 +80,7 @@ class Scorer:
         event_id: str | None = None,
         user_id: str | None = None,
     ) -> ScoreResult:
-        """Rank candidates, each an id with its features, and draw one; the same event id repeats a policy's draw.
+        """Rank candidates, each an id with its features, and draw one; for the same event id a policy repeats its draw.
 
         Raises UnprocessableRequest when two ids are equal.
         """
@@ -111,7 +111,7 @@ class Scorer:
         return ScoreResult(event_id, policy, drawn.option, candidate_ids, ranking, aggregates)
 
     async def reload(self) -> ActivePolicies:
-        """Load the policies again and make them active together. Raises PolicyReloadFailed; then nothing changes."""
+        """Load the policies again and replace them together. Raises PolicyReloadFailed, without a replacement."""
         async with self._reload_lock:
             try:
                 self.policies = await asyncio.to_thread(self._load)

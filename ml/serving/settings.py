@@ -19,7 +19,7 @@ NO_EMBEDDED_MODEL = (
 
 def _check_model_id(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9_]+/\S+", value):
-        raise ValueError("should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
+        raise ValueError(f"{value!r} should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
     return value
 
 
@@ -44,10 +44,10 @@ class ServingSettings(ServiceSettings):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All models, in the order in which they are tried."""
+        """The ids of all models, in the order in which they are tried."""
         return (self.tip_model, *self.tip_model_fallbacks)
 
     @property
     def generation_limit(self) -> int:
-        """The number of concurrent generations: few if this process computes them, many if it only waits."""
+        """The maximum number of concurrent generations: low for the embedded model, high for models elsewhere."""
         return self.max_in_flight or (4 if self.tip_model == EMBEDDED_MODEL else 64)

@@ -1,4 +1,4 @@
-"""The shadow policy: it is asked in a thread of its own, its decisions are logged, and it never affects an answer."""
+"""The shadow policy: it runs in its own thread, its decisions are logged, and it never affects an answer."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from ml.registry.policies import Ranker
 log = structlog.get_logger()
 
 MAX_WAITING = 64
-"""Decisions that may wait for the shadow policy; beyond that, new ones are dropped, so that none is late."""
+"""The maximum number of decisions that wait for the shadow policy; further ones are dropped."""
 
 
 class ShadowScorer:
@@ -29,7 +29,7 @@ class ShadowScorer:
     def submit(
         self, shadow: Ranker, draw: Callable[[], Assignment], event_id: str, policy: Ranker, drawn: Assignment
     ) -> None:
-        """Log the shadow's draw and the live policy's (`drawn`) as one event, soon; dropped if too many wait."""
+        """Log the shadow's draw and the live policy's (`drawn`) as one event, later; drop it if too many wait."""
         outcomes = self._telemetry.shadow_scores
         if not self._free_slots.acquire(blocking=False):
             outcomes.labels(shadow.name, shadow.version, "dropped").inc()
@@ -65,5 +65,5 @@ class ShadowScorer:
         self._thread.submit(copy_context().run, run).add_done_callback(on_done)
 
     def close(self) -> None:
-        """End the thread; decisions that still wait are dropped."""
+        """End the thread; decisions that are waiting are dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a tip is: short plain text that can be shown to a person as it stands."""
+"""The checks of a tip: short plain text that can be shown to a person unchanged."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ import sentencex
 from ml.platform.errors import UnusableTip
 
 MAX_TIP_LENGTH = 280
-"""Characters."""
+"""In characters."""
 
 MAX_SENTENCES = 2
 
@@ -25,43 +25,42 @@ _PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 _TELEPHONE = re.compile(r"(\d[\s()./-]?){7,}")
-_STUCK = re.compile(r"(\w{2,})(\W+\1){2,}|(\w{4,}\W)\3{2,}|\s{3,}|(\w{2,}\W+\w{2,}\W+)\4{2,}", re.IGNORECASE)
+_REPETITION = re.compile(r"(\w{2,})(\W+\1){2,}|(\w{4,}\W)\3{2,}|\s{3,}|(\w{2,}\W+\w{2,}\W+)\4{2,}", re.IGNORECASE)
 _MARKUP = re.compile(
     r"[*_]{2}|`|~~|<[^\s<>][^<>]*>|\[[^\]]*\]\(|https?://"
     r"|^\s*([#>]|[-+*\u2022]\s|\d+[.)]\s)"
     r"|(?<!\w)[*_]\w[^*_]*[*_](?!\w)"
 )
 
-
-# What a tip must not be, in the words that follow "it …", and how to see it.
+# Each rule: the reason that follows "it …" in the error message, and a test that is true for a text that breaks it.
 _RULES: Mapping[str, Callable[[str], object]] = MappingProxyType(
     {
         "is empty": lambda tip: not tip,
         f"is longer than {MAX_TIP_LENGTH} characters": lambda tip: len(tip) > MAX_TIP_LENGTH,
         "has more than one line": lambda tip: any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in tip),
         "is in quotation marks": lambda tip: tip[0] in _QUOTES and tip[-1] in _QUOTES,
-        "has markup in it": _MARKUP.search,
-        "has a telephone number in it": _TELEPHONE.search,  # models make them up
-        "repeats itself": _STUCK.search,
-        "begins with something that is not the tip": _PREAMBLE.match,
+        "contains markup": _MARKUP.search,
+        "contains a telephone number": _TELEPHONE.search,  # models invent them
+        "repeats itself": _REPETITION.search,
+        "begins with words that are not part of the tip": _PREAMBLE.match,
     }
 )
 
 
 def validate_tip(text: str, *, locale: str | None = None, finish_reason: str = "stop") -> str:
-    """Return the tip in what a model wrote, or raise UnusableTip, saying which rule it breaks.
+    """Return the tip in a model's text. Raises UnusableTip, naming the first rule that the text breaks.
 
-    One line of at most 280 characters and two sentences (in the language of `locale`, a BCP 47 tag), complete, and
-    without preamble, enclosing quotes, markup or telephone number.
+    A tip is one complete line of at most 280 characters and two sentences (in the language of `locale`, a BCP 47 tag),
+    without preamble, enclosing quotes, markup, repetition or telephone number.
     """
     tip = text.strip()
-    broken = next((why for why, breaks in _RULES.items() if breaks(tip)), None)
+    reason = next((reason for reason, is_broken in _RULES.items() if is_broken(tip)), None)
     if finish_reason == "length":
-        broken = "was cut off"
-    elif broken is None and len(_sentences(tip, locale)) > MAX_SENTENCES:
-        broken = f"has more than {MAX_SENTENCES} sentences"
-    if broken:
-        raise UnusableTip(f"What the model wrote cannot be shown: it {broken}.")
+        reason = "was cut off"
+    elif reason is None and len(_sentences(tip, locale)) > MAX_SENTENCES:
+        reason = f"has more than {MAX_SENTENCES} sentences"
+    if reason:
+        raise UnusableTip(f"The model's text cannot be shown: it {reason}.")
     return tip
 
 

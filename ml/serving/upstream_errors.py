@@ -1,4 +1,4 @@
-"""What LiteLLM raises, as our errors. Only the kind of failure comes through, never a vendor's words."""
+"""The mapping from LiteLLM's exceptions to the errors of the services. No vendor's message is passed on."""
 
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -18,16 +18,16 @@ from ml.platform.errors import (
 )
 
 MAX_RETRY_AFTER = 300
-"""Seconds; an upstream that wants more is asked again by our caller after this long."""
+"""In seconds; a longer `Retry-After` of an upstream is shortened to this."""
 
-# By name, so that the table can be read before LiteLLM has been imported.
+# By class name, since LiteLLM is imported later.
 ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
     {
-        # The signals' content is what the provider will not have: the caller can change it.
+        # The provider rejects the content of the signals, which the caller can change.
         "ContentPolicyViolationError": ContentRefused,
         "BlockedPiiEntityError": ContentRefused,
         "SensitiveDataRouteException": ContentRefused,
-        # The request is composed by us, the key and the model by the operator: not the caller's fault.
+        # The service wrote the request and the operator chose the key and the model: the caller cannot correct it.
         "AuthenticationError": UpstreamRefused,
         "BadRequestError": UpstreamRefused,
         "BudgetExceededError": UpstreamRefused,
@@ -44,7 +44,7 @@ ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
         "UnprocessableEntityError": UpstreamRefused,
         "UnsupportedParamsError": UpstreamRefused,
         "VectorStoreSearchError": UpstreamRefused,
-        # It broke, or what it said is not an answer.
+        # The provider failed, or its response is not an answer.
         "APIError": UpstreamFailed,
         "APIResponseValidationError": UpstreamFailed,
         "BadGatewayError": UpstreamFailed,
@@ -65,10 +65,10 @@ ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
     }
 )
 
-_SENTENCES: Mapping[type[TipsError], str] = MappingProxyType(
+_DETAILS: Mapping[type[TipsError], str] = MappingProxyType(
     {
         ContentRefused: "The model's provider declined to write about these signals.",
-        UpstreamRefused: "The model's provider refused the request; the operator has to look into it.",
+        UpstreamRefused: "The model's provider refused the request; the operator must correct the configuration.",
         UpstreamFailed: "The model's provider failed to answer.",
         UpstreamUnreachable: "The model's provider could not be reached.",
         UpstreamOverloaded: "The model's provider is overloaded.",
@@ -78,7 +78,7 @@ _SENTENCES: Mapping[type[TipsError], str] = MappingProxyType(
 
 
 def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
-    """Return every exception class that the imported module `litellm` exports as its own."""
+    """Return all exception classes that the imported module `litellm` exports and that it or `openai` defines."""
     exported = {**vars(litellm.exceptions), **vars(litellm)}.values()
     return tuple(
         {
@@ -92,20 +92,21 @@ def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
 
 
 def map_upstream_error(error: Exception) -> TipsError:
-    """Return our error for a vendor's; one that is not known is a failure of the upstream."""
-    ours = _kind(error)
-    return ours(_SENTENCES[ours], retry_after=_retry_after(error) if ours is UpstreamOverloaded else None)
+    """Return this project's error for a vendor's exception; for an unknown one, UpstreamFailed."""
+    error_class = _error_class(error)
+    retry_after = _retry_after(error) if error_class is UpstreamOverloaded else None
+    return error_class(_DETAILS[error_class], retry_after=retry_after)
 
 
-def _kind(error: Exception) -> type[TipsError]:
+def _error_class(error: Exception) -> type[TipsError]:
     if any(isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)) for cause in _causes(error)):
         return UpstreamUnreachable
     names = (cls.__name__ for cls in type(error).__mro__)
-    kind = next((ERROR_MAP[name] for name in names if name in ERROR_MAP), UpstreamFailed)
-    # LiteLLM has no class of its own for every status: a 403 comes as a bare APIError.
-    if kind is UpstreamFailed and HTTPStatus.BAD_REQUEST <= _status(error) < HTTPStatus.INTERNAL_SERVER_ERROR:
+    error_class = next((ERROR_MAP[name] for name in names if name in ERROR_MAP), UpstreamFailed)
+    # LiteLLM has no class for some statuses: a 403 is a plain APIError.
+    if error_class is UpstreamFailed and HTTPStatus.BAD_REQUEST <= _status(error) < HTTPStatus.INTERNAL_SERVER_ERROR:
         return UpstreamRefused
-    return kind
+    return error_class
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -121,5 +122,5 @@ def _status(error: Exception) -> int:
 
 def _retry_after(error: Exception) -> int:
     headers: Mapping[str, str] = getattr(error, "litellm_response_headers", None) or {}
-    asked = headers.get("retry-after", "")
-    return min(int(asked), MAX_RETRY_AFTER) if asked.isdecimal() else 1
+    seconds = headers.get("retry-after", "")
+    return min(int(seconds), MAX_RETRY_AFTER) if seconds.isdecimal() else 1

@@ -36,7 +36,7 @@ import numpy as np
 import typer
 
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
-from ml.features.online_store import replace
+from ml.features.online_store import replace_all
 from ml.pipelines.training import train
 from tests.bench import overload
 from tests.bench.figures import machine
@@ -145,7 +145,7 @@ async def benchmark(seconds: float, rate: float, rounds: int, executables: Path 
         everybody = people()
         policy, store = directory / "policy", f"sqlite:///{directory / 'features.db'}"
         policy.write_bytes(train([*decisions(everybody)], name=POLICY))
-        replace(store, ((person.user_id, person.aggregates) for person in everybody), datetime.now(UTC))
+        replace_all(store, ((person.user_id, person.aggregates) for person in everybody), datetime.now(UTC))
         servers = [floor(everybody), tips(everybody, policy, store)]
         if executables:
             peers, runs_on = mlflow(everybody, policy, executables, directory)

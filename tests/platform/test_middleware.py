@@ -1,6 +1,5 @@
-"""What every request passes, on the running service."""
+"""Validation, keys, limits, ids and errors of all requests, on the running service."""
 
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -85,7 +84,7 @@ def test_a_number_that_is_not_finite_is_refused(serve: Serve, number: str) -> No
 @pytest.mark.parametrize(
     "content", ["", "{", "not json", '{"signals": {"goal": "\\ud800"}}', b"\xff\xfe", "[]", "null"]
 )
-def test_what_is_not_a_json_object_is_the_caller_s_fault(serve: Serve, content: str | bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_a_client_error(serve: Serve, content: str | bytes) -> None:
     answer = serve().post("/generate", content=content, headers=JSON)
     assert answer.status_code in {400, 422}
     assert answer.headers["content-type"] == "application/problem+json"
@@ -106,19 +105,19 @@ def test_another_content_type_is_a_415(serve: Serve, media_type: str) -> None:
 @pytest.mark.parametrize(
     "media_type", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"]
 )
-def test_json_by_any_of_its_names_is_fine(serve: Serve, media_type: str) -> None:
+def test_every_json_content_type_is_accepted(serve: Serve, media_type: str) -> None:
     answer = serve().post("/generate", content='{"signals": {}}', headers={"content-type": media_type})
     assert answer.status_code == 200
 
 
-def test_a_signal_of_100_kb_is_a_413(serve: Serve) -> None:
+def test_a_body_of_100_kb_is_a_413(serve: Serve) -> None:
     http = serve()
     assert http.post("/generate", json={"signals": {"goal": "x" * 100_000}}).status_code == 413
     chunks = (b"x" * 1000 for _ in range(100))
     assert http.post("/generate", content=chunks, headers=JSON).status_code == 413
 
 
-def test_a_route_or_method_that_does_not_exist_is_a_problem_too(serve: Serve) -> None:
+def test_an_unknown_route_or_method_is_a_problem_document(serve: Serve) -> None:
     http = serve()
     for answer, status in ((http.get("/nothing"), 404), (http.delete("/generate"), 405)):
         assert (answer.status_code, answer.json()["status"]) == (status, status)
@@ -131,7 +130,9 @@ KEYS = ("first-key", "second-key")
 @pytest.mark.parametrize(
     "authorization", [None, "", "Bearer", "Bearer wrong", "Basic first-key", "first-key", "Bearer first-ke"]
 )
-def test_without_a_known_key_nothing_is_generated(serve: Serve, upstream: Upstream, authorization: str | None) -> None:
+def test_a_request_without_a_known_key_is_a_401_and_generates_nothing(
+    serve: Serve, upstream: Upstream, authorization: str | None
+) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     answer = serve(api_keys=KEYS).post("/generate", json={"signals": {}}, headers=headers)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
@@ -139,7 +140,7 @@ def test_without_a_known_key_nothing_is_generated(serve: Serve, upstream: Upstre
     assert not upstream.bodies
 
 
-def test_each_key_opens(serve: Serve) -> None:
+def test_each_key_is_accepted(serve: Serve) -> None:
     http = serve(api_keys=KEYS)
     for key in KEYS:
         assert http.get("/prompts", headers={"authorization": f"bearer {key}"}).status_code == 200
@@ -154,30 +155,31 @@ def test_health_metrics_and_docs_need_no_key(serve: Serve) -> None:
         assert http.get(path).status_code == 401
 
 
-def test_above_the_limit_the_answer_is_503_at_once_and_room_is_given_back(serve: Serve, upstream: Upstream) -> None:
-    http = serve("hang", max_in_flight=2, generate_timeout_seconds=2)
-    with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(http.post, "/generate", json={"signals": {}}) for _ in range(2)]
-        assert eventually(lambda: upstream.calls["hang"] == 2)
+def test_above_the_limit_requests_are_a_503_while_the_others_are_in_flight(serve: Serve, upstream: Upstream) -> None:
+    http = serve("waits", max_in_flight=2)
+    with ThreadPoolExecutor(2) as pool:
+        in_flight = [pool.submit(http.post, "/generate", json={"signals": {}}) for _ in range(2)]
+        assert eventually(lambda: upstream.calls["waits"] == 2)
         refused = http.post("/generate", json={"signals": {}})
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:tips:problem:busy")
         assert refused.headers["retry-after"] == "1"
-        assert refused.elapsed.total_seconds() < 1
         assert http.get("/health/live").status_code == 200
-        assert [future.result().status_code for future in waiting] == [504, 504]
-    assert http.post("/generate", json={"signals": {}}).status_code == 504
+        assert not any(future.done() for future in in_flight)
+        upstream.released.set()
+        assert [future.result().status_code for future in in_flight] == [200, 200]
+    assert http.post("/generate", json={"signals": {}}).status_code == 200
 
 
-def test_a_request_id_is_kept_if_it_is_one_and_made_if_it_is_not(serve: Serve) -> None:
+def test_a_valid_request_id_is_returned_and_an_invalid_one_is_replaced(serve: Serve) -> None:
     http = serve()
     assert http.get("/health/live", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
     for bad in ("a b", "x" * 200, ""):
-        made = http.get("/health/live", headers={"x-request-id": bad}).headers["x-request-id"]
-        assert made != bad
-        assert len(made) == 32
+        generated = http.get("/health/live", headers={"x-request-id": bad}).headers["x-request-id"]
+        assert generated != bad
+        assert len(generated) == 32
 
 
-def test_a_trace_goes_on_with_a_span_of_our_own(serve: Serve) -> None:
+def test_a_trace_continues_with_a_new_span(serve: Serve) -> None:
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     http = serve()
     answer = http.get("/health/live", headers={"traceparent": f"00-{trace}-{parent}-01"}).headers["traceparent"]
@@ -188,27 +190,27 @@ def test_a_trace_goes_on_with_a_span_of_our_own(serve: Serve) -> None:
         assert trace not in http.get("/health/live", headers={"traceparent": bad}).headers["traceparent"]
 
 
-def test_the_trace_goes_on_to_the_operator_s_own_model_server(serve: Serve, upstream: Upstream) -> None:
+def test_the_trace_continues_to_the_operator_s_model_server(serve: Serve, upstream: Upstream) -> None:
     answer = serve().post("/generate", json={})
     assert upstream.headers[-1]["traceparent"] == answer.headers["traceparent"]
 
 
-def test_many_callers_at_once_each_get_their_own_answer(serve: Serve) -> None:
+def test_each_of_many_concurrent_callers_gets_its_own_answer(serve: Serve) -> None:
     http = serve()
     barrier = threading.Barrier(16)
 
-    def ask(number: int) -> str:
+    def ask(number: int) -> bool:
         barrier.wait()
         version = list(PROMPTS)[number % len(PROMPTS)]
         answer = http.post("/generate", json={"prompt_version": version}, headers={"x-request-id": str(number)})
         assert answer.headers["x-request-id"] == str(number)
-        return json.dumps(answer.json()["prompt_version"] == version)
+        return bool(answer.json()["prompt_version"] == version)
 
     with ThreadPoolExecutor(16) as pool:
-        assert set(pool.map(ask, range(16))) == {"true"}
+        assert all(pool.map(ask, range(16)))
 
 
-def test_what_nobody_expected_is_a_500_without_its_message() -> None:
+def test_an_unexpected_exception_is_a_500_without_its_message() -> None:
     app = create_app(ServingSettings(tip_model="openai/x"))
 
     @app.get("/health/broken")

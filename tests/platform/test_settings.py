@@ -1,3 +1,5 @@
+"""The settings of both services, from the environment."""
+
 import re
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> ServingSettings:
@@ -17,7 +19,7 @@ def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> ServingSettings
     return ServingSettings.from_environment()
 
 
-def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = {name.upper(): "" for name in ServingSettings.model_fields}
     assert read(monkeypatch, **empty) == ServingSettings()
     for name in RecommenderSettings.model_fields:
@@ -25,9 +27,9 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert RecommenderSettings.from_environment() == RecommenderSettings()
 
 
-def test_the_defaults_are_the_embedded_model_and_the_baseline() -> None:
+def test_the_defaults_are_the_embedded_model_and_the_baseline_prompt() -> None:
     settings = ServingSettings()
-    assert (settings.models, settings.most_in_flight) == ((EMBEDDED_MODEL,), 4)
+    assert (settings.models, settings.generation_limit) == ((EMBEDDED_MODEL,), 4)
     assert settings.default_prompt_version == "v1"
 
 
@@ -41,7 +43,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert settings.models == ("openai/a", "anthropic/b", "ollama/c:7b")
     assert settings.api_keys == (SecretStr("one"), SecretStr("two"))
-    assert settings.most_in_flight == 64
+    assert settings.generation_limit == 64
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         (" v1=90 , v2-mentor = 10.5", (("v1", 90), ("v2-mentor", 10.5))),
     ],
 )
-def test_the_versions_to_choose_among_are_one_a_list_or_weights(
+def test_tip_prompt_version_is_one_version_a_list_or_weights(
     monkeypatch: pytest.MonkeyPatch, value: str, weights: object
 ) -> None:
     monkeypatch.setenv("TIP_PROMPT_VERSION", value)
@@ -61,33 +63,33 @@ def test_the_versions_to_choose_among_are_one_a_list_or_weights(
 
 
 @pytest.mark.parametrize(
-    ("policy", "versions", "wrong"),
+    ("policy", "versions", "error"),
     [
         ("uniform", "", ""),
         ("uniform", "v1=90,v2-mentor=10", ""),
         ("sticky", "v1=90,v2-mentor=10", ""),
         ("sticky", "v1,v2-mentor", ""),
         ("thompson", "v1,v2-mentor,v3-few-shot", ""),
-        ("sticky", "", "sticky needs two versions or more in TIP_PROMPT_VERSION"),
-        ("thompson", "v1", "thompson needs two versions or more in TIP_PROMPT_VERSION"),
-        ("thompson", "v1=90,v2-mentor=10", "thompson takes no weights in TIP_PROMPT_VERSION: it finds them"),
-        ("best", "v1,v2-mentor", "input should be 'uniform', 'sticky' or 'thompson'"),
+        ("sticky", "", "sticky needs at least 2 versions in TIP_PROMPT_VERSION"),
+        ("thompson", "v1", "thompson needs at least 2 versions in TIP_PROMPT_VERSION"),
+        ("thompson", "v1=90,v2-mentor=10", "thompson accepts no weights in TIP_PROMPT_VERSION: it determines them"),
+        ("best", "v1,v2-mentor", "'best' should be one of uniform, sticky, thompson"),
     ],
 )
-def test_a_policy_needs_versions_to_choose_among(
-    monkeypatch: pytest.MonkeyPatch, policy: str, versions: str, wrong: str
+def test_a_prompt_policy_accepts_only_suitable_versions(
+    monkeypatch: pytest.MonkeyPatch, policy: str, versions: str, error: str
 ) -> None:
     monkeypatch.setenv("TIP_PROMPT_POLICY", policy)
     monkeypatch.setenv("TIP_PROMPT_VERSION", versions)
-    if wrong:
+    if error:
         with pytest.raises(ConfigurationError) as raised:
             RecommenderSettings.from_environment()
-        assert str(raised.value) == f"TIP_PROMPT_POLICY: the value {wrong}."
+        assert str(raised.value) == f"TIP_PROMPT_POLICY: the value {error}."
     else:
         assert RecommenderSettings.from_environment().tip_prompt_policy == policy
 
 
-def test_wrong_versions_are_told_of_before_the_policy_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_versions_is_reported_before_one_in_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIP_PROMPT_POLICY", "thompson")
     monkeypatch.setenv("TIP_PROMPT_VERSION", "v1,v1")
     with pytest.raises(ConfigurationError, match=r"^TIP_PROMPT_VERSION: "):
@@ -131,7 +133,7 @@ def test_wrong_versions_are_told_of_before_the_policy_that_needs_them(monkeypatc
         ("GENERATE_TIMEOUT_SECONDS", "0"),
     ],
 )
-def test_a_wrong_value_of_the_recommender_s_is_one_plain_sentence(
+def test_a_wrong_recommender_setting_is_an_error_of_one_sentence(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -140,7 +142,7 @@ def test_a_wrong_value_of_the_recommender_s_is_one_plain_sentence(
     assert "\n" not in str(raised.value)
 
 
-def test_the_recommender_s_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "DATABASE_URL": "postgresql+asyncpg://tips:top-secret@db/tips",
         "ADMIN_PASSWORD": "top-secret",
@@ -155,37 +157,51 @@ def test_the_recommender_s_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "error"),
     [
-        ("TIP_MODEL", "gpt-4o-mini"),
-        ("TIP_MODEL_FALLBACKS", "openai/a,b"),
-        ("TIP_MODEL_API_BASE", "localhost:8080"),
-        ("EMBEDDED_MODEL_PATH", "/nowhere/model.gguf"),
-        ("GENERATE_TIMEOUT_SECONDS", "0"),
-        ("GENERATE_TIMEOUT_SECONDS", "soon"),
-        ("MAX_IN_FLIGHT", "0"),
-        ("MAX_IN_FLIGHT", "many"),
-        ("ALLOW_ANONYMOUS", "perhaps"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector"),
+        (
+            "TIP_MODEL",
+            "gpt-4o-mini",
+            "'gpt-4o-mini' should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini",
+        ),
+        (
+            "TIP_MODEL_FALLBACKS",
+            "openai/a,b",
+            "'b' should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini",
+        ),
+        ("TIP_MODEL_API_BASE", "localhost:8080", "'localhost:8080' should be an http:// or https:// address"),
+        ("TIP_MODEL_API_BASE", "user:top-secret@host", "should be an http:// or https:// address"),
+        ("EMBEDDED_MODEL_PATH", "/nowhere/model.gguf", "'/nowhere/model.gguf' is not a file that can be read"),
+        ("GENERATE_TIMEOUT_SECONDS", "0", "'0' should be greater than 0"),
+        (
+            "GENERATE_TIMEOUT_SECONDS",
+            "soon",
+            "'soon' should be a valid number, unable to parse string as a number",
+        ),
+        ("MAX_IN_FLIGHT", "0", "'0' should be greater than or equal to 1"),
+        ("MAX_IN_FLIGHT", "many", "'many' should be a valid integer, unable to parse string as an integer"),
+        ("ALLOW_ANONYMOUS", "perhaps", "'perhaps' should be a valid boolean, unable to interpret input"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector", "'collector' should be an http:// or https:// address"),
     ],
 )
-def test_a_wrong_value_is_one_plain_sentence_that_names_the_variable(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+def test_a_wrong_setting_is_an_error_of_one_sentence_with_the_name_and_the_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, error: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=rf"^{name}: the value .+\.$") as raised:
+    with pytest.raises(ConfigurationError) as raised:
         read(monkeypatch, **{name: value})
-    assert "\n" not in str(raised.value)
+    assert str(raised.value) == f"{name}: the value {error}."
 
 
-def test_settings_cannot_change_and_do_not_show_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_frozen_and_do_not_show_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read(monkeypatch, API_KEYS="top-secret")
     assert "top-secret" not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
         settings.default_prompt_version = "v2-mentor"  # type: ignore[misc]
 
 
-def test_every_setting_has_a_line_in_the_example_and_a_row_in_the_readme() -> None:
+def test_every_setting_has_a_line_in_the_example_and_a_row_in_the_documentation() -> None:
     settings = {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields}
     example = (ROOT / ".env.example").read_text()
     assert set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) == settings
-    assert settings <= set(re.findall(r"^\| `([A-Z_]+)`", (ROOT / "README.md").read_text(), re.MULTILINE))
+    documentation = "\n".join(file.read_text() for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert settings <= set(re.findall(r"^\| `([A-Z_]+)`", documentation, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Metrics and traces of the running service; its log is read in test_cli."""
+"""Metrics and traces of the running service; the tests of the command read its log."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_metrics_count_tips_time_and_tokens_by_version_and_model(serve: Serve) -> None:
+def test_metrics_count_tips_durations_and_tokens_by_prompt_version_and_model(serve: Serve) -> None:
     http = serve("good")
     for version in ("v1", "v2-mentor", "v2-mentor"):
         http.post("/generate", json={"prompt_version": version})
@@ -47,7 +47,7 @@ def test_metrics_count_tips_time_and_tokens_by_version_and_model(serve: Serve) -
     assert found["http_request_seconds_count", "POST", "/generate", "422"] == 1
 
 
-def test_metrics_count_what_failed_and_what_was_given_up(serve: Serve) -> None:
+def test_metrics_count_failed_generations(serve: Serve) -> None:
     http = serve("status-401")
     http.post("/generate", json={})
     http.post("/generate", json={"stream": True})
@@ -56,23 +56,23 @@ def test_metrics_count_what_failed_and_what_was_given_up(serve: Serve) -> None:
     assert found["http_request_seconds_count", "POST", "/generate", "502"] == 2
 
 
-def test_a_path_that_a_caller_made_up_is_not_a_label(serve: Serve) -> None:
+def test_an_unknown_path_or_method_is_not_a_label(serve: Serve) -> None:
     http = serve()
-    http.get("/made-up")
-    http.request("BREW", "/made-up")
+    http.get("/unknown")
+    http.request("BREW", "/unknown")
     text = http.get("/metrics").text
-    assert "made-up" not in text
+    assert "unknown" not in text
     assert "BREW" not in text
 
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """An OpenTelemetry collector that keeps the spans it is sent."""
+    """An OpenTelemetry collector: its address, and the spans that it receives."""
     spans: list[Span] = []
 
     async def receive(request: Request) -> Response:
-        sent = ExportTraceServiceRequest.FromString(await request.body())
-        spans.extend(s for resource in sent.resource_spans for scope in resource.scope_spans for s in scope.spans)
+        export = ExportTraceServiceRequest.FromString(await request.body())
+        spans.extend(s for resource in export.resource_spans for scope in resource.scope_spans for s in scope.spans)
         return Response()
 
     with running(Starlette(routes=[Route("/v1/traces", receive, methods=["POST"])])) as url:
@@ -83,7 +83,7 @@ def attributes(span: Span) -> dict[str, object]:
     return {item.key: getattr(item.value, item.value.WhichOneof("value") or "string_value") for item in span.attributes}
 
 
-def test_spans_follow_the_conventions_and_hold_nobody_s_words(
+def test_spans_follow_the_conventions_and_contain_no_signals_or_tips(
     upstream: Upstream, collector: tuple[str, list[Span]]
 ) -> None:
     url, spans = collector
@@ -104,20 +104,20 @@ def test_spans_follow_the_conventions_and_hold_nobody_s_words(
     assert (request.name, request.kind) == ("POST /generate", Span.SPAN_KIND_SERVER)
     assert request.parent_span_id.hex() == parent
     assert chat.parent_span_id == request.span_id
-    told = attributes(chat)
-    assert told["gen_ai.operation.name"] == "chat"
-    assert told["gen_ai.provider.name"] == "openai"
-    assert told["gen_ai.prompt.name"] == "tip"
-    assert told["gen_ai.prompt.version"] == "v2-mentor"
-    assert told["tips.prompt.digest"] == PROMPTS["v2-mentor"].digest
-    assert told["gen_ai.usage.input_tokens"] == 50
-    assert told["gen_ai.usage.output_tokens"] == 12
+    chat_attributes = attributes(chat)
+    assert chat_attributes["gen_ai.operation.name"] == "chat"
+    assert chat_attributes["gen_ai.provider.name"] == "openai"
+    assert chat_attributes["gen_ai.prompt.name"] == "tip"
+    assert chat_attributes["gen_ai.prompt.version"] == "v2-mentor"
+    assert chat_attributes["tips.prompt.digest"] == PROMPTS["v2-mentor"].digest
+    assert chat_attributes["gen_ai.usage.input_tokens"] == 50
+    assert chat_attributes["gen_ai.usage.output_tokens"] == 12
     assert "private" not in str(spans)
     assert "Dim the lights" not in str(spans)
 
 
 @pytest.fixture
-def _logging_restored() -> Iterator[None]:
+def _restored_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -125,8 +125,8 @@ def _logging_restored() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.mark.usefixtures("_logging_restored")
-def test_an_exception_is_logged_by_type_and_place_without_its_message() -> None:
+@pytest.mark.usefixtures("_restored_logging")
+def test_an_exception_is_logged_with_its_type_and_origin_but_not_its_message() -> None:
     stream = io.StringIO()
     configure_logging(stream=stream)
     for log in (structlog.get_logger().exception, logging.getLogger("some.library").exception):

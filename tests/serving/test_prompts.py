@@ -1,3 +1,5 @@
+"""The prompt registry: content, digests and the lock file."""
+
 import dataclasses
 import json
 import re
@@ -17,11 +19,11 @@ def test_released_versions_have_not_changed() -> None:
     assert prompts.changed_versions() == [], "a released version cannot change: add a new version instead"
 
 
-def test_every_version_is_released() -> None:
+def test_all_versions_are_released() -> None:
     assert prompts.locked_digests().keys() == PROMPTS.keys(), "run `tips prompts lock` to release the new versions"
 
 
-def test_a_changed_text_example_or_parameter_changes_the_digest_and_a_description_does_not() -> None:
+def test_the_digest_depends_on_text_examples_and_parameters_but_not_on_the_description() -> None:
     prompt = Prompt("a", "Be brief.", (Example({"energy": 3}, "Rest now."),))
     changes = [
         {"system": "Be brief!"},
@@ -35,26 +37,26 @@ def test_a_changed_text_example_or_parameter_changes_the_digest_and_a_descriptio
     assert re.fullmatch(r"[0-9a-f]{64}", prompt.digest)
 
 
-def test_the_digest_is_the_same_in_every_process_and_release() -> None:
+def test_the_digest_is_stable() -> None:
     prompt = Prompt("any", "Grüße.", (Example({"goal": "x", "energy": 3}, "Rest."),), prompts.Parameters(0.5, 0.9, 100))
     assert prompt.digest == "b4ef07f40ed221b085e5f88fab0f766dfd1fb79a5fa12a93a0e96d24d0af9e57"
 
 
-def test_locking_adds_new_versions_and_touches_no_released_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locking_adds_new_versions_and_changes_no_released_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "LOCK", tmp_path / "prompts.lock")
     prompts.LOCK.write_text(json.dumps({"v1": PROMPTS["v1"].digest, "v0": "gone", "v2-mentor": "another"}))
     assert prompts.changed_versions() == ["v0", "v2-mentor"]
-    assert prompts.lock() == [version for version in PROMPTS if version not in {"v1", "v2-mentor"}]
+    assert prompts.lock_versions() == [version for version in PROMPTS if version not in {"v1", "v2-mentor"}]
     assert prompts.locked_digests()["v2-mentor"] == "another"
-    assert prompts.lock() == []
+    assert prompts.lock_versions() == []
 
 
-def test_the_request_decides_then_the_default_and_nothing_else() -> None:
+def test_the_requested_version_is_used_then_the_default() -> None:
     assert resolve_prompt("v2-mentor", "v1")[0] == "v2-mentor"
     assert resolve_prompt(None, "v3-few-shot") == ("v3-few-shot", PROMPTS["v3-few-shot"])
-    for requested, default in (("v9", "v1"), ("", "v1"), (None, "v9")):
+    for prompt_version, default in (("v9", "v1"), ("", "v1"), (None, "v9")):
         with pytest.raises(UnprocessableRequest, match=", ".join(PROMPTS)):
-            resolve_prompt(requested, default)
+            resolve_prompt(prompt_version, default)
 
 
 def test_the_registry_cannot_be_changed_at_run_time() -> None:
@@ -73,14 +75,16 @@ def test_few_shot_is_the_baseline_with_examples_as_chat_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    "example", [e for prompt in PROMPTS.values() for e in prompt.examples], ids=lambda e: e.tip[:20]
+    "example",
+    [example for prompt in PROMPTS.values() for example in prompt.examples],
+    ids=lambda example: example.tip[:20],
 )
-def test_every_example_is_made_of_valid_signals_and_a_tip_that_could_be_shown(example: Example) -> None:
+def test_every_example_has_valid_signals_and_a_usable_tip(example: Example) -> None:
     Signals.model_validate(dict(example.signals))
     assert validate_tip(example.tip) == example.tip
 
 
 @pytest.mark.parametrize("version", PROMPTS)
-def test_the_language_of_the_locale_is_asked_for(version: str) -> None:
-    asked = PROMPTS[version].render(assemble_context({"locale": "pt-BR"}))[-1]["content"]
-    assert "Portuguese (Brazil)" in asked
+def test_the_request_names_the_language_of_the_locale(version: str) -> None:
+    request = PROMPTS[version].render(assemble_context({"locale": "pt-BR"}))[-1]["content"]
+    assert "Portuguese (Brazil)" in request

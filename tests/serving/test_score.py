@@ -1,8 +1,10 @@
 """POST /score, through the whole service."""
 
+import itertools
 import json
 import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +17,8 @@ import httpx
 import pytest
 from scipy import special
 
-from ml.features import online_store as store
 from ml.features.definitions import CANDIDATE, SIGNALS
+from ml.features.online_store import replace_all
 from ml.platform.settings import ConfigurationError
 from ml.serving.app import create_app
 from ml.serving.routes import SCORE_LIMIT
@@ -35,8 +37,8 @@ NO_MODEL = {"tip_model": "openai/none", "tip_model_api_base": "http://127.0.0.1:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A policy that knows who likes what."""
+def policy_file(tmp_path: Path) -> Path:
+    """The file of a learned policy."""
     path = tmp_path / "policy.npz"
     path.write_bytes(policy())
     return path
@@ -47,11 +49,11 @@ def start() -> Iterator[Start]:
     """Start serving and return a client for it."""
     with ExitStack() as stack:
 
-        def begin(**settings: Any) -> httpx.Client:
+        def start_serving(**settings: Any) -> httpx.Client:
             app = create_app(ServingSettings(**{**NO_MODEL, **settings}))
             return stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), timeout=60))
 
-        yield begin
+        yield start_serving
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def pointers(answer: httpx.Response) -> list[str]:
     return [error["pointer"] for error in answer.json()["errors"]]
 
 
-def test_without_a_policy_all_are_as_likely_and_it_says_so(start: Start) -> None:
+def test_without_a_policy_all_candidates_have_the_same_probability(start: Start) -> None:
     answer = start().post("/score", json=body()).json()
     assert answer["policy"] == {"name": "uniform", "version": "1"}
     assert answer["event_id"] == "d-1"
@@ -71,61 +73,63 @@ def test_without_a_policy_all_are_as_likely_and_it_says_so(start: Start) -> None
     assert answer["scores"] == [{"id": version, "score": 0.5, "probability": pytest.approx(1 / 3)} for version in TIPS]
 
 
-def test_a_policy_ranks_by_what_this_person_is_likely_to_find_helpful(start: Start, file: Path) -> None:
-    http = start(score_policy=str(file))
+def test_a_learned_policy_ranks_candidates_by_the_signals(start: Start, policy_file: Path) -> None:
+    http = start(score_policy=str(policy_file))
     for mood, liked in LIKED.items():
         answer = http.post("/score", json=body(signals={"mood": mood})).json()
         assert answer["policy"]["name"] == "tips"
         assert len(answer["policy"]["version"]) == 12
-        best = max(answer["scores"], key=lambda one: one["score"])
+        best = max(answer["scores"], key=lambda scored: scored["score"])
         assert best["id"] == liked
         assert best["probability"] > 0.8
-        assert [one["id"] for one in answer["scores"]] == [*TIPS]
-        assert all(0 <= one["score"] <= 1 and one["probability"] > 0 for one in answer["scores"])
-        assert sum(one["probability"] for one in answer["scores"]) == pytest.approx(1, abs=1e-12)
+        assert [scored["id"] for scored in answer["scores"]] == [*TIPS]
+        assert all(0 <= scored["score"] <= 1 and scored["probability"] > 0 for scored in answer["scores"])
+        assert sum(scored["probability"] for scored in answer["scores"]) == pytest.approx(1, abs=1e-12)
 
 
-def test_the_same_event_gets_the_same_choice_from_any_replica(start: Start, file: Path) -> None:
-    one, other = start(score_policy=str(file)), start(score_policy=str(file))
+def test_the_same_event_gets_the_same_choice_from_any_replica(start: Start, policy_file: Path) -> None:
+    first, second = start(score_policy=str(policy_file)), start(score_policy=str(policy_file))
     for number in range(30):
-        asked = body(event_id=f"d-{number}", signals={})
-        assert one.post("/score", json=asked).json() == other.post("/score", json=asked).json()
+        request = body(event_id=f"d-{number}", signals={})
+        assert first.post("/score", json=request).json() == second.post("/score", json=request).json()
 
 
-def test_an_event_without_an_id_gets_one_that_replays_it(start: Start) -> None:
+def test_an_event_without_an_id_gets_a_new_id_that_repeats_the_choice(start: Start) -> None:
     http = start()
     first = http.post("/score", json={"candidates": CANDIDATES}).json()
     assert http.post("/score", json={"candidates": CANDIDATES, "event_id": first["event_id"]}).json() == first
     assert http.post("/score", json={"candidates": CANDIDATES}).json()["event_id"] != first["event_id"]
 
 
-def test_candidates_are_chosen_as_often_as_their_probabilities_say(start: Start, file: Path) -> None:
-    http = start(score_policy=str(file))
-    # Of this person nothing is known, so that a few candidates are about as good: a distribution with a middle.
-    asked = {
+def test_candidates_are_chosen_with_their_probabilities(start: Start, policy_file: Path) -> None:
+    http = start(score_policy=str(policy_file))
+    # Without signals several candidates have similar scores, so the distribution is not concentrated on one.
+    request = {
         "signals": {},
         "candidates": [*({"id": f"c{number}", "prompt_version": "v9"} for number in range(4)), *CANDIDATES],
     }
     n = 4_000
 
-    def ask(number: int) -> dict[str, Any]:
-        answer: dict[str, Any] = http.post("/score", json={**asked, "event_id": f"e{number}"}).json()
+    def score(number: int) -> dict[str, Any]:
+        answer: dict[str, Any] = http.post("/score", json={**request, "event_id": f"e{number}"}).json()
         return answer
 
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(ask, range(n)))
-    claimed = {one["id"]: one["probability"] for one in answers[0]["scores"]}
-    seen = Counter(answer["chosen"] for answer in answers)
-    statistic = sum((seen[one] - n * p) ** 2 / (n * p) for one, p in claimed.items())
-    assert special.chdtrc(len(claimed) - 1, statistic) > 0.001
+        answers = list(threads.map(score, range(n)))
+    probabilities = {scored["id"]: scored["probability"] for scored in answers[0]["scores"]}
+    observed = Counter(answer["chosen"] for answer in answers)
+    statistic = sum((observed[candidate] - n * p) ** 2 / (n * p) for candidate, p in probabilities.items())
+    assert special.chdtrc(len(probabilities) - 1, statistic) > 0.001
 
 
-def test_what_the_store_knows_of_a_person_counts_and_is_echoed(start: Start, file: Path, tmp_path: Path) -> None:
+def test_the_aggregates_of_the_user_are_read_from_the_online_store(
+    start: Start, policy_file: Path, tmp_path: Path
+) -> None:
     url = f"sqlite:///{tmp_path}/features.db"
-    known = {"reward_rate_30d": 0.75, "tips_7d": 3.0}
-    store.replace(url, [("u-1", known)], datetime.now(UTC))
-    http = start(score_policy=str(file), online_store_url=url)
-    assert http.post("/score", json=body(user_id="u-1")).json()["aggregates"] == known
+    aggregates = {"reward_rate_30d": 0.75, "tips_7d": 3.0}
+    replace_all(url, [("u-1", aggregates)], datetime.now(UTC))
+    http = start(score_policy=str(policy_file), online_store_url=url)
+    assert http.post("/score", json=body(user_id="u-1")).json()["aggregates"] == aggregates
     assert http.post("/score", json=body(user_id="u-2")).json()["aggregates"] == {}
     assert http.post("/score", json=body()).json()["aggregates"] == {}
 
@@ -154,13 +158,13 @@ def test_what_the_store_knows_of_a_person_counts_and_is_echoed(start: Start, fil
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_ranked_is_a_422_that_points_at_it(start: Start, changes: dict[str, Any], pointer: str) -> None:
+def test_an_invalid_field_is_a_422_that_points_at_it(start: Start, changes: dict[str, Any], pointer: str) -> None:
     answer = start().post("/score", json=body(**changes))
     assert (answer.status_code, pointers(answer)) == (422, [pointer])
     assert len(answer.content) < 2_000
 
 
-def test_unknown_fields_come_with_the_known_ones(start: Start) -> None:
+def test_an_unknown_field_is_an_error_with_the_known_fields(start: Start) -> None:
     http = start()
     errors = http.post("/score", json=body(candidates=[{"id": "a", "colour": "red"}])).json()["errors"]
     assert errors[0]["allowed"] == ["id", *CANDIDATE]
@@ -174,24 +178,24 @@ def test_a_number_that_is_not_finite_is_refused(start: Start, number: str) -> No
     assert start().post("/score", content=content, headers=JSON).status_code == 422
 
 
-def test_a_megabyte_is_a_413(start: Start) -> None:
+def test_a_body_of_a_megabyte_is_a_413(start: Start) -> None:
     candidates = [{"id": f"c{number}", "tip": "x" * 20_000} for number in range(50)]
     assert start().post("/score", json=body(candidates=candidates)).status_code == 413
 
 
-def test_fifty_candidates_are_ranked(start: Start, file: Path) -> None:
+def test_fifty_candidates_are_ranked(start: Start, policy_file: Path) -> None:
     candidates = [{"id": f"c{number}", "tip": "x" * 280} for number in range(50)]
-    answer = start(score_policy=str(file)).post("/score", json=body(candidates=candidates)).json()
+    answer = start(score_policy=str(policy_file)).post("/score", json=body(candidates=candidates)).json()
     assert len(answer["scores"]) == 50
 
 
-def test_above_the_limit_the_answer_is_503_at_once_and_room_is_given_back(start: Start) -> None:
+def test_above_the_limit_requests_are_a_503_until_others_end(start: Start) -> None:
     http = start()
     host, port = http.base_url.host, http.base_url.port
     head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
     assert port
     with ExitStack() as stack:
-        for _ in range(SCORE_LIMIT.most):  # callers who have not said all yet
+        for _ in range(SCORE_LIMIT.max_requests):  # callers that have not sent the whole body
             connection = stack.enter_context(socket.create_connection((host, port)))
             connection.sendall(head.encode())
         assert eventually(lambda: http.post("/score", json=body()).status_code == 503)
@@ -201,80 +205,87 @@ def test_above_the_limit_the_answer_is_503_at_once_and_room_is_given_back(start:
     assert eventually(lambda: http.post("/score", json=body()).status_code == 200)
 
 
-def test_while_policies_are_swapped_every_answer_is_all_of_one_of_them(start: Start, file: Path) -> None:
+def test_during_reloads_each_answer_comes_from_one_policy(start: Start, policy_file: Path) -> None:
     other = policy("other", seed=7)
-    http = start(score_policy=str(file))
-    asked = body()
-    answers = {json.dumps(http.post("/score", json=asked).json())}
-    file.write_bytes(other)
+    http = start(score_policy=str(policy_file))
+    request = body()
+    answers = {json.dumps(http.post("/score", json=request).json())}
+    policy_file.write_bytes(other)
     assert http.post("/admin/reload").json() == {
-        "policy": {"name": "other", "version": http.post("/score", json=asked).json()["policy"]["version"]},
+        "policy": {"name": "other", "version": http.post("/score", json=request).json()["policy"]["version"]},
         "shadow": None,
     }
-    answers |= {json.dumps(http.post("/score", json=asked).json())}
+    answers |= {json.dumps(http.post("/score", json=request).json())}
     assert len(answers) == 2
+    stopped = threading.Event()
+
+    def reload_until_stopped() -> None:
+        for blob in itertools.cycle([policy(), other]):
+            if stopped.is_set():
+                return
+            new_file = policy_file.with_suffix(".new")
+            new_file.write_bytes(blob)
+            new_file.rename(policy_file)
+            assert http.post("/admin/reload").status_code == 200
+
+    def score(_: int) -> set[str]:
+        """Score at least 50 times, and until both policies have answered."""
+        seen: set[str] = set()
+        for number in itertools.count():
+            if reloads.done() or (number >= 50 and len(seen) > 1):
+                break
+            seen.add(json.dumps(http.post("/score", json=request).raise_for_status().json()))
+        return seen
+
     with ThreadPoolExecutor(5) as threads:
-        swapping = threads.submit(_swap, http, file, [policy(), other] * 10)
-        seen = {
-            text for texts in threads.map(lambda _: _ask_until(http, asked, swapping.done), range(4)) for text in texts
-        }
-        swapping.result()
-    assert seen == answers
+        reloads = threads.submit(reload_until_stopped)
+        seen = list(threads.map(score, range(4)))
+        stopped.set()
+        reloads.result()
+    assert seen == [answers] * 4
 
 
-def _swap(http: httpx.Client, file: Path, blobs: list[bytes]) -> None:
-    for blob in blobs:
-        whole = file.with_suffix(".new")
-        whole.write_bytes(blob)
-        whole.rename(file)
-        assert http.post("/admin/reload").status_code == 200
-
-
-def _ask_until(http: httpx.Client, asked: dict[str, Any], done: Callable[[], bool]) -> set[str]:
-    seen = set()
-    while not done():
-        seen.add(json.dumps(http.post("/score", json=asked).raise_for_status().json()))
-    return seen
-
-
-def test_a_policy_that_cannot_be_used_is_a_409_and_the_one_before_stays(start: Start, file: Path) -> None:
-    http = start(score_policy=str(file))
+def test_a_policy_that_cannot_be_loaded_is_a_409_and_the_previous_one_stays(start: Start, policy_file: Path) -> None:
+    http = start(score_policy=str(policy_file))
     before = http.post("/score", json=body()).json()
     for blob in (policy()[:-100], b""):
-        file.write_bytes(blob)
+        policy_file.write_bytes(blob)
         answer = http.post("/admin/reload")
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:tips:problem:policy-unusable")
-        assert answer.json()["detail"] == "SCORE_POLICY: the policy is damaged, or is not a policy."
-    file.unlink()
+        assert answer.json()["detail"] == "SCORE_POLICY: the policy is damaged, or is no policy."
+    policy_file.unlink()
     assert http.post("/admin/reload").json()["detail"] == "SCORE_POLICY: the policy is not a file that can be read."
     assert http.post("/score", json=body()).json() == before
 
 
-def test_reloading_needs_a_key_or_where_there_is_none_this_machine(start: Start) -> None:
+def test_a_reload_needs_a_key_or_a_caller_on_this_machine(start: Start) -> None:
     http = start(api_keys=("key",))
     assert http.post("/admin/reload").status_code == 401
     assert http.post("/admin/reload", headers={"authorization": "Bearer key"}).status_code == 200
-    open_to_all = start()
-    assert open_to_all.post("/admin/reload").status_code == 200
-    assert open_to_all.post("/admin/reload", headers={"host": "tips.example"}).status_code == 403
+    without_keys = start()
+    assert without_keys.post("/admin/reload").status_code == 200
+    assert without_keys.post("/admin/reload", headers={"host": "tips.example"}).status_code == 403
 
 
 @pytest.mark.parametrize("name", ["score_policy", "score_policy_shadow"])
-def test_a_policy_that_cannot_be_used_stops_the_assembly_with_one_sentence(file: Path, name: str) -> None:
-    file.write_bytes(policy()[:500])
-    settings: dict[str, Any] = {**NO_MODEL, name: str(file)}
-    with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: the policy is damaged, or is not a policy\.$"):
+def test_a_policy_that_cannot_be_used_is_a_configuration_error(policy_file: Path, name: str) -> None:
+    policy_file.write_bytes(policy()[:500])
+    settings: dict[str, Any] = {**NO_MODEL, name: str(policy_file)}
+    with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: the policy is damaged, or is no policy\.$"):
         create_app(ServingSettings(**settings))
 
 
-def test_an_operator_s_mistake_stops_the_program_with_one_plain_sentence(file: Path, tmp_path: Path) -> None:
-    file.write_bytes(policy()[:500])
+def test_a_configuration_error_ends_the_program_with_one_sentence(policy_file: Path, tmp_path: Path) -> None:
+    policy_file.write_bytes(policy()[:500])
     for settings, sentence in (
-        ({"SCORE_POLICY": f"{tmp_path}/missing.npz"}, "SCORE_POLICY: the value is neither a file that can be read"),
-        ({"SCORE_POLICY": str(file)}, "SCORE_POLICY: the policy is damaged, or is not a policy."),
+        ({"SCORE_POLICY": f"{tmp_path}/missing.zip"}, "SCORE_POLICY: the value is neither a file that can be read"),
+        ({"SCORE_POLICY": str(policy_file)}, "SCORE_POLICY: the policy is damaged, or is no policy."),
         ({"SCORE_POLICY_SHADOW": "models:/tips"}, "SCORE_POLICY_SHADOW: the value should be models:/NAME@ALIAS"),
         ({"ONLINE_STORE_URL": "redis://localhost"}, "ONLINE_STORE_URL: the value should be sqlite:///FILE"),
-        ({"ONLINE_STORE_URL": f"sqlite:///{tmp_path}/none.db"}, "ONLINE_STORE_URL: the file is no store of features"),
+        (
+            {"ONLINE_STORE_URL": f"sqlite:///{tmp_path}/none.db"},
+            "ONLINE_STORE_URL: the file is not an online feature store; `tips features` creates one.",
+        ),
     ):
         ended = run(COMMAND, "serve", "--only", "serving", **settings)
         assert ended.returncode == 1
@@ -282,17 +293,18 @@ def test_an_operator_s_mistake_stops_the_program_with_one_plain_sentence(file: P
         assert ended.stderr.count("\n") == 1
 
 
-def test_a_hangup_signal_loads_the_policies_anew(file: Path) -> None:
-    settings = {"SCORE_POLICY": str(file), **{name.upper(): value for name, value in NO_MODEL.items()}}
+def test_a_hangup_signal_reloads_the_policies(policy_file: Path) -> None:
+    settings = {"SCORE_POLICY": str(policy_file), **{name.upper(): value for name, value in NO_MODEL.items()}}
     with service(COMMAND, "serve", "--only", "serving", **settings) as serving:
         before = serving.http.post("/score", json=body()).json()["policy"]
-        file.write_bytes(policy("other"))
+        policy_file.write_bytes(policy("other"))
         serving.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: serving.http.post("/score", json=body()).json()["policy"]["name"] == "other")
-        file.write_bytes(b"broken")
+        policy_file.write_bytes(b"broken")
         serving.process.send_signal(signal.SIGHUP)
-        file_gone = serving.http.post("/score", json=body())
-        assert (before["name"], file_gone.json()["policy"]["name"]) == ("tips", "other")
+        assert eventually(lambda: "policies_not_loaded" in [line["event"] for line in serving.log])
+        after_failure = serving.http.post("/score", json=body())
+        assert (before["name"], after_failure.json()["policy"]["name"]) == ("tips", "other")
         code, log = serving.stop()
     assert code == 0
     events = [line["event"] for line in log]
@@ -302,10 +314,12 @@ def test_a_hangup_signal_loads_the_policies_anew(file: Path) -> None:
     ]
 
 
-def test_both_decisions_are_in_one_event_without_what_is_known_of_the_person(file: Path, tmp_path: Path) -> None:
+def test_the_live_and_the_shadow_decision_are_one_event_without_signals_or_tips(
+    policy_file: Path, tmp_path: Path
+) -> None:
     shadow = tmp_path / "shadow.npz"
     shadow.write_bytes(policy("newer", seed=3))
-    settings = {"SCORE_POLICY": str(file), "SCORE_POLICY_SHADOW": str(shadow)}
+    settings = {"SCORE_POLICY": str(policy_file), "SCORE_POLICY_SHADOW": str(shadow)}
     settings |= {name.upper(): value for name, value in NO_MODEL.items()}
     with service(COMMAND, "serve", "--only", "serving", **settings) as serving:
         answer = serving.http.post("/score", json=body(signals={"mood": "low", "goal": "private"})).json()
@@ -313,9 +327,8 @@ def test_both_decisions_are_in_one_event_without_what_is_known_of_the_person(fil
         assert eventually(lambda: metric in serving.http.get("/metrics").text)
         _, log = serving.stop()
     (event,) = [line for line in log if line["event"] == "shadow_decision"]
-    of_chosen = {one["id"]: one["probability"] for one in answer["scores"]}[answer["chosen"]]
-    assert (event["event_id"], event["chosen"]) == ("d-1", answer["chosen"])
-    assert event["probability"] == pytest.approx(of_chosen, rel=1e-12)
+    probability = {scored["id"]: scored["probability"] for scored in answer["scores"]}[answer["chosen"]]
+    assert (event["event_id"], event["chosen"], event["probability"]) == ("d-1", answer["chosen"], probability)
     assert (event["policy"], event["policy_version"]) == ("tips", answer["policy"]["version"])
     assert event["shadow_policy"] == "newer"
     assert event["shadow_chosen"] in TIPS

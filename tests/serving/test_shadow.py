@@ -1,8 +1,7 @@
-"""A shadow that fails, or is slow, touches no answer."""
+"""The shadow policy: its failures and its slowness do not affect answers."""
 
 import asyncio
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,38 +10,45 @@ import pytest
 from structlog.testing import capture_logs
 
 from ml.experiments.exploration import Ranking
+from ml.features.online_store import EmptyOnlineStore
 from ml.platform.telemetry import Telemetry
-from ml.registry.policies import UniformRanker
+from ml.registry.policies import Ranker, UniformRanker
 from ml.serving import shadow as shadow_module
 from ml.serving.score import ActivePolicies, Scorer
 from tests.conftest import eventually
 
-IDS, TIPS = ["a", "b"], [{"tip": "Dim."}, {"tip": "Walk."}]
+IDS, CANDIDATES = ["a", "b"], [{"tip": "Dim."}, {"tip": "Walk."}]
 
 
-class Failing:
-    """Breaks, and its message quotes what nobody may read."""
+class FailingRanker:
+    """A policy that raises an error whose message contains the signals."""
 
     name, version = "failing", "1"
 
-    def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        raise RuntimeError(f"{person} {tips}")
+    def rank(self, context: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Ranking:
+        raise RuntimeError(f"{context} {candidates}")
 
 
-class Slow:
-    """Takes as long as the test wants."""
+class WaitingRanker:
+    """A policy that ranks once the test sets `released`."""
 
-    name, version = "slow", "1"
+    name, version = "waiting", "1"
 
     def __init__(self) -> None:
-        self.go_on = threading.Event()
+        self.released = threading.Event()
 
-    def rank(self, _: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        self.go_on.wait(timeout=30)
-        return Ranking(np.full(len(tips), 0.5), np.full(len(tips), 1 / len(tips)))
+    def rank(self, _: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Ranking:
+        self.released.wait(timeout=300)
+        return Ranking(np.full(len(candidates), 0.5), np.full(len(candidates), 1 / len(candidates)))
+
+
+def scorer(shadow: Ranker | None, telemetry: Telemetry) -> Scorer:
+    policies = ActivePolicies(UniformRanker(), shadow)
+    return Scorer(policies, lambda: policies, EmptyOnlineStore(), telemetry)
 
 
 def outcomes(telemetry: Telemetry) -> dict[str, float]:
+    """Return the number of shadow decisions by outcome."""
     return {
         sample.labels["outcome"]: sample.value
         for metric in telemetry.registry.collect()
@@ -51,36 +57,34 @@ def outcomes(telemetry: Telemetry) -> dict[str, float]:
     }
 
 
-def test_a_failing_shadow_is_logged_without_its_message_and_the_answer_is_the_same() -> None:
+def test_a_failing_shadow_policy_is_logged_without_its_message_and_does_not_change_the_answer() -> None:
     telemetry = Telemetry()
-    scorer = Scorer(lambda: ActivePolicies(UniformRanker(), Failing()), None, telemetry)
-    alone = Scorer(lambda: ActivePolicies(UniformRanker()), None, Telemetry())
-    with capture_logs() as log:
-        answer = asyncio.run(scorer.score(IDS, TIPS, {"goal": "private"}, event_id="d"))
+    with (
+        capture_logs() as log,
+        scorer(FailingRanker(), telemetry) as with_shadow,
+        scorer(None, Telemetry()) as without_shadow,
+    ):
+        answer = asyncio.run(with_shadow.score(IDS, CANDIDATES, {"goal": "private"}, event_id="d"))
         assert eventually(lambda: outcomes(telemetry) == {"failed": 1})
-    assert answer.chosen == asyncio.run(alone.score(IDS, TIPS, {}, event_id="d")).chosen
+        assert answer.chosen == asyncio.run(without_shadow.score(IDS, CANDIDATES, {}, event_id="d")).chosen
     (failed,) = log
     assert (failed["event"], failed["event_id"]) == ("shadow_failed", "d")
     assert failed["exc_info"][0] is RuntimeError
-    scorer.close()
 
 
-def test_a_slow_shadow_delays_no_answer_and_misses_what_it_cannot_keep_up_with(
+def test_a_slow_shadow_policy_delays_no_answer_and_drops_decisions_above_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shadow_module, "MOST_WAITING", 3)
-    telemetry, slow = Telemetry(), Slow()
-    scorer = Scorer(lambda: ActivePolicies(UniformRanker(), slow), None, telemetry)
+    monkeypatch.setattr(shadow_module, "MAX_WAITING", 3)
+    telemetry, shadow = Telemetry(), WaitingRanker()
 
-    async def ask() -> list[str]:
-        return [(await scorer.score(IDS, TIPS, {}, event_id=f"d{number}")).chosen for number in range(10)]
+    async def score_ten_times(scorer: Scorer) -> list[str]:
+        return [(await scorer.score(IDS, CANDIDATES, {}, event_id=f"d{number}")).chosen for number in range(10)]
 
-    with capture_logs() as log:
-        started = time.monotonic()
-        assert len(asyncio.run(ask())) == 10
-        assert time.monotonic() - started < 10  # the shadow would have taken 30 seconds for the first alone
-        assert outcomes(telemetry) == {"dropped": 7}
-        slow.go_on.set()
+    with capture_logs() as log, scorer(shadow, telemetry) as with_shadow:
+        answers = asyncio.run(score_ten_times(with_shadow))
+        # All answers are there while the shadow policy has not finished a single ranking.
+        assert (len(answers), outcomes(telemetry)) == (10, {"dropped": 7})
+        shadow.released.set()
         assert eventually(lambda: outcomes(telemetry) == {"dropped": 7, "ok": 3})
     assert [line["event_id"] for line in log if line["event"] == "shadow_decision"] == ["d0", "d1", "d2"]
-    scorer.close()

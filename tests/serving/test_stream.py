@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from ml.serving.prompts import PROMPTS
-from tests.conftest import Serve, eventually
+from tests.conftest import Serve, eventually, is_ready
 from tests.upstream import SECRET, TIP, Upstream
 
 BODY = {"signals": {"energy": 3}, "stream": True}
@@ -24,15 +24,15 @@ def events(answer: httpx.Response) -> Iterator[Event]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def ask(http: httpx.Client, **body: object) -> list[Event]:
+def stream(http: httpx.Client, **body: object) -> list[Event]:
     with http.stream("POST", "/generate", json={**BODY, **body}) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         return list(events(answer))
 
 
-def test_streams_meta_then_deltas_then_done(serve: Serve) -> None:
-    (first, meta), *deltas, (last, done) = ask(serve(), prompt_version="v3-few-shot")
+def test_a_stream_has_meta_then_deltas_then_done(serve: Serve) -> None:
+    (first, meta), *deltas, (last, done) = stream(serve(), prompt_version="v3-few-shot")
     assert (first, last) == ("meta", "done")
     assert meta.pop("generation_id")
     assert meta == {
@@ -47,8 +47,8 @@ def test_streams_meta_then_deltas_then_done(serve: Serve) -> None:
     assert done == {"tip": TIP, "usage": {"input_tokens": 50, "output_tokens": 12}, "finish_reason": "stop"}
 
 
-def test_the_first_words_come_from_a_fallback_when_the_first_model_cannot(serve: Serve) -> None:
-    meta = ask(serve("status-500", "good"))[0][1]
+def test_a_fallback_model_streams_after_an_error_of_the_first_model(serve: Serve) -> None:
+    meta = stream(serve("status-500", "good"))[0][1]
     assert (meta["model"], meta["fallback"]) == ("openai/good", True)
 
 
@@ -63,24 +63,26 @@ def test_the_first_words_come_from_a_fallback_when_the_first_model_cannot(serve:
         ("nonsense-html", 502, "unusable-tip"),
     ],
 )
-def test_what_fails_before_the_first_word_is_a_plain_problem(serve: Serve, model: str, status: int, slug: str) -> None:
-    answer = serve(model, generate_timeout_seconds=2).post("/generate", json=BODY)
+def test_an_error_before_the_first_text_is_a_problem_document(serve: Serve, model: str, status: int, slug: str) -> None:
+    http = serve(model, generate_timeout_seconds=3)
+    assert is_ready(http)
+    answer = http.post("/generate", json=BODY)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:tips:problem:{slug}")
     assert SECRET not in answer.text
 
 
-def test_an_unknown_version_is_a_plain_problem_too(serve: Serve) -> None:
+def test_an_unknown_version_is_a_422(serve: Serve) -> None:
     assert serve().post("/generate", json={**BODY, "prompt_version": "v9"}).status_code == 422
 
 
 @pytest.mark.parametrize("model", ["says-three", "says-markup", "says-preamble", "cut"])
-def test_a_text_that_proves_unusable_ends_with_an_error_event(serve: Serve, model: str) -> None:
-    *_, (last, problem) = ask(serve(model))
+def test_an_unusable_text_ends_with_an_error_event(serve: Serve, model: str) -> None:
+    *_, (last, problem) = stream(serve(model))
     assert (last, problem["type"], problem["status"]) == ("error", "urn:tips:problem:unusable-tip", 502)
 
 
 def test_an_upstream_that_drops_the_connection_ends_with_an_error_event(serve: Serve) -> None:
-    *_, (last, problem) = ask(serve("drop"))
+    *_, (last, problem) = stream(serve("drop"))
     assert last == "error"
     assert problem["status"] == 502
     assert SECRET not in str(problem)
@@ -92,22 +94,25 @@ def test_a_stream_that_fails_is_counted_for_the_model_that_failed(serve: Serve) 
     assert 'model="openai/drop",outcome="upstream-failed",prompt_version="v1"} 1.0' in http.get("/metrics").text
 
 
-def test_an_upstream_that_stalls_is_cut_off_at_the_deadline(serve: Serve, upstream: Upstream) -> None:
-    *_, (last, problem) = ask(serve("stall", generate_timeout_seconds=1))
+def test_an_upstream_that_stalls_ends_with_an_error_event_at_the_deadline(serve: Serve, upstream: Upstream) -> None:
+    http = serve("stall", generate_timeout_seconds=3)
+    assert is_ready(http)
+    *_, (last, problem) = stream(http)
     assert (last, problem["status"]) == ("error", 504)
-    assert eventually(lambda: upstream.abandoned == 1)
+    assert eventually(lambda: upstream.disconnects == 1)
 
 
-def test_a_caller_who_goes_away_stops_the_upstream(serve: Serve, upstream: Upstream) -> None:
+def test_a_caller_that_disconnects_during_a_stream_stops_the_upstream(serve: Serve, upstream: Upstream) -> None:
     http = serve("stall")
     with http.stream("POST", "/generate", json=BODY) as answer:
         assert next(events(answer))[0] == "meta"
-    assert eventually(lambda: upstream.abandoned == 1)
+    assert eventually(lambda: upstream.disconnects == 1)
     assert http.get("/health/live").status_code == 200
 
 
-def test_a_caller_of_a_plain_tip_who_goes_away_stops_the_upstream(serve: Serve, upstream: Upstream) -> None:
+def test_a_caller_that_disconnects_before_the_answer_stops_the_upstream(serve: Serve, upstream: Upstream) -> None:
     http = serve("hang")
+    assert is_ready(http)
     with pytest.raises(httpx.ReadTimeout):
-        http.post("/generate", json={"signals": {}}, timeout=0.5)
-    assert eventually(lambda: upstream.abandoned == 1)
+        http.post("/generate", json={"signals": {}}, timeout=httpx.Timeout(60, read=2))
+    assert eventually(lambda: upstream.disconnects == 1)

@@ -1,3 +1,5 @@
+"""The checks of a tip."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,63 +23,63 @@ from ml.serving.tip import MAX_TIP_LENGTH, validate_tip
         "Put the book on your pillow: it will be the last thing you see tonight.",
     ],
 )
-def test_a_good_tip_is_returned_as_it_is(text: str) -> None:
+def test_a_usable_tip_is_returned_unchanged(text: str) -> None:
     assert validate_tip(f"  {text}\n") == text
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
         ("", "is empty"),
         (" \n", "is empty"),
-        ("Walk. " * 60, "longer than 280"),
-        ("One. Two. Three.", "more than 2 sentences"),
-        ("Walk now.\nThen rest.", "more than one line"),
-        ('"Walk now."', "quotation marks"),
-        ("\u201cWalk now.\u201d", "quotation marks"),
-        ("**Walk** now.", "markup"),
-        ("# Walk now.", "markup"),
-        ("- Walk now.", "markup"),
-        ("1. Walk now.", "markup"),
-        ("Walk `now`.", "markup"),
-        ("Walk <b>now</b>.", "markup"),
-        ("Walk [now](x).", "markup"),
-        ("Look at https://example.org now.", "markup"),
-        ("Call 1-800-273-8255 now.", "telephone"),
-        ("Call +49 (0)800 1110111 now.", "telephone"),
+        ("Walk. " * 60, "is longer than 280 characters"),
+        ("One. Two. Three.", "has more than 2 sentences"),
+        ("Walk now.\nThen rest.", "has more than one line"),
+        ('"Walk now."', "is in quotation marks"),
+        ("\u201cWalk now.\u201d", "is in quotation marks"),
+        ("**Walk** now.", "contains markup"),
+        ("# Walk now.", "contains markup"),
+        ("- Walk now.", "contains markup"),
+        ("1. Walk now.", "contains markup"),
+        ("Walk `now`.", "contains markup"),
+        ("Walk <b>now</b>.", "contains markup"),
+        ("Walk [now](x).", "contains markup"),
+        ("Look at https://example.org now.", "contains markup"),
+        ("Call 1-800-273-8255 now.", "contains a telephone number"),
+        ("Call +49 (0)800 1110111 now.", "contains a telephone number"),
         ("Call 1-press-press-press now.", "repeats itself"),
         ("Rest now, rest now, rest now, and more.", "repeats itself"),
         ("深めましょう．深めましょう．深めましょう．", "repeats itself"),
         ("Take a bath for" + " " * 60 + "now.", "repeats itself"),
-        ("Sure, walk now.", "begins with"),
-        ("Here is your tip: walk now.", "begins with"),
-        ("Here's one. Walk now.", "begins with"),
-        ("Tip: walk now.", "begins with"),
-        ("Your personal tip: walk now.", "begins with"),
-        ("As an AI, I would walk.", "begins with"),
-        ("I'm sorry, but no.", "begins with"),
-        ("I cannot help with that.", "begins with"),
+        ("Sure, walk now.", "begins with words that are not part of the tip"),
+        ("Here is your tip: walk now.", "begins with words that are not part of the tip"),
+        ("Here's one. Walk now.", "begins with words that are not part of the tip"),
+        ("Tip: walk now.", "begins with words that are not part of the tip"),
+        ("Your personal tip: walk now.", "begins with words that are not part of the tip"),
+        ("As an AI, I would walk.", "begins with words that are not part of the tip"),
+        ("I'm sorry, but no.", "begins with words that are not part of the tip"),
+        ("I cannot help with that.", "begins with words that are not part of the tip"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_with_the_reason(text: str, why: str) -> None:
-    with pytest.raises(UnusableTip, match=why):
+def test_an_unusable_text_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(UnusableTip, match=reason):
         validate_tip(text)
 
 
-def test_a_text_that_was_cut_off_is_refused() -> None:
-    with pytest.raises(UnusableTip, match="cut off"):
+def test_an_incomplete_text_is_refused() -> None:
+    with pytest.raises(UnusableTip, match="it was cut off"):
         validate_tip("Walk to the", finish_reason="length")
 
 
-def test_sentences_are_counted_in_the_tip_s_own_language() -> None:
+def test_sentences_are_counted_by_the_rules_of_the_tip_s_language() -> None:
     assert validate_tip("Leg das Handy z. B. in die Küche. Geh um 22 Uhr ins Bett.", locale="de-DE")
     assert validate_tip("スマホを置きましょう。今夜は早く寝てください。", locale="ja-JP")
-    with pytest.raises(UnusableTip, match="sentences"):
+    with pytest.raises(UnusableTip, match="has more than 2 sentences"):
         validate_tip("一。二。三。", locale="zh-Hant-TW")
 
 
 @given(st.text(max_size=400))
-def test_whatever_passes_is_short_plain_and_one_line(text: str) -> None:
+def test_every_accepted_text_is_short_and_one_line(text: str) -> None:
     try:
         tip = validate_tip(text)
     except UnusableTip:

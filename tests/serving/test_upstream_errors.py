@@ -1,3 +1,5 @@
+"""The mapping from LiteLLM's exceptions to the errors of the services."""
+
 import os
 from typing import Any
 
@@ -14,32 +16,32 @@ def litellm() -> Any:
     return __import__("litellm")
 
 
-def test_every_exception_that_litellm_exports_is_mapped(litellm: Any) -> None:
-    exported = {kind.__name__ for kind in vendor_exceptions(litellm)}
+def test_all_exceptions_that_litellm_exports_are_mapped(litellm: Any) -> None:
+    exported = {exception.__name__ for exception in vendor_exceptions(litellm)}
     assert len(exported) > 30
     assert exported - ERROR_MAP.keys() == set()
 
 
-def test_every_mapping_is_for_an_exception_that_exists(litellm: Any) -> None:
-    exported = {kind.__name__ for kind in vendor_exceptions(litellm)}
+def test_all_mapped_exceptions_exist(litellm: Any) -> None:
+    exported = {exception.__name__ for exception in vendor_exceptions(litellm)}
     assert ERROR_MAP.keys() - exported == {"HTTPError"}
 
 
-def test_every_one_of_them_becomes_an_answer_with_a_status_and_none_of_its_words(litellm: Any) -> None:
-    for kind in vendor_exceptions(litellm):
-        raised = kind.__new__(kind)
+def test_each_mapped_error_has_a_status_and_does_not_contain_the_vendor_s_message(litellm: Any) -> None:
+    for exception in vendor_exceptions(litellm):
+        raised = exception.__new__(exception)
         Exception.__init__(raised, "secret")
-        ours = map_upstream_error(raised)
-        assert isinstance(ours, TipsError)
-        assert ours.status in {422, 502, 503, 504}
-        assert "secret" not in str(ours.problem())
+        error = map_upstream_error(raised)
+        assert isinstance(error, TipsError)
+        assert error.status in {422, 502, 503, 504}
+        assert "secret" not in str(error.problem())
 
 
-def test_a_time_out_is_ours(litellm: Any) -> None:
+def test_a_timeout_is_a_deadline_exceeded(litellm: Any) -> None:
     assert isinstance(map_upstream_error(litellm.Timeout("secret", model="m", llm_provider="p")), DeadlineExceeded)
 
 
-def test_what_nobody_has_heard_of_is_a_failure_of_the_upstream() -> None:
+def test_an_unknown_exception_is_an_upstream_failure() -> None:
     class NewError(Exception): ...
 
     assert isinstance(map_upstream_error(NewError("secret")), UpstreamFailed)

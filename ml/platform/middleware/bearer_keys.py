@@ -11,7 +11,10 @@ from ml.platform.problem_json import problem_response
 
 
 class BearerKeyMiddleware:
-    """Answers 401 to requests without one of the keys, except on `open_paths` and below; without keys, to none."""
+    """Answers 401 to requests without one of the keys, except on `open_paths` and below.
+
+    If no keys are configured, every request passes.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
         self.app = app
@@ -19,16 +22,18 @@ class BearerKeyMiddleware:
         self.open_paths = tuple(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys and not self._is_open(scope["path"]):
+        if scope["type"] == "http" and self.keys and not is_open(scope["path"], self.open_paths):
             authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, token = authorization.partition(b" ")
-            # Every key is compared, each in constant time, so that timing tells nothing about the keys.
+            # Every key is compared, each in constant time, so that the response time reveals nothing about the keys.
             matches = [secrets.compare_digest(token.strip(), key) for key in self.keys]
             if scheme.lower() != b"bearer" or not any(matches):
-                error = Unauthorized("This needs a known key: `Authorization: Bearer <key>`.")
+                error = Unauthorized("This request needs one of the API keys: `Authorization: Bearer <key>`.")
                 await problem_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _is_open(self, path: str) -> bool:
-        return any(path == open_path or path.startswith(f"{open_path}/") for open_path in self.open_paths)
+
+def is_open(path: str, open_paths: Collection[str]) -> bool:
+    """Return whether a path is one of `open_paths` or below one."""
+    return any(path == open_path or path.startswith(f"{open_path}/") for open_path in open_paths)

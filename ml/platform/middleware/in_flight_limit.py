@@ -1,4 +1,4 @@
-"""Middleware that bounds concurrent requests."""
+"""Middleware that limits concurrent requests."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class InFlightLimit:
 
 
 class InFlightLimitMiddleware:
-    """Answers 503 at once when the limit is reached, so that no queue builds up."""
+    """Answers 503 immediately when the limit is reached, so that no queue builds up."""
 
     def __init__(self, app: ASGIApp, limit: InFlightLimit) -> None:
         self.app = app
@@ -29,7 +29,7 @@ class InFlightLimitMiddleware:
             await self.app(scope, receive, send)
             return
         if self.in_flight >= self.limit.max_requests:
-            error = Busy("The service is handling as many of these requests as it can at once.", retry_after=1)
+            error = Busy("The service is at its limit of concurrent requests to this path.", retry_after=1)
             await problem_response(error)(scope, receive, send)
             return
         self.in_flight += 1

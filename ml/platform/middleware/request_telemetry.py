@@ -21,9 +21,9 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class RequestTelemetryMiddleware:
-    """The outermost middleware: request id and trace in and out, one log line and one observation per request.
+    """The outermost middleware: accepts and returns request id and trace, and logs and measures each request once.
 
-    It is also the process edge: an unexpected exception is logged without its message and answered with 500.
+    It also handles unexpected exceptions: they are logged without their message and answered with 500.
     """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
@@ -56,7 +56,7 @@ class RequestTelemetryMiddleware:
             except Exception:
                 log.exception("unexpected")
                 if status == CLIENT_CLOSED_REQUEST:
-                    error = TipsError("An unexpected error occurred; the service's log says where.")
+                    error = TipsError("An unexpected error occurred; the service's log has the details.")
                     await problem_response(error)(scope, receive, send_with_ids)
             finally:
                 seconds = time.perf_counter() - started

@@ -1,0 +1,52 @@
+"""Request bodies in the OpenAPI document for routes that parse the body themselves.
+
+FastAPI describes only the models of handler parameters. A route whose handler parses the body describes it with
+`openapi_extra=request_body(Model)`; the model and those that it refers to then appear under `components`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+_REF_TEMPLATE = "#/components/schemas/{model}"
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route whose handler parses a required JSON body as `model`."""
+    _, definitions = models_json_schema([(model, "validation")], ref_template=_REF_TEMPLATE)
+    schema = {"$ref": _REF_TEMPLATE.format(model=model.__name__), **definitions}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def install_openapi(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
+    """Complete the document that `app.openapi()` returns.
+
+    The models of `request_body` appear under `components`, like those of handler parameters. The operations at paths
+    for which `needs_key` is true, which the middleware checks, declare that they need a bearer key.
+    """
+    build_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = build_document()
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                _move_definitions(operation, document)
+                if needs_key(path):
+                    operation["security"] = [{"HTTPBearer": []}]
+                    schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+                    schemes["HTTPBearer"] = {"type": "http", "scheme": "bearer"}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+
+
+def _move_definitions(operation: dict[str, Any], document: dict[str, Any]) -> None:
+    """Move the definitions inside the schema of a request body to the components of the document."""
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    definitions = schema.pop("$defs", {})
+    if definitions:
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        components |= definitions

@@ -1,0 +1,130 @@
+"""The application of serving: the resources that its lifespan opens and closes."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from ml.features.online_store import OnlineStoreUnavailable, replace_all
+from ml.platform.telemetry import Telemetry
+from ml.serving import app as app_module
+from ml.serving.app import create_app, load_policies, open_state
+from ml.serving.settings import ServingSettings
+from tests.conftest import eventually, of_model
+from tests.policies import TIPS, policy
+from tests.server import TestClient
+from tests.upstream import TIP, Upstream
+
+AGGREGATES = {"tips_7d": 3.0}
+SCORE_REQUEST = {
+    "user_id": "u-1",
+    "signals": {"mood": "low"},
+    "candidates": [{"id": version, "prompt_version": version, "tip": tip} for version, tip in TIPS.items()],
+}
+
+
+@pytest.fixture
+def store_file(tmp_path: Path) -> Path:
+    """The file of an online store with one user."""
+    file = tmp_path / "features.db"
+    replace_all(f"sqlite:///{file}", [("u-1", AGGREGATES)], datetime.now(UTC))
+    return file
+
+
+@pytest.fixture
+def settings(upstream: Upstream, store_file: Path, tmp_path: Path) -> ServingSettings:
+    """Settings with a model, a live and a shadow policy, and an online store."""
+    for name, seed in (("live", 1), ("shadow", 3)):
+        (tmp_path / name).write_bytes(policy(name, seed=seed))
+    return of_model(
+        upstream,
+        "good",
+        score_policy=str(tmp_path / "live"),
+        score_policy_shadow=str(tmp_path / "shadow"),
+        online_store_url=f"sqlite:///{store_file}",
+    )
+
+
+def shadow_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("shadow")]
+
+
+def test_the_lifespan_of_one_application_can_run_twice(settings: ServingSettings) -> None:
+    app = create_app(settings)
+    for runs_before in range(2):
+        with TestClient(app) as client:
+            assert client.post("/generate", json={}).json()["tip"] == TIP
+            answer = client.post("/score", json=SCORE_REQUEST).json()
+            assert (answer["policy"]["name"], answer["aggregates"]) == ("live", AGGREGATES)
+            assert eventually(lambda: client.get("/health/ready").status_code == 200)
+            assert eventually(partial(has_shadow_decisions, client, runs_before + 1))
+        assert eventually(lambda: not shadow_threads())
+
+
+def has_shadow_decisions(client: TestClient, number: int) -> bool:
+    """Return whether the metrics count this number of decisions of the shadow policy."""
+    metric = 'tips_shadow_scores_total{outcome="ok",policy="shadow"'
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(metric)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines) == number
+
+
+def test_a_failing_start_up_step_closes_the_resources_opened_before(
+    settings: ServingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def recorded(name: str) -> Callable[..., AbstractContextManager[Any]]:
+        open_resource = getattr(app_module, name)
+
+        @contextmanager
+        def recording(*arguments: Any) -> Iterator[Any]:
+            with ExitStack() as stack:
+                stack.callback(events.append, f"close {name}")
+                resource = stack.enter_context(open_resource(*arguments))
+                events.append(f"open {name}")
+                yield resource
+
+        return recording
+
+    def fail(work: Coroutine[Any, Any, None]) -> NoReturn:
+        work.close()
+        raise OSError("the last step fails")
+
+    for name in ("open_online_store", "Scorer", "_reload_on_hangup"):
+        monkeypatch.setattr(app_module, name, recorded(name))
+    monkeypatch.setattr(app_module, "run_in_background", fail)
+    assert asyncio.run(tasks_after_failed_start(settings, OSError)) == set()
+    assert events == [
+        *("open open_online_store", "open Scorer", "open _reload_on_hangup"),
+        *("close _reload_on_hangup", "close Scorer", "close open_online_store"),
+    ]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_an_online_store_that_disappears_before_the_start_leaves_no_task_of_the_gateway(
+    settings: ServingSettings, store_file: Path
+) -> None:
+    app = create_app(settings)
+    content = store_file.read_bytes()
+    store_file.unlink()
+    assert asyncio.run(tasks_after_failed_start(settings, OnlineStoreUnavailable)) == set()
+    with pytest.raises(OnlineStoreUnavailable), TestClient(app):
+        pass
+    store_file.write_bytes(content)
+    with TestClient(app) as client:
+        assert client.post("/score", json=SCORE_REQUEST).json()["aggregates"] == AGGREGATES
+
+
+async def tasks_after_failed_start(settings: ServingSettings, error: type[Exception]) -> set[asyncio.Task[Any]]:
+    """Start serving, which raises `error`, and return the tasks that are left, such as one that imports LiteLLM."""
+    with pytest.raises(error):
+        async with open_state(settings, Telemetry(), load_policies(settings)):
+            raise AssertionError("the start should have failed")
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
