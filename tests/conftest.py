@@ -11,6 +11,7 @@ import pytest
 
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app
+from ml.serving.gateway import _import_litellm
 from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app as create_both
 from tests.browser import browser
@@ -61,8 +62,8 @@ def eventually(condition: Callable[[], bool], timeout: float = 60) -> bool:
     return True
 
 
-def is_ready(http: httpx.Client) -> bool:
-    """Wait until the service is ready, so that a short timeout of a test does not include the import of LiteLLM."""
+def becomes_ready(http: httpx.Client) -> bool:
+    """Wait until the service is ready, so that the timeout of a request does not include the import of LiteLLM."""
     return eventually(lambda: http.get("/health/ready").status_code == 200)
 
 
@@ -73,8 +74,14 @@ def _unset_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
+@pytest.fixture(scope="session")
+def litellm_imported() -> None:
+    """Import LiteLLM, which on busy cores takes longer than the timeout of a request."""
+    _import_litellm([])
+
+
 @pytest.fixture
-def upstream() -> Iterator[Upstream]:
+def upstream(litellm_imported: None) -> Iterator[Upstream]:  # noqa: ARG001
     """A fake model server."""
     upstream = Upstream()
     with running(upstream.app()) as upstream.url:

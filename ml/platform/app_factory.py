@@ -28,7 +28,7 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 64 * 1024
 
 OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
-"""Paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
+"""The paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
 
 ReadinessCheck = Callable[[], Awaitable[None]]
 """A check that raises NotReady, or another error with status 503, while a part of the service is not usable."""

@@ -46,15 +46,14 @@ class EmbeddedModel:
         params.cpuparams_batch.n_threads = threads
         params.n_parallel = 1
         params.n_ctx = 2048
-        params.cache_ram_mib = (
-            128  # the default grows with every prompt; with 0, alternating prompt versions are read again
-        )
-        params.slot_prompt_similarity = (
-            0  # prompt versions begin with the same text: still search the cache for the best prefix
-        )
+        # The default grows with every prompt; with 0, alternating prompt versions would be read again each time.
+        params.cache_ram_mib = 128
+        # Prompt versions begin with the same text; with 0, the cache is still searched for the longest equal prefix.
+        params.slot_prompt_similarity = 0
         params.ui = False
         params.endpoint_slots = False
-        params.api_keys = [secrets.token_hex(32)]  # the library always opens a loopback port: lock it
+        # The library always opens a loopback port: no caller has this key.
+        params.api_keys = [secrets.token_hex(32)]
         params.verbosity = -1
         try:
             return cls(xllamacpp.Server(params))

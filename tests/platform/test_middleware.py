@@ -199,7 +199,7 @@ def test_each_of_many_concurrent_callers_gets_its_own_answer(serve: Serve) -> No
     http = serve()
     barrier = threading.Barrier(16)
 
-    def ask(number: int) -> bool:
+    def generate(number: int) -> bool:
         barrier.wait()
         version = list(PROMPTS)[number % len(PROMPTS)]
         answer = http.post("/generate", json={"prompt_version": version}, headers={"x-request-id": str(number)})
@@ -207,7 +207,7 @@ def test_each_of_many_concurrent_callers_gets_its_own_answer(serve: Serve) -> No
         return bool(answer.json()["prompt_version"] == version)
 
     with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(ask, range(16)))
+        assert all(pool.map(generate, range(16)))
 
 
 def test_an_unexpected_exception_is_a_500_without_its_message() -> None:
@@ -218,7 +218,7 @@ def test_an_unexpected_exception_is_a_500_without_its_message() -> None:
         raise RuntimeError("private")
 
     with running(app) as url:
-        answer = httpx.get(f"{url}/health/broken", headers={"x-request-id": "r1"})
+        answer = httpx.get(f"{url}/health/broken", headers={"x-request-id": "r1"}, timeout=60)
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:tips:problem:internal-error")
     assert answer.headers["x-request-id"] == "r1"
     assert "private" not in answer.text

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from ml.platform.telemetry import configure_logging
 from ml.serving.prompts import PROMPTS
-from tests.conftest import Serve, eventually
+from tests.conftest import Serve, becomes_ready, eventually
 from tests.process import service
 from tests.server import running
 from tests.upstream import Upstream
@@ -94,6 +94,7 @@ def test_spans_follow_the_conventions_and_contain_no_signals_or_tips(
         "OTEL_EXPORTER_OTLP_ENDPOINT": url,
     }
     with service(**settings) as running_service:
+        assert becomes_ready(running_service.http)
         body = {"signals": {"goal": "private"}, "prompt_version": "v2-mentor"}
         headers = {"traceparent": f"00-{trace}-{parent}-01"}
         assert running_service.http.post("/generate", json=body, headers=headers).status_code == 200

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from ml.serving.prompts import PROMPTS
-from tests.conftest import Serve, eventually, is_ready
+from tests.conftest import Serve, becomes_ready, eventually
 from tests.upstream import SECRET, TIP, UNUSABLE, Upstream
 
 SIGNALS = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
@@ -114,8 +114,8 @@ def test_an_unreachable_upstream_is_a_502(serve: Serve) -> None:
 
 
 def test_an_upstream_that_never_answers_is_a_504_and_its_connection_is_closed(serve: Serve, upstream: Upstream) -> None:
-    http = serve("hang", generate_timeout_seconds=2)
-    assert is_ready(http)
+    http = serve("hang", generate_timeout_seconds=5)
+    assert becomes_ready(http)
     answer = generate(http)
     assert (answer.status_code, answer.json()["type"]) == (504, "urn:tips:problem:deadline-exceeded")
     assert eventually(lambda: upstream.disconnects == 1)
@@ -128,8 +128,8 @@ def test_a_transient_error_is_retried(serve: Serve, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("first", ["status-401", "status-500", "status-429", "nonsense-json", "hang"])
 def test_a_fallback_model_answers_after_an_error_and_is_named(serve: Serve, first: str) -> None:
-    http = serve(first, "good", generate_timeout_seconds=6)
-    assert is_ready(http)
+    http = serve(first, "good", generate_timeout_seconds=10 if first == "hang" else 60)
+    assert becomes_ready(http)
     body = generate(http).json()
     assert (body["tip"], body["model"], body["fallback"]) == (TIP, "openai/good", True)
 

@@ -25,6 +25,8 @@ from ml.serving.main import app
 
 print(TestClient(app).get("/health/live").json()["status"])
 with TestClient(app) as client:
+    while client.get("/health/ready").status_code == 503:
+        pass
     print(client.post("/generate", json={"prompt_version": "v2-mentor"}).json()["tip"])
     print(client.post("/score", json={"candidates": [{"id": "a"}]}).json()["chosen"])
 """
