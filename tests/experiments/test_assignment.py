@@ -130,9 +130,9 @@ def test_people_get_what_they_always_got() -> None:
 @pytest.mark.parametrize("seed", ["0", "1", "4711"])
 def test_people_get_the_same_in_another_process_whose_hashes_are_others(seed: str) -> None:
     program = (
-        "import sys; from ml.experiments.assignment import sticky; "
+        "import sys; from ml.experiments.assignment import draw_sticky; "
         "equal = {'v1': 1.0, 'v2-mentor': 1.0, 'v3-few-shot': 1.0}; "
-        "print(*(sticky(equal, user, salt='prompt-version').option for user in sys.argv[1:]))"
+        "print(*(draw_sticky(equal, user, salt='prompt-version').option for user in sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, *GOLDEN]
     environment = {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}

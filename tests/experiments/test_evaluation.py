@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import special
 
 from ml.experiments.arrays import Floats, Integers
-from ml.experiments.evaluation import MIN_EFFECTIVE_SAMPLE_SIZE, Estimate, Log, dm, dr, ips, sndr, snips
+from ml.experiments.evaluation import MIN_EFFECTIVE_SAMPLE_SIZE, Estimate, dm, dr, ips, sndr, snips
+from ml.experiments.off_policy_log import Log
 from ml.experiments.reward_model import RewardModel, cross_fitted_means
 
 DATA = Path(__file__).parents[1] / "data" / "obd"
@@ -152,7 +153,7 @@ def test_the_width_of_an_interval_is_that_of_the_jackknife(estimator: Callable[.
     values = []
     for left_out in range(n):
         kept = np.arange(n) != left_out
-        part = Log(log.rewards[kept], log.propensities[kept], log.targets[kept])
+        part = Log(log.rewards[kept], log.propensities[kept], log.target_probabilities[kept])
         models = [RewardModel(each.options[kept], each.means[kept], each.target[kept]) for each in more]
         values.append(estimator(part, *models).value)
     error = math.sqrt((n - 1) * float(np.var(values)))
@@ -236,17 +237,19 @@ def of_people(
     rewards = (rng.random(n) < rates[who, options]).astype(np.float64)
     target = np.tile([0.0, 0.0, 1.0], (n, 1))
     means = cross_fitted_means(rewards, options, who % 5, n_options=3)
-    log = Log.from_policies(rewards, options, np.full((n, 3), 1 / 3), target, people=who)
+    log = Log.from_policies(rewards, options, np.full((n, 3), 1 / 3), target, clusters=who)
     return log, RewardModel(options, means, target)
 
 
 def without_people(log: Log) -> Log:
-    return Log(log.rewards, log.propensities, log.targets)
+    return Log(log.rewards, log.propensities, log.target_probabilities)
 
 
 def repeated(log: Log, times: int) -> Log:
-    rewards, propensities, targets = (np.tile(each, times) for each in (log.rewards, log.propensities, log.targets))
-    return Log(rewards, propensities, targets, people=None if log.people is None else np.tile(log.people, times))
+    rewards, propensities, targets = (
+        np.tile(each, times) for each in (log.rewards, log.propensities, log.target_probabilities)
+    )
+    return Log(rewards, propensities, targets, clusters=None if log.clusters is None else np.tile(log.clusters, times))
 
 
 @cache
@@ -282,7 +285,7 @@ def test_without_people_they_would_promise_too_much(name: str) -> None:
 def test_the_same_decisions_several_times_over_tell_no_more(both: tuple[Log, RewardModel], times: int) -> None:
     log, model = both
     people = np.arange(log.rewards.size)
-    once = Log(log.rewards, log.propensities, log.targets, people=people)
+    once = Log(log.rewards, log.propensities, log.target_probabilities, clusters=people)
     again = repeated(once, times)
     model_again = RewardModel(
         np.tile(model.options, times), np.tile(model.means, (times, 1)), np.tile(model.target, (times, 1))
@@ -300,7 +303,7 @@ def test_what_people_are_called_does_not_matter(both: tuple[Log, RewardModel], s
     people = rng.integers(5, size=log.rewards.size)
     called = rng.permutation(1_000)[:5] - 500
     one, other = (
-        every_estimate(Log(log.rewards, log.propensities, log.targets, people=each), model)
+        every_estimate(Log(log.rewards, log.propensities, log.target_probabilities, clusters=each), model)
         for each in (people, called[people])
     )
     for name in one:
@@ -314,7 +317,9 @@ def numbers_of(estimate: Estimate) -> tuple[float, ...]:
 def test_people_with_one_decision_each_change_next_to_nothing() -> None:
     log, options, groups = simulated(np.random.default_rng(7), 2_000)
     model = RewardModel(options, RATES[groups], TARGET[groups])
-    each = every_estimate(Log(log.rewards, log.propensities, log.targets, people=np.arange(2_000)), model)
+    each = every_estimate(
+        Log(log.rewards, log.propensities, log.target_probabilities, clusters=np.arange(2_000)), model
+    )
     for name, one in every_estimate(log, model).items():
         assert numbers_of(each[name]) == pytest.approx(numbers_of(one), abs=2e-4), name
 
@@ -322,12 +327,12 @@ def test_people_with_one_decision_each_change_next_to_nothing() -> None:
 @pytest.mark.parametrize("estimator", [ips, snips])
 def test_the_width_of_an_interval_is_that_of_the_jackknife_over_people(estimator: Callable[[Log], Estimate]) -> None:
     log, _ = of_people(np.random.default_rng(7), 150)
-    who = log.people
+    who = log.clusters
     assert who is not None
     values, gains = [], []
     for person in range(150):
         kept = who != person
-        part = estimator(Log(log.rewards[kept], log.propensities[kept], log.targets[kept]))
+        part = estimator(Log(log.rewards[kept], log.propensities[kept], log.target_probabilities[kept]))
         values.append(part.value)
         gains.append(part.gain.estimate)
     whole = estimator(log)
@@ -346,7 +351,7 @@ def test_decisions_of_few_people_are_refused_however_many_they_are() -> None:
 
 
 def test_of_one_person_nothing_is_known() -> None:
-    log = Log(np.arange(500) % 2 / 1.0, np.full(500, 0.5), np.full(500, 0.5), people=np.zeros(500, np.intp))
+    log = Log(np.arange(500) % 2 / 1.0, np.full(500, 0.5), np.full(500, 0.5), clusters=np.zeros(500, np.intp))
     estimate = snips(log)
     assert (estimate.low, estimate.high, estimate.gain.low, estimate.gain.high) == (0, 1, -1, 1)
     assert estimate.refusal == "The log tells no more than the target would for 1 people, and 20 are the least."
@@ -355,7 +360,7 @@ def test_of_one_person_nothing_is_known() -> None:
 def test_mean_weights_may_be_off_by_more_where_a_person_s_are_all_the_same() -> None:
     # Of 60 people, 37 were given what the target takes, instead of 30: no wonder, but far off for 2,400 coins.
     people = np.repeat(np.arange(60), 40)
-    log = Log(np.arange(2_400) % 2 / 1.0, np.full(2_400, 0.5), np.where(people < 37, 1.0, 0.0), people=people)
+    log = Log(np.arange(2_400) % 2 / 1.0, np.full(2_400, 0.5), np.where(people < 37, 1.0, 0.0), clusters=people)
     assert snips(log).mean_weight == pytest.approx(1.2333, abs=1e-4)
     assert snips(log).refusal is None
     assert "mean weight" in (snips(without_people(log)).refusal or "")
@@ -405,7 +410,7 @@ def test_more_and_less_than_the_log_are_told_apart_from_it_and_worthless_estimat
             assert estimate.is_significant
             assert (estimate.gain.low > 0) is better
             assert (estimate.gain.high < 0) is not better
-        few = Log(log.rewards[:150], log.propensities[:150], log.targets[:150])
+        few = Log(log.rewards[:150], log.propensities[:150], log.target_probabilities[:150])
         assert snips(few).refusal
         assert not snips(few).is_significant
 
@@ -480,7 +485,7 @@ def test_weights_that_are_off_by_no_more_than_chance_are_not_refused() -> None:
 
 def test_propensities_of_another_policy_are_found_out() -> None:
     log, _, groups = simulated(np.random.default_rng(7), 2_000)
-    wrong = Log(log.rewards, LOGGING[groups].max(axis=1), log.targets)
+    wrong = Log(log.rewards, LOGGING[groups].max(axis=1), log.target_probabilities)
     assert "mean weight" in (ips(wrong).refusal or "")
 
 
@@ -511,7 +516,7 @@ def test_a_target_that_is_the_live_policy_gets_the_mean_reward(log: Log) -> None
 
 @given(logs(), st.floats(0.01, 1))
 def test_scaling_all_the_weights_scales_ips_and_leaves_snips(log: Log, scale: float) -> None:
-    scaled = Log(log.rewards, log.propensities, log.targets * scale)
+    scaled = Log(log.rewards, log.propensities, log.target_probabilities * scale)
     assert ips(scaled).value == pytest.approx(ips(log).value * scale)
     before, after = snips(log), snips(scaled)
     assert (after.value, after.low, after.high) == pytest.approx((before.value, before.low, before.high), abs=1e-9)
@@ -522,7 +527,7 @@ def test_scaling_all_the_weights_scales_ips_and_leaves_snips(log: Log, scale: fl
 def test_the_order_of_decisions_does_not_matter(both: tuple[Log, RewardModel], seed: int) -> None:
     log, model = both
     order = np.random.default_rng(seed).permutation(log.rewards.size)
-    log_too = Log(log.rewards[order], log.propensities[order], log.targets[order])
+    log_too = Log(log.rewards[order], log.propensities[order], log.target_probabilities[order])
     model_too = RewardModel(model.options[order], model.means[order], model.target[order])
     estimates, others = every_estimate(log, model), every_estimate(log_too, model_too)
     for name, one in estimates.items():
@@ -551,7 +556,7 @@ def test_a_model_that_predicts_0_leaves_the_weighted_rewards_and_a_perfect_one_i
     nothing = RewardModel(model.options, np.zeros_like(model.means), model.target)
     assert dr(log, nothing).value == pytest.approx(ips(log).value)
     assert sndr(log, nothing).value == pytest.approx(snips(log).value)
-    perfect = Log(model.of_taken, log.propensities, log.targets)
+    perfect = Log(model.logged_predictions, log.propensities, log.target_probabilities)
     assert dr(perfect, model).value == pytest.approx(dm(perfect, model).value)
     assert sndr(perfect, model).value == pytest.approx(dm(perfect, model).value)
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ml.experiments import linear
+from ml.experiments import regression_statistics
 from ml.experiments.arrays import Floats
-from ml.experiments.linear import MAX_ROWS, STRENGTHS, LinearModel, RegressionStatistics, features, fit
+from ml.experiments.linear import STRENGTHS, LinearModel, fit
+from ml.experiments.regression_statistics import MAX_ROWS, RegressionStatistics, interaction_features
 
 CONTEXT, CANDIDATE = ("mood=low", "sleep_hours/24", "steps"), ("version=v1", "length")
 K, M = len(CONTEXT), len(CANDIDATE)
@@ -69,7 +70,7 @@ def test_rows_in_any_order_chunk_and_split_give_the_same_bits(
     chance.shuffle(order)
     shuffled = [part[order] for part in table]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "CHUNK_ROWS", chunk)
+        patch.setattr(regression_statistics, "CHUNK_ROWS", chunk)
         first, second = summed(*(part[:split] for part in shuffled)), summed(*(part[split:] for part in shuffled))
     assert same(first + second, whole)
     assert same(second + first, whole)
@@ -80,7 +81,7 @@ def test_rows_in_any_order_chunk_and_split_give_the_same_bits(
 def test_statistics_are_the_sums_that_they_are_named_after() -> None:
     contexts, candidates, earned = some_rows(200)
     statistics = summed(contexts, candidates, earned)
-    x, y = features(contexts, candidates), np.rint(earned * 2**14) / 2**14
+    x, y = interaction_features(contexts, candidates), np.rint(earned * 2**14) / 2**14
     assert x.shape == (200, D)
     assert (statistics.xx == x.T @ x).all()
     assert (statistics.xy == x.T @ y).all()
@@ -89,7 +90,7 @@ def test_statistics_are_the_sums_that_they_are_named_after() -> None:
 
 @given(rows(min_rows=1))
 def test_features_are_multiples_of_their_steps_from_minus_one_to_one(table: tuple[Floats, Floats, Floats]) -> None:
-    x = features(table[0], table[1]).reshape(-1, 1 + K, 1 + M)
+    x = interaction_features(table[0], table[1]).reshape(-1, 1 + K, 1 + M)
     assert (x[:, 0, 0] == 1).all()
     assert (abs(x) <= 1).all()
     assert (x[:, :, 0] * 2**8 % 1 == 0).all()
@@ -98,7 +99,7 @@ def test_features_are_multiples_of_their_steps_from_minus_one_to_one(table: tupl
 
 
 def test_a_missing_number_counts_as_nothing_and_a_large_one_as_the_largest() -> None:
-    x = features(np.array([[math.nan, math.inf, -1e308]]), np.array([[0.5, -math.inf]]))
+    x = interaction_features(np.array([[math.nan, math.inf, -1e308]]), np.array([[0.5, -math.inf]]))
     assert x.reshape(1 + K, 1 + M).tolist() == [[1, 0.5, -1], [0, 0, 0], [1, 0.5, -1], [-1, -0.5, 1]]
 
 
@@ -165,8 +166,8 @@ def directly(contexts: Floats, candidates: Floats, earned: Floats) -> tuple[Floa
     """
     n = len(earned)
     y = np.rint(earned * 2**14) / 2**14
-    c = features(contexts, candidates).reshape(n, 1 + K, 1 + M)[:, 1:, 0]
-    a = features(contexts, candidates).reshape(n, 1 + K, 1 + M)[:, 0]
+    c = interaction_features(contexts, candidates).reshape(n, 1 + K, 1 + M)[:, 1:, 0]
+    a = interaction_features(contexts, candidates).reshape(n, 1 + K, 1 + M)[:, 0]
     scaled = (c - c.mean(axis=0)) / np.sqrt(np.maximum(c.std(axis=0), 0.02))
     x = np.concatenate((np.ones((n, 1)), scaled), axis=1)[:, :, None] * a[:, None, :]
     x[:, 1:, 0] /= 3
@@ -198,7 +199,8 @@ def test_a_fit_is_the_ridge_regression_of_highest_evidence(n: int, seed: int) ->
 
 FIT = """
 import numpy as np
-from ml.experiments.linear import RegressionStatistics, fit
+from ml.experiments.linear import fit
+from ml.experiments.regression_statistics import RegressionStatistics
 rng = np.random.default_rng(1)
 contexts, candidates = rng.uniform(-1, 1, (2_000, 30)), rng.integers(0, 2, (2_000, 8)).astype(float)
 names = [str(number) for number in range(30)]

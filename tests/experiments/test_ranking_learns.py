@@ -11,7 +11,8 @@ import pytest
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import SquareCB
-from ml.experiments.linear import LinearModel, RegressionStatistics, fit
+from ml.experiments.linear import LinearModel, fit
+from ml.experiments.regression_statistics import RegressionStatistics
 from tests.experiments.test_assignment import DECISIONS, fits
 
 KINDS, CANDIDATES, ROUNDS, ROUNDS_PER_DAY = 6, 12, 8_000, 100

@@ -27,7 +27,7 @@ def decision(**fields: Any) -> LoggedDecision:
         "signals": {},
         "aggregates": {},
         "candidates": (LoggedCandidate("v1", 0.5), LoggedCandidate("v2", 0.5)),
-        "taken": 0,
+        "chosen": 0,
         "reward": 0.0,
         "ranked": False,
     }
@@ -39,7 +39,7 @@ def log_of(
     *,
     rates: Rates = ALIKE,
     shares: Mapping[str, float] | None = None,
-    people: int = 300,
+    users: int = 300,
     start: float = 0.0,
     seed: int = 1,
 ) -> list[LoggedDecision]:
@@ -54,7 +54,7 @@ def log_of(
         decisions.append(
             decision(
                 id=f"{seed}-{index}",
-                user_id=f"u-{rng.integers(people)}",
+                user_id=f"u-{rng.integers(users)}",
                 at=start + 600.0 * index,
                 signals={"mood": mood},
                 candidates=candidates,
@@ -65,7 +65,7 @@ def log_of(
     return decisions
 
 
-def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> list[LoggedDecision]:
+def ranked_log_of(n: int, *, k: int = 3, users: int = 300, seed: int = 1) -> list[LoggedDecision]:
     """Return `n` decisions between 1 to `k` tips, each of any version, drawn with any probabilities.
 
     Tips about sleep help people whose mood is low, others the rest.
@@ -87,7 +87,7 @@ def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> li
         decisions.append(
             decision(
                 id=f"ranked-{seed}-{index}",
-                user_id=f"u-{rng.integers(people)}",
+                user_id=f"u-{rng.integers(users)}",
                 at=600.0 * index,
                 signals={"mood": mood},
                 candidates=candidates,

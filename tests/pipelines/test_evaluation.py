@@ -16,7 +16,7 @@ from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.experiments.statistics import Sample
 from ml.experiments.thompson import ThompsonSampling as Sampling
 from ml.pipelines.evaluation import EvaluationReport, NothingToEvaluate, evaluate
-from ml.pipelines.targets import Ranked, Target, Thompson, Uniform, Versions, read
+from ml.pipelines.targets import PromptPolicyTarget, RankingTarget, Target, VersionTarget, parse_target
 from ml.pipelines.training import train
 from ml.platform.settings import ConfigurationError
 from tests.pipelines.logs import ALIKE, APART, DAY, HOUR, VERSIONS, decision, log_of, ranked_log_of
@@ -25,7 +25,7 @@ MEANS = ALIKE["low"]
 
 
 def target(policy: str, window: float = DAY) -> Target:
-    return read(policy, window=timedelta(seconds=window), tracking_uri="sqlite:///nowhere.db")
+    return parse_target(policy, reaction_window=timedelta(seconds=window), tracking_uri="sqlite:///nowhere.db")
 
 
 def learned(decisions: Sequence[LoggedDecision], folder: Path) -> Target:
@@ -45,7 +45,7 @@ def finds(report: EvaluationReport, truth: float) -> bool:
 
 def test_the_best_of_three_versions_is_found_to_earn_what_it_does_and_more_than_the_log() -> None:
     report = evaluate(log_of(6_000), target("v3"))
-    assert (report.policy, report.decisions, report.people, report.left_out) == ("v3", 6_000, 300, ())
+    assert (report.policy, report.decisions, report.users, report.left_out) == ("v3", 6_000, 300, ())
     assert [*report.estimates] == ["sndr", "snips", "dr", "ips", "dm"]
     assert report.earned.low < 0.3 < report.earned.high
     assert finds(report, MEANS["v3"])
@@ -185,7 +185,9 @@ def test_it_knows_of_rewards_when_they_are_in_and_not_before() -> None:
     log = [replace(one, at=2 * HOUR * index) for index, one in enumerate(log_of(190))]
     log[100:] = [replace(one, candidates=one.candidates[:2], chosen=one.chosen % 2) for one in log[100:]]
     for window in (0.0, DAY):
-        found = [[] if one is None else one.tolist() for one in Thompson(window).distributions(log)]
+        found = [
+            [] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", window).distributions(log)
+        ]
         assert found == [pytest.approx(each) for each in by_hand(log, window)]
 
 
@@ -194,16 +196,17 @@ def test_it_never_sees_what_it_is_judged_on(seed: int, window: float) -> None:
     log = log_of(120, seed=seed)
     luckier = [replace(one, reward=1.0) if one.at + window >= log[-1].at else one for one in log]
     before, after = (
-        [[] if one is None else one.tolist() for one in Thompson(window).distributions(each)] for each in (log, luckier)
+        [[] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", window).distributions(each)]
+        for each in (log, luckier)
     )
     assert before == after
 
 
 def test_it_starts_from_equal_chances() -> None:
-    first = next(iter(Thompson(0.0).distributions(log_of(3))))
+    first = next(iter(PromptPolicyTarget("thompson", 0.0).distributions(log_of(3))))
     assert first is not None
     assert first.tolist() == pytest.approx([1 / 3] * 3, abs=1e-6)
-    assert [*Thompson(0.0).distributions([])] == []
+    assert [*PromptPolicyTarget("thompson", 0.0).distributions([])] == []
 
 
 # Policies that were learned
@@ -281,7 +284,11 @@ def test_groups_that_like_other_versions_make_estimates_more_precise() -> None:
 
 
 def test_no_decisions_are_one_sentence() -> None:
-    for policy in (Uniform(), Thompson(DAY), Versions("v1", {"v1": 1.0})):
+    for policy in (
+        PromptPolicyTarget("uniform", DAY),
+        PromptPolicyTarget("thompson", DAY),
+        VersionTarget("v1", {"v1": 1.0}),
+    ):
         with pytest.raises(NothingToEvaluate, match=r"^There is nothing to evaluate: the log holds no decision that"):
             evaluate([], policy)
 
@@ -300,8 +307,8 @@ def test_where_nobody_ever_reacted_nothing_is_known() -> None:
 
 
 def test_few_people_are_refused_however_often_they_came() -> None:
-    report = evaluate(log_of(3_000, people=10), target("v3"))
-    assert report.people == 10
+    report = evaluate(log_of(3_000, users=10), target("v3"))
+    assert report.users == 10
     assert report.best.refusal == "The log tells no more than the target would for 9 people, and 20 are the least."
 
 
@@ -362,15 +369,15 @@ def test_whatever_is_in_the_log_there_are_numbers_or_a_sentence(log: list[Logged
 
 
 def test_a_policy_is_meant_by_its_name() -> None:
-    assert isinstance(target("uniform"), Uniform)
-    assert isinstance(target("thompson"), Thompson)
+    assert isinstance(target("uniform"), PromptPolicyTarget)
+    assert isinstance(target("thompson"), PromptPolicyTarget)
     several = target("v1=90,v2-mentor=10")
-    assert isinstance(several, Versions)
+    assert isinstance(several, VersionTarget)
     assert several.weights == {"v1": 90, "v2-mentor": 10}
 
 
 def test_one_from_a_file_is_one_that_was_learned(tmp_path: Path) -> None:
-    assert isinstance(learned(log_of(10), tmp_path), Ranked)
+    assert isinstance(learned(log_of(10), tmp_path), RankingTarget)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from matplotlib.image import imread
 
 from ml.pipelines.evaluation import EvaluationReport, evaluate
 from ml.pipelines.plots import draw
-from ml.pipelines.targets import Uniform, Versions
-from tests.pipelines.logs import decision, log_of
+from ml.pipelines.targets import PromptPolicyTarget, VersionTarget
+from tests.pipelines.logs import DAY, decision, log_of
 
 
 @pytest.fixture(scope="module")
 def report() -> EvaluationReport:
-    return evaluate(log_of(1_000), Versions("v3", {"v3": 1.0}))
+    return evaluate(log_of(1_000), VersionTarget("v3", {"v3": 1.0}))
 
 
 def texts(file: Path) -> list[str]:
@@ -34,7 +34,7 @@ def test_it_is_deterministic_and_its_words_stay_text(report: EvaluationReport, t
 
 
 def test_what_is_worthless_is_grey_and_says_why(tmp_path: Path) -> None:
-    report = evaluate([decision(reward=1.0)], Uniform())
+    report = evaluate([decision(reward=1.0)], PromptPolicyTarget("uniform", DAY))
     draw(report, tmp_path / "plot.svg")
     assert report.verdict in " ".join(texts(tmp_path / "plot.svg"))
     shades = (tmp_path / "plot.svg").read_text()

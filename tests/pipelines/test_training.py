@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.experiments.linear import RegressionStatistics
+from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines import training
-from ml.pipelines.training import shown_versions, statistics_of, train
+from ml.pipelines.training import shown_versions, sum_statistics, train
 from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import TASTES, Visit, visits
 from tests.pipelines.logs import MOODS, VERSIONS, log_of, ranked_log_of
@@ -146,9 +146,9 @@ def test_other_decisions_give_another_policy_and_none_are_refused() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(LOG), st.integers(0, len(LOG)))
-def test_statistics_of_two_parts_add_up_to_those_of_the_whole(shuffled: list[LoggedDecision], end: int) -> None:
-    whole = statistics_of(LOG, ALL_VERSIONS)
-    first, second = (statistics_of(part, ALL_VERSIONS) for part in (shuffled[:end], shuffled[end:]))
+def test_sum_statistics_two_parts_add_up_to_those_of_the_whole(shuffled: list[LoggedDecision], end: int) -> None:
+    whole = sum_statistics(LOG, ALL_VERSIONS)
+    first, second = (sum_statistics(part, ALL_VERSIONS) for part in (shuffled[:end], shuffled[end:]))
     assert equal(first + second, whole)
     assert equal(whole - second, first)
 
@@ -163,14 +163,14 @@ def test_days_on_which_other_versions_were_shown_add_up() -> None:
     columns = candidate_encoder(versions).columns
     summed = RegressionStatistics.empty(CONTEXT_ENCODER.columns, columns)
     for day in days:
-        summed += statistics_of(day, shown_versions(day)).with_columns(CONTEXT_ENCODER.columns, columns)
-    assert equal(summed, statistics_of([decision for day in days for decision in day], versions))
+        summed += sum_statistics(day, shown_versions(day)).with_columns(CONTEXT_ENCODER.columns, columns)
+    assert equal(summed, sum_statistics([decision for day in days for decision in day], versions))
 
 
 def test_decisions_are_read_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = statistics_of(LOG, ALL_VERSIONS)
+    whole = sum_statistics(LOG, ALL_VERSIONS)
     monkeypatch.setattr(training, "CHUNK_DECISIONS", 37)
-    assert equal(statistics_of(LOG, ALL_VERSIONS), whole)
+    assert equal(sum_statistics(LOG, ALL_VERSIONS), whole)
 
 
 def test_the_card_says_what_the_policy_was_trained_on() -> None:

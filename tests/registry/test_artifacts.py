@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ml.experiments.arrays import Floats
-from ml.experiments.linear import LinearModel, RegressionStatistics, fit
+from ml.experiments.linear import LinearModel, fit
+from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.definitions import SIGNALS
 from ml.features.encoder import CONTEXT_ENCODER, candidate_row
-from ml.pipelines.training import policy_of
-from ml.registry import artifacts
+from ml.pipelines.training import fit_policy
+from ml.registry import artifacts, npz_archive
 from ml.registry.artifacts import MAX_BYTES, MAX_FEATURES, PolicyCard, RankingPolicy, UnusablePolicyError
-from ml.registry.policies import LearnedPolicy, load
+from ml.registry.policies import LearnedPolicy, load_policy
 from tests.features.test_context import some_signals
 from tests.policies import TIPS, policy
 
@@ -49,7 +50,7 @@ def small() -> bytes:
     rng = np.random.default_rng(4)
     names = ("mood=low", "stress/10"), ("prompt_version=v1", "prompt_version=v2", "length(tip)/280")
     statistics = RegressionStatistics.from_rows(*names, rng.random((50, K)), rng.random((50, M)), rng.random(50))
-    return policy_of(statistics, name="small", versions=["v1", "v2"], trained_until=1.0).to_bytes()
+    return fit_policy(statistics, name="small", versions=["v1", "v2"], trained_until=1.0).to_bytes()
 
 
 def parts() -> dict[str, bytes]:
@@ -70,7 +71,7 @@ def values_of(name: str) -> Floats:
 
 def changed(**members: bytes) -> bytes:
     """The small policy with other members, well packed."""
-    return artifacts._archive(parts() | {f"{name}.npy": content for name, content in members.items()})
+    return npz_archive._write_members(parts() | {f"{name}.npy": content for name, content in members.items()})
 
 
 def with_card(blob: bytes = b"", **fields: Any) -> bytes:
@@ -79,7 +80,7 @@ def with_card(blob: bytes = b"", **fields: Any) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     card = json.loads(np.load(io.BytesIO(members["card.npy"])).tobytes())
     text = json.dumps(card | fields).encode()
-    return artifacts._archive(members | {"card.npy": array(np.frombuffer(text, np.uint8), np.uint8)})
+    return npz_archive._write_members(members | {"card.npy": array(np.frombuffer(text, np.uint8), np.uint8)})
 
 
 def with_value(name: str, place: int, value: float) -> bytes:
@@ -248,11 +249,11 @@ FILES: dict[str, Callable[[], bytes]] = {
     "an empty archive": lambda: zip_of({}),
     "one array": lambda: array([1.0]),
     "a member less": lambda: zip_of({name: content for name, content in parts().items() if name != "weights.npy"}),
-    "a member more": lambda: artifacts._archive(parts() | {"more.npy": array([1.0])}),
-    "a member under another name": lambda: artifacts._archive(
+    "a member more": lambda: npz_archive._write_members(parts() | {"more.npy": array([1.0])}),
+    "a member under another name": lambda: npz_archive._write_members(
         {name.replace("card", "../card"): content for name, content in parts().items()}
     ),
-    "members in another order": lambda: artifacts._archive(dict(reversed(parts().items()))),
+    "members in another order": lambda: npz_archive._write_members(dict(reversed(parts().items()))),
     "a compressed archive": lambda: zip_of(parts(), zipfile.ZIP_DEFLATED),
     "a bomb": lambda: zip_of(parts() | {"covariance.npy": array(np.zeros(10**6))}, zipfile.ZIP_DEFLATED),
     "many members": lambda: zip_of({str(number): b"" for number in range(5_000)}),
@@ -314,29 +315,29 @@ def test_the_largest_policy_that_there_can_be_is_within_the_bounds() -> None:
 def test_a_file_is_loaded_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "policy.npz"
     file.write_bytes(policy())
-    assert load(str(file), "").version == LEARNED.version
+    assert load_policy(str(file), "").version == LEARNED.version
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "a\x00b"])
 def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnusablePolicyError, match=r"^is not a file that can be read$"):
-        load(f"{tmp_path}/{name}", "")
+        load_policy(f"{tmp_path}/{name}", "")
 
 
 def test_a_directory_a_pipe_and_a_device_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UnusablePolicyError, match=r"^is a directory, not a file$"):
-        load(str(tmp_path), "")
+        load_policy(str(tmp_path), "")
     os.mkfifo(tmp_path / "pipe")
     for path in (f"{tmp_path}/pipe", "/dev/zero"):
         with pytest.raises(UnusablePolicyError, match=r"^is not a regular file$"):
-            load(path, "")
+            load_policy(path, "")
 
 
 def test_a_file_that_is_too_large_is_refused_without_being_read(tmp_path: Path) -> None:
     with (tmp_path / "large.npz").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(UnusablePolicyError, match=r"^is larger than a policy can be$"):
-        load(f"{tmp_path}/large.npz", "")
+        load_policy(f"{tmp_path}/large.npz", "")
 
 
 # Features

@@ -9,7 +9,7 @@ from ml.platform.settings import ConfigurationError
 from ml.registry import models
 from ml.registry.artifacts import RankingPolicy, UnusablePolicyError
 from ml.registry.models import register
-from ml.registry.policies import load
+from ml.registry.policies import load_policy
 from tests.policies import policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own
@@ -34,10 +34,14 @@ def test_what_was_registered_is_loaded_by_its_version_and_by_its_alias(uri: str)
     assert register(older, "tips", uri, alias="champion") == "1"
     assert register(newer, "tips", uri, alias="challenger") == "2"
     versions = {blob: RankingPolicy.from_bytes(blob).version for blob in (older, newer)}
-    assert load("models:/tips@champion", uri).version == load("models:/tips/1", uri).version == versions[older]
-    assert load("models:/tips@challenger", uri).version == versions[newer]
+    assert (
+        load_policy("models:/tips@champion", uri).version
+        == load_policy("models:/tips/1", uri).version
+        == versions[older]
+    )
+    assert load_policy("models:/tips@challenger", uri).version == versions[newer]
     register(newer, "tips", uri, alias="champion")
-    assert load("models:/tips@champion", uri).version == versions[newer]
+    assert load_policy("models:/tips@champion", uri).version == versions[newer]
 
 
 def test_its_card_lies_beside_it_to_be_read_by_people(uri: str, folder: Path) -> None:
@@ -54,19 +58,19 @@ def test_one_that_an_earlier_release_registered_is_to_be_trained_again(
         earlier.setattr(models, "_POLICY", "policy.zip")
         register(policy(), "earlier", uri)
     with pytest.raises(UnusablePolicyError, match="was written by an earlier release; train it again"):
-        load("models:/earlier/1", uri)
+        load_policy("models:/earlier/1", uri)
 
 
 @pytest.mark.parametrize("source", ["models:/a@nobody", "models:/a/9", "models:/none@champion"])
 def test_what_is_not_in_the_registry_cannot_be_used(uri: str, source: str) -> None:
     register(policy(), "a", uri)
     with pytest.raises(UnusablePolicyError, match="is not in MLflow's registry"):
-        load(source, uri)
+        load_policy(source, uri)
 
 
 def test_a_registry_that_cannot_be_reached_is_one_sentence() -> None:
     nowhere = "http://127.0.0.1:9"
-    with pytest.raises(UnusablePolicyError, match="or that cannot be reached"):
-        load("models:/tips@champion", nowhere)
-    with pytest.raises(ConfigurationError, match="MLflow does not take the policy"):
+    with pytest.raises(UnusablePolicyError, match="or the registry cannot be reached"):
+        load_policy("models:/tips@champion", nowhere)
+    with pytest.raises(ConfigurationError, match="MLflow does not accept the policy"):
         register(policy(), "tips", nowhere)
