@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 
+_SUM_TOLERANCE = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -52,8 +54,14 @@ def draw_sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Ass
 
 
 def normalised(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the weights divided by their sum: the probability of each option."""
+    """Return the weights divided by their sum: the probability of each option.
+
+    Weights whose sum is 1 up to rounding are returned unchanged, so that a draw from a logged distribution is repeated
+    exactly: another division could move the limits between options by the last bit.
+    """
     total = sum(weights.values())
+    if abs(total - 1) <= _SUM_TOLERANCE:
+        return dict(weights)
     return {option: weight / total for option, weight in weights.items()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
-from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
+from ml.experiments.policies import POLICIES, SALT, SELECTABLE_POLICIES
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
@@ -134,7 +134,7 @@ class _NightlyRanking:
     def choose(self, today: Sequence[Visit]) -> list[str]:
         contexts = CONTEXT_ENCODER.encode_rows([visit.signals for visit in today])
         return [
-            draw_weighted(self._weights(context), hash_to_unit_interval("regret", visit.id)).option
+            draw_weighted(self._weights(context), hash_to_unit_interval(SALT, visit.id)).option
             for context, visit in zip(contexts, today, strict=True)
         ]
 
