@@ -17,8 +17,9 @@ BINS = {"sleep_hours": 2.0, "steps_today": 1 / 500, "open_tasks": 1 / 2}
 
 
 def expected_rewards(signals: Mapping[str, Any]) -> Floats:
-    """Return the expected reward of each prompt version in `TASTES`, given a user's signals: an upper bound for policies.
+    """Return the expected reward of each prompt version in `TASTES`, given a user's signals.
 
+    Choosing the version with the highest value is optimal for a policy that knows the signals only.
     By Bayes' theorem: all personas are equally common, and signals are independent given the persona. The frequencies
     of simulated signals are used as their probabilities.
     """
