@@ -1,4 +1,4 @@
-"""Ranking policies that were really learned, for tests that need one."""
+"""Trained ranking policies for tests."""
 
 import random
 from functools import cache
@@ -12,27 +12,29 @@ TIPS = {
     "v3-few-shot": "Write down your three tasks, and begin with the first.",
 }
 LIKED = {"low": "v2-mentor", "good": "v1"}
-"""What people in these moods like."""
+"""The prompt version that users prefer, by their mood."""
 
 
 def decisions(n: int, seed: int = 1) -> list[LoggedDecision]:
-    """What people were shown, each version as often, and how they liked it."""
+    """Return `n` ranked decisions with equal propensities, with rewards by the preferences of `LIKED`."""
     chance = random.Random(seed)
-    made = []
+    log = []
     for number in range(n):
         mood = chance.choice([*LIKED])
         candidates = tuple(LoggedCandidate(version, 1 / len(TIPS), tip) for version, tip in TIPS.items())
-        taken = chance.randrange(len(TIPS))
-        likes = 0.8 if candidates[taken].prompt_version == LIKED[mood] else 0.2
+        chosen = chance.randrange(len(TIPS))
+        expected_reward = 0.8 if candidates[chosen].prompt_version == LIKED[mood] else 0.2
         signals = {"mood": mood, "stress": chance.randint(1, 10)}
-        reward = float(chance.random() < likes)
-        made.append(
-            LoggedDecision(f"d{number}", f"u{number % 50}", float(number), signals, {}, candidates, taken, reward, True)
+        reward = float(chance.random() < expected_reward)
+        log.append(
+            LoggedDecision(
+                f"d{number}", f"u{number % 50}", float(number), signals, {}, candidates, chosen, reward, True
+            )
         )
-    return made
+    return log
 
 
 @cache
 def policy(name: str = "tips", *, n: int = 2_000, seed: int = 1) -> bytes:
-    """A policy that knows who likes what."""
+    """A policy that knows who expected_reward what."""
     return train(decisions(n, seed), name=name)

@@ -1,4 +1,4 @@
-"""`tips train`: learn a ranking policy."""
+"""`tips train`: train a ranking policy."""
 
 import sys
 from datetime import timedelta
@@ -18,25 +18,28 @@ from ml.serving.settings import ServingSettings
 def train(
     to: Annotated[Path | None, typer.Option(help="Write the policy to this file; by default policy.npz.")] = None,
     register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Add it to MLflow's registry instead, as a version of this name.")
+        str | None,
+        typer.Option(metavar="NAME", help="Register the policy in MLflow instead, as a version of this name."),
     ] = None,
     alias: Annotated[
-        str | None, typer.Option(help="With --register: an alias for this version from now on, such as champion.")
+        str | None, typer.Option(help="With --register: move this alias, such as champion, to the new version.")
     ] = None,
     since: Annotated[
         timedelta | None,
-        typer.Option(parser=parse_age, metavar="AGE", help="Only from tips of the last days, such as 90d."),
+        typer.Option(parser=parse_age, metavar="AGE", help="Use tips of this period only, such as 90d."),
     ] = None,
     until: Annotated[
         timedelta | None,
         typer.Option(
-            parser=parse_age, metavar="AGE", help="Leave out younger tips, so that `tips evaluate` can use them."
+            parser=parse_age, metavar="AGE", help="Leave out tips of this period, so that `tips evaluate` can use them."
         ),
     ] = None,
 ) -> None:
-    """Learn a ranking policy for SCORE_POLICY from the logged decisions and their rewards."""
+    """Train a ranking policy for SCORE_POLICY on the logged decisions and their rewards."""
     if to and register:
-        raise typer.BadParameter("is for a file, and --register for MLflow: one of them at a time", param_hint="--to")
+        raise typer.BadParameter(
+            "is for a file, and --register for MLflow: use one of them at a time", param_hint="--to"
+        )
     if alias and not register:
         raise typer.BadParameter("needs --register", param_hint="--alias")
     with needs_recommender_extra():
@@ -47,15 +50,20 @@ def train(
         sys.exit("There are no tips old enough to learn from.")
     try:
         artifact = train_policy(decisions, name=register or "tips")
-        version = RankingPolicy.from_bytes(artifact).version
+        policy = RankingPolicy.from_bytes(artifact)
     except ValidationError as error:
         if all(detail["loc"] != ("name",) for detail in error.errors()):
-            raise ConfigurationError(f"These tips cannot be learned from: {error.errors()[0]['msg']}.") from None
+            raise ConfigurationError(
+                f"The policy cannot be trained on these tips: {error.errors()[0]['msg']}."
+            ) from None
         raise typer.BadParameter(
-            "should be a name of letters, digits, dots, dashes and underscores, and not that of another kind of policy",
+            "should be a name of letters, digits, dots, dashes and underscores, and not uniform or unavailable",
             param_hint="--register",
         ) from None
-    summary = f"learned from {len(decisions):,} tips: policy version {version}"
+    if left_out := len(decisions) - policy.card.learned_from:
+        reason = "the digest of a prompt version has changed since"
+        print(f"{left_out:,} of {len(decisions):,} tips are left out, because {reason}.")
+    summary = f"learned from {policy.card.learned_from:,} tips: policy version {policy.version}"
     if register:
         from ml.registry import models  # MLflow takes seconds to import, and is an extra
 
@@ -65,7 +73,7 @@ def train(
         return
     file = to or Path("policy.npz")
     try:
-        new_file = file.with_name(f"{file.name}.new")  # renamed when complete: a reader gets the old or the new policy
+        new_file = file.with_name(f"{file.name}.new")  # renamed when complete: readers get the old or the new policy
         new_file.write_bytes(artifact)
         new_file.replace(file)
     except OSError:

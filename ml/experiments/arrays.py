@@ -1,4 +1,4 @@
-"""Rows of numbers: what must hold of those that come in."""
+"""Array types, and checks of the shapes and ranges of input arrays. NaN fails every check."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,12 +6,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
 
-ROUNDING = 1e-6
-"""How far probabilities may be off through rounding: those of single-precision policies are."""
+PROBABILITY_TOLERANCE = 1e-6
+"""The largest rounding error of a probability that is accepted; single-precision policies need it."""
 
 
-def check(name: str, values: Floats, shape: tuple[int, ...], low: float, high: float) -> None:
-    """Raise ValueError if the numbers have another shape, or leave the range from `low` to `high`."""
+def check_range(name: str, values: Floats, shape: tuple[int, ...], low: float, high: float) -> None:
+    """Raise ValueError unless `values` has this shape and all its numbers are from `low` to `high`."""
     if values.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}, not {values.shape}")
     # Written so that NaN fails.
@@ -19,23 +19,23 @@ def check(name: str, values: Floats, shape: tuple[int, ...], low: float, high: f
         raise ValueError(f"{name} must be numbers from {low:g} to {high:g}")
 
 
-def check_policy(name: str, policy: Floats, shape: tuple[int, int]) -> None:
-    """Raise ValueError if a policy has another shape, or a row of it is no distribution."""
-    check(name, policy, shape, 0, 1)
-    if not (abs(policy.sum(axis=1) - 1) <= ROUNDING).all():
+def check_distributions(name: str, probabilities: Floats, shape: tuple[int, int]) -> None:
+    """Raise ValueError unless `probabilities` has this shape and each row is a probability distribution."""
+    check_range(name, probabilities, shape, 0, 1)
+    if not (abs(probabilities.sum(axis=1) - 1) <= PROBABILITY_TOLERANCE).all():
         raise ValueError(f"{name} must sum to 1 at each decision")
 
 
-def check_options(options: Integers, n: int, n_options: int) -> None:
-    """Raise ValueError if these are not `n` options from 0 to `n_options` - 1."""
-    check_labels("options", options, n)
+def check_option_indices(options: Integers, n: int, n_options: int) -> None:
+    """Raise ValueError unless `options` has the shape (n,) and holds integers from 0 to `n_options` - 1."""
+    check_integers("options", options, n)
     if n and not (options.min() >= 0 and options.max() < n_options):
         raise ValueError(f"options must be from 0 to {n_options - 1}")
 
 
-def check_labels(name: str, labels: Integers, n: int) -> None:
-    """Raise ValueError if these are not `n` whole numbers."""
-    if labels.shape != (n,):
-        raise ValueError(f"{name} must have the shape {(n,)}, not {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{name} must be whole numbers")
+def check_integers(name: str, values: Integers, n: int) -> None:
+    """Raise ValueError unless `values` has the shape (n,) and an integer type."""
+    if values.shape != (n,):
+        raise ValueError(f"{name} must have the shape {(n,)}, not {values.shape}")
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} must be integers")

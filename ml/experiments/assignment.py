@@ -1,4 +1,4 @@
-"""Who gets which option: every assignment comes with the probability that it had."""
+"""Assignment of options (prompt versions or candidates) to users or decisions, each with its propensity."""
 
 import math
 from collections.abc import Mapping
@@ -6,63 +6,73 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 
+_SUM_TOLERANCE = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The option taken, its probability (propensity), and the whole distribution that it was drawn from."""
+    """The option that was drawn, its probability (propensity), and the distribution that it was drawn from."""
 
     option: str
     probability: float
     distribution: Mapping[str, float]
 
 
-def hash_to_unit_interval(*parts: str) -> float:
-    """A number in [0, 1), uniform over the parts: chance that can be looked up again, from what a row holds anyway.
+def draw_weighted(weights: Mapping[str, float], u: float) -> Assignment:
+    """Draw an option with probability proportional to its weight.
 
-    The same for ever, in any process, on any machine: 53 bits of SHA-256. Each part goes in with its length, so that
-    no two sequences of parts are one text.
+    `weights`: none below zero, at least one above; an option of weight zero is never drawn. `u`: uniform in [0, 1), the
+    only source of randomness: the same `u` gives the same assignment (inverse transform sampling).
+    """
+    distribution = normalised(weights)
+    cumulative = accumulate(distribution.values())
+    # Rounding can leave the last cumulative probability below `u`.
+    last = [option for option, probability in distribution.items() if probability][-1]
+    drawn = next((option for option, end in zip(weights, cumulative, strict=True) if u < end), last)
+    return Assignment(drawn, distribution[drawn], distribution)
+
+
+def draw_sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Assignment:
+    """Assign each user the same option every time, and each option a share of all users proportional to its weight.
+
+    When weights change, or options are added or removed, the smallest possible number of users is reassigned, and only
+    to options whose share grew: an added option gets users from each of the existing options, whose other users keep
+    theirs. The propensity is over the hash: that of a user chosen at random. `weights`: at least one, all above zero.
+    With another `salt`, assignments are independent of the previous ones.
+
+    Weighted rendezvous hashing: each option draws an exponential time at the rate of its weight, and the option with
+    the shortest time wins. Sources: Thaler & Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM
+    Transactions on Networking 1998; Schindelhauer & Schomaker, "Weighted distributed hash tables", SPAA 2005 (the
+    logarithmic method).
+    """
+
+    def time(option: str) -> float:
+        return -math.log(1 - hash_to_unit_interval(salt, user_id, option)) / weights[option]
+
+    drawn, distribution = min(weights, key=time), normalised(weights)
+    return Assignment(drawn, distribution[drawn], distribution)
+
+
+def normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights divided by their sum: the probability of each option.
+
+    Weights whose sum is 1 up to rounding are returned unchanged, so that a draw from a logged distribution is repeated
+    exactly: another division could move the limits between options by the last bit.
+    """
+    total = sum(weights.values())
+    if abs(total - 1) <= _SUM_TOLERANCE:
+        return dict(weights)
+    return {option: weight / total for option, weight in weights.items()}
+
+
+def hash_to_unit_interval(*parts: str) -> float:
+    """Return a number in [0, 1), uniform over the parts, so that a draw can be repeated from logged values.
+
+    The same in every process, on every machine and in every release: 53 bits of SHA-256. Each part is hashed with its
+    length, so that ("ab", "c") and ("a", "bc") differ.
     """
     hashed = sha256()
     for part in parts:
         data = part.encode()
         hashed.update(len(data).to_bytes(8) + data)
     return (int.from_bytes(hashed.digest()[:8]) >> 11) * 2**-53
-
-
-def draw_weighted(weights: Mapping[str, float], u: float) -> Assignment:
-    """Draw an option with probability proportional to its weight.
-
-    `weights`: none below zero, at least one above; one of zero is never taken. `u`: uniform in [0, 1), the only source
-    of chance: the same `u` gives the same assignment (inverse transform sampling).
-    """
-    distribution = normalised(weights)
-    ends = accumulate(distribution.values())
-    # Rounding may end the last one below `u`.
-    last = [option for option, share in distribution.items() if share][-1]
-    taken = next((option for option, end in zip(weights, ends, strict=True) if u < end), last)
-    return Assignment(taken, distribution[taken], distribution)
-
-
-def draw_sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Assignment:
-    """Give a person the same option each time, and each option a share of all people as large as its weight's share.
-
-    When weights change, or options come or go, no more people move than must, and all of them in the direction of the
-    change: an option that is added takes people from the others, who keep the rest. The propensity is over the hash:
-    that of a person chosen at random. `weights`: at least one, all above zero. Another `salt` shuffles people anew.
-
-    Weighted rendezvous hashing: each option draws an exponential time at the rate of its weight, and the first one
-    wins. Sources: Thaler & Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM Transactions on
-    Networking 1998; Schindelhauer & Schomaker, "Weighted distributed hash tables", SPAA 2005 (the logarithmic method).
-    """
-
-    def time(option: str) -> float:
-        return -math.log(1 - hash_to_unit_interval(salt, user_id, option)) / weights[option]
-
-    taken, distribution = min(weights, key=time), normalised(weights)
-    return Assignment(taken, distribution[taken], distribution)
-
-
-def normalised(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the weights divided by their sum: the probability of each option."""
-    total = sum(weights.values())
-    return {option: weight / total for option, weight in weights.items()}

@@ -1,4 +1,4 @@
-"""A logged decision: its context, its candidates with their propensities, the one chosen, and its reward."""
+"""Logged decisions: the context, the candidates with their propensities, the chosen candidate, and the reward."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class LoggedCandidate:
-    """One option of a decision.
+    """One candidate of a decision.
 
-    `probability`: in (0, 1], its propensity under the live policy. `tip`: its text; None if it was never written,
-    because the choice was among prompt versions. `prompt_digest`: the digest of the version's text; None likewise.
+    `probability`: in [0, 1], its propensity under the live policy; above 0 for the chosen candidate. `tip`: its text;
+    None if it was not generated, because the decision was among prompt versions. `prompt_digest`: the digest of the
+    prompt version; None if it is unknown.
     """
 
     prompt_version: str
@@ -25,7 +26,7 @@ class LoggedDecision:
 
     `id`: the id that the draw was hashed from. `at`: the time, in Unix seconds. `signals`, `aggregates`: the context.
     `chosen`: the index of the candidate that was shown. `reward`: in [0, 1], 0 for no reaction. `ranked`: the
-    candidates are tips that a policy ranked; otherwise they are the prompt versions to choose among.
+    candidates are tips that a ranking policy ranked; otherwise they are the prompt versions to choose among.
     """
 
     id: str
@@ -40,40 +41,29 @@ class LoggedDecision:
 
 
 def with_newest_prompts(decisions: Iterable[LoggedDecision]) -> list[LoggedDecision]:
-    """Return, in the order of time, the decisions whose candidates all have the newest text of their prompt version.
+    """Return the decisions whose candidates all have the newest digest of their prompt version, ordered by time.
 
-    The newest text is the one with the digest of the latest decision that has the version. What earlier texts of a
-    version earned says nothing about it, so decisions that offered the version before its newest text first appeared
-    are left out, and so are those that had another text.
+    The newest digest of a version is that of the latest decision that has one for it. Rewards of an earlier digest say
+    nothing about the newest one. If a version has had several digests, these decisions are therefore left out: those
+    that have the version with another digest, and those that have it and are older than the first decision with the
+    newest digest. The latter rule covers candidates without a digest, which were offered but not generated.
     """
-    in_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
-    newest: dict[str, str] = {}
-    for decision in in_time:
-        newest |= {one.prompt_version: one.prompt_digest for one in decision.candidates if one.prompt_digest}
-    first_seen: dict[str, float] = {}
-    for decision in in_time:
-        for candidate in decision.candidates:
-            if candidate.prompt_digest and candidate.prompt_digest == newest[candidate.prompt_version]:
-                first_seen.setdefault(candidate.prompt_version, decision.at)
-    changed = _versions_with_several_texts(in_time)
-
-    def is_newest(decision: LoggedDecision) -> bool:
-        return all(
-            candidate.prompt_version not in changed
-            or (
-                decision.at >= first_seen[candidate.prompt_version]
-                and candidate.prompt_digest in {None, newest[candidate.prompt_version]}
-            )
-            for candidate in decision.candidates
-        )
-
-    return [decision for decision in in_time if is_newest(decision)]
-
-
-def _versions_with_several_texts(decisions: Iterable[LoggedDecision]) -> set[str]:
-    digests: dict[str, set[str]] = {}
-    for decision in decisions:
+    by_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
+    # The digests of each version, in the order of their last use, each with the time of its first use.
+    digests_of: dict[str, dict[str, float]] = {}
+    for decision in by_time:
         for candidate in decision.candidates:
             if candidate.prompt_digest:
-                digests.setdefault(candidate.prompt_version, set()).add(candidate.prompt_digest)
-    return {version for version, texts in digests.items() if len(texts) > 1}
+                digests = digests_of.setdefault(candidate.prompt_version, {})
+                digests[candidate.prompt_digest] = digests.pop(candidate.prompt_digest, decision.at)
+    newest = {version: [*digests.items()][-1] for version, digests in digests_of.items() if len(digests) > 1}
+
+    def is_newest(candidate: LoggedCandidate, at: float) -> bool:
+        if candidate.prompt_version not in newest:
+            return True
+        digest, first_use = newest[candidate.prompt_version]
+        return at >= first_use and candidate.prompt_digest in {None, digest}
+
+    return [
+        decision for decision in by_time if all(is_newest(candidate, decision.at) for candidate in decision.candidates)
+    ]

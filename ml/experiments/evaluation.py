@@ -1,115 +1,50 @@
-"""What a policy would have earned, from decisions that another policy took: off-policy evaluation.
+"""Off-policy evaluation: estimates of a target policy's mean reward from decisions of the live policy.
 
-The *target* is the policy that is judged; the *log* holds decisions of the policy that was live, with the propensity of
-each. `ips` and `snips` need only these. `dm`, `dr` and `sndr` need a model of the reward as well: see `reward_model`.
-`sndr` and `dr` are the ones to look at first: they stay right if the model is wrong, and are narrow if it is good.
+`ips` and `snips` need a `Log` only. `dm`, `dr` and `sndr` need a model of the reward as well, see `reward_model`.
+Prefer `sndr` or `dr`: they are consistent whatever the model, and precise if the model is good.
 
-Every interval is that of a mean of per-decision terms, with propensities that are known, not fitted, and holds for one
-look. Where the log says whose each decision was, what one person makes of several may be as alike as it wants: the
-terms of each are summed, and people count as independent of each other. Otherwise decisions do.
+Every interval is that of a mean of per-decision terms, with known propensities, and is valid for a single look. If the
+log has cluster ids, the terms of each cluster are summed, so that decisions of one cluster may depend on each other in
+any way; clusters are independent. Otherwise decisions are.
 
-Sources: Owen, "Monte Carlo theory, methods and examples", 2013, chapter 9 (weights, effective sample size, the delta
-method); Swaminathan & Joachims, "The self-normalized estimator for counterfactual learning", NeurIPS 2015; Dudik,
-Erhan, Langford & Li, "Doubly robust policy evaluation and optimization", Statistical Science 2014; Cameron & Miller, "A
-practitioner's guide to cluster-robust inference", Journal of Human Resources 2015; Carter, Schnepel & Steigerwald,
-"Asymptotic behavior of a t-test robust to cluster heterogeneity", Review of Economics and Statistics 2017 (the
-effective number of clusters).
+Sources: Owen, "Monte Carlo theory, methods and examples", 2013, chapter 9 (weights, the delta method); Swaminathan &
+Joachims, "The self-normalized estimator for counterfactual learning", NeurIPS 2015; Dudik, Erhan, Langford & Li,
+"Doubly robust policy evaluation and optimization", Statistical Science 2014; Cameron & Miller, "A practitioner's guide
+to cluster-robust inference", Journal of Human Resources 2015; Carter, Schnepel & Steigerwald, "Asymptotic behavior of a
+t-test robust to cluster heterogeneity", Review of Economics and Statistics 2017.
 """
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import special
 
-from ml.experiments.arrays import ROUNDING, Floats, Integers, check, check_labels, check_options, check_policy
+from ml.experiments.arrays import PROBABILITY_TOLERANCE, Floats, Integers
+from ml.experiments.off_policy_log import Log, scale_to_one, sum_by_cluster
 from ml.experiments.reward_model import RewardModel
 from ml.experiments.statistics import Interval
 
-# An effective sample size below this is refused: normal approximations of fewer are not to be trusted. At this size no
-# single decision can hold more than a tenth of all the weight, since its share is at most 1 / sqrt(size).
+# An estimate with a smaller effective sample size is refused, since the normal approximation is not valid for it. At
+# this size no single decision has more than a tenth of the total weight: its share is at most 1 / sqrt(size).
 MIN_EFFECTIVE_SAMPLE_SIZE = 100.0
-# Likewise of people, whose decisions depend on each other.
+# The same for the effective number of clusters.
 MIN_CLUSTERS = 20.0
-# The mean weight is refused if it is off 1 by more than this, and by more standard errors than chance explains. Weights
-# are skewed, hence four.
+# The mean weight is refused if it differs from 1 by more than this, and by more than this number of standard errors:
+# four, since weights are skewed.
 MEAN_WEIGHT_TOLERANCE = 0.1
 MEAN_WEIGHT_ERRORS = 4.0
-# A smaller propensity could only be a mistake, and the square of its weight overflows.
-MIN_PROPENSITY = 1e-100
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Log:
-    """`n` decisions of a policy that was live, n >= 1.
-
-    `rewards`: shape (n,), in [0, 1]. `propensities`: shape (n,), in (0, 1], the probability with which the live policy
-    took the option that it took. `targets`: shape (n,), in [0, 1], the target's probability of that same option.
-    `unreachable`: in [0, 1], the target's mean probability of options that the live policy could not take; see
-    `from_policies`. `people`: shape (n,), whole numbers, whose each decision was; None: each was somebody else's.
-    Raises ValueError if a shape or a range is another.
-    """
-
-    rewards: Floats
-    propensities: Floats
-    targets: Floats
-    unreachable: float = 0.0
-    people: Integers | None = None
-
-    def __post_init__(self) -> None:
-        n = self.rewards.size
-        if n == 0:
-            raise ValueError("a log without decisions says nothing")
-        check("rewards", self.rewards, (n,), 0, 1)
-        check("propensities", self.propensities, (n,), MIN_PROPENSITY, 1)
-        check("targets", self.targets, (n,), 0, 1)
-        check("unreachable", np.array(self.unreachable), (), 0, 1)
-        if self.people is not None:
-            check_labels("people", self.people, n)
-
-    @classmethod
-    def from_policies(
-        cls, rewards: Floats, options: Integers, logging: Floats, target: Floats, people: Integers | None = None
-    ) -> "Log":
-        """The log where both policies are known in full: only this one can tell what the live policy could not take.
-
-        `rewards`: shape (n,), in [0, 1]. `options`: shape (n,), the one taken, from 0 to k - 1. `logging`, `target`:
-        shape (n, k), the distribution of the live policy and of the target at each decision; 0 for what was not on
-        offer. `people`: as in `Log`. Raises ValueError if a shape or a range is another, or a row does not sum to 1.
-        """
-        shape = (rewards.size, logging.shape[-1])
-        check_options(options, *shape)
-        check_policy("logging", logging, shape)
-        check_policy("target", target, shape)
-        rows = np.arange(rewards.size)
-        unreachable = float(np.where(logging > 0, 0.0, target).sum(axis=1).mean()) if rewards.size else 0.0
-        return cls(rewards, logging[rows, options], target[rows, options], min(unreachable, 1.0), people)
-
-    @property
-    def weights(self) -> Floats:
-        """How many decisions of the target each one stands for, shape (n,): the importance weights."""
-        return self.targets / self.propensities
-
-    @property
-    def effective_sample_size(self) -> float:
-        """Of how many decisions of its own the target would have told as much, in [0, n] (Owen 2013, chapter 9)."""
-        return _effective(self.weights)
-
-    @property
-    def effective_clusters(self) -> float:
-        """Of how many people, each with as much weight, the target would have told as much (Carter et al. 2017)."""
-        return _effective(_by_person(_scaled(self.weights), self.people))
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The mean reward of the target: `value`, between the limits `low` and `high`, and how far to trust it.
+    """An estimate of the target's mean reward, with its interval and diagnostics.
 
-    The limits are cut to [0, 1], where the truth lies, but always enclose `value`, which `ips`, `dr` and `sndr` can
-    place outside. `gain`: how much more that is than the log earned, from differences decision by decision: what both
-    owe to the luck of the same decisions is not in its interval. `effective_sample_size`: as in `Log`. `mean_weight`: 1
-    but for chance, if the propensities are right and the log covers the target. `refusal`: a sentence, if the estimate
-    is worthless whatever its interval; None otherwise.
+    `value`: the estimate. `low`, `high`: the limits of its interval, clipped to [0, 1], which contains the true mean,
+    but always enclosing `value`, which `ips`, `dr` and `sndr` can place outside of [0, 1]. `gain`: the estimate minus
+    the mean reward of the log. Its interval is that of the differences per decision, so it excludes the variance that
+    both have in common. `effective_sample_size`: as in `Log`. `mean_weight`: its expectation is 1 if the propensities
+    are right and the log covers the target. `largest_weight`: of one decision. `refusal`: a sentence that says why
+    neither the estimate nor its interval is valid; None if they are.
     """
 
     value: float
@@ -123,106 +58,124 @@ class Estimate:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the target is known to earn another reward than the log did, and so whether more, or less."""
-        return self.refusal is None and (self.gain.low > ROUNDING or self.gain.high < -ROUNDING)
+        """Whether the estimate is valid and the interval of the gain excludes 0."""
+        return self.refusal is None and (
+            self.gain.low > PROBABILITY_TOLERANCE or self.gain.high < -PROBABILITY_TOLERANCE
+        )
 
 
 def ips(log: Log, *, alpha: float = 0.05) -> Estimate:
-    """Inverse propensity scoring: the mean of the weighted rewards. Unbiased, and the least precise.
+    """Estimate by inverse propensity scoring: the mean of the weighted rewards. Unbiased; has the largest variance.
 
-    `alpha`, in (0, 1): the chance that the interval misses. Source: Horvitz & Thompson 1952; Dudik et al. 2014.
+    Parameters
+        `alpha`: in (0, 1), the probability that the interval misses the true mean.
+    Source
+        Horvitz & Thompson, "A generalization of sampling without replacement from a finite universe", JASA 1952; Dudik
+        et al. 2014.
     """
     terms = log.weights * log.rewards
     return _estimate(log, float(terms.mean()), terms, alpha)
 
 
 def snips(log: Log, *, alpha: float = 0.05) -> Estimate:
-    """Self-normalised inverse propensity scoring: the weighted mean of the rewards, hence in [0, 1]; 0 for no weight.
+    """Estimate by self-normalised inverse propensity scoring: the weighted mean of the rewards.
 
-    `alpha`, in (0, 1): the chance that the interval misses. It is that of a ratio of means, by the delta method (Owen
-    2013, chapter 9). Source: Swaminathan & Joachims 2015.
+    Parameters
+        `alpha`: in (0, 1), the probability that the interval misses the true mean. The interval is that of a ratio of
+        means, by the delta method (Owen 2013, chapter 9).
+    Returns
+        An estimate in [0, 1]; 0 if all weights are 0.
+    Source
+        Swaminathan & Joachims 2015.
     """
-    value, terms = _ratio(log.weights, log.rewards)
+    value, terms = _weighted_mean(log.weights, log.rewards)
     return _estimate(log, value, terms, alpha)
 
 
 def dm(log: Log, model: RewardModel, *, alpha: float = 0.05) -> Estimate:
-    """The direct method: the mean of what the model predicts for the target. As biased as the model.
+    """Estimate by the direct method: the mean prediction for the target. It has the bias of the model.
 
-    `alpha`, in (0, 1): the chance that the interval misses, if the model is right, or is the mean reward of each option
-    in each group of contexts. The spread of predictions alone would leave out what fitting them adds; that of the terms
-    of `dr` does not (Hahn, "On the role of the propensity score in efficient semiparametric estimation of average
-    treatment effects", Econometrica 1998). The bias of a wrong model is in neither.
-    Raises ValueError if `log` and `model` are not of the same decisions. Source: Dudik et al. 2014.
+    Parameters
+        `model`: predictions for the decisions of the log, for the same target.
+        `alpha`: in (0, 1), the probability that the interval misses the true mean, if the model is right, or if it is
+        the mean reward of each option in each group of contexts. The interval uses the terms of `dr`, which include the
+        variance of fitting the model, unlike the variance of the predictions (Hahn, "On the role of the propensity
+        score in efficient semiparametric estimation of average treatment effects", Econometrica 1998). It does not
+        include the bias of a wrong model.
+    Raises
+        ValueError if `log` and `model` differ in their decisions or their target.
+    Source
+        Dudik et al. 2014.
     """
-    return _estimate(log, float(model.of_target.mean()), _doubly_robust(log, model), alpha)
+    return _estimate(log, float(model.target_predictions.mean()), _doubly_robust_terms(log, model), alpha)
 
 
 def dr(log: Log, model: RewardModel, *, alpha: float = 0.05) -> Estimate:
-    """Doubly robust: the direct method, corrected by the weighted error of the model. Unbiased whatever the model.
+    """Estimate by the doubly robust method: `dm` plus the weighted error of the model. Unbiased whatever the model.
 
-    `alpha`, in (0, 1): the chance that the interval misses. Raises ValueError if `log` and `model` are not of the same
-    decisions. Source: Dudik et al. 2014.
+    Parameters
+        `model`: predictions for the decisions of the log, for the same target.
+        `alpha`: in (0, 1), the probability that the interval misses the true mean.
+    Raises
+        ValueError if `log` and `model` differ in their decisions or their target.
+    Source
+        Dudik et al. 2014.
     """
-    terms = _doubly_robust(log, model)
+    terms = _doubly_robust_terms(log, model)
     return _estimate(log, float(terms.mean()), terms, alpha)
 
 
 def sndr(log: Log, model: RewardModel, *, alpha: float = 0.05) -> Estimate:
-    """Self-normalised doubly robust: `dr` with the correction of `snips`, for weights that do not average 1 by chance.
+    """Estimate by the self-normalised doubly robust method: `dr` with weights that are divided by their mean.
 
-    `alpha`, in (0, 1): the chance that the interval misses, by the delta method. Without any weight it is `dm`. Raises
-    ValueError if `log` and `model` are not of the same decisions. Source: Thomas & Brunskill, "Data-efficient
-    off-policy policy evaluation for reinforcement learning", ICML 2016 (weighted doubly robust, with one step).
+    Parameters
+        `model`: predictions for the decisions of the log, for the same target.
+        `alpha`: in (0, 1), the probability that the interval misses the true mean, by the delta method.
+    Returns
+        The estimate of `dm` if all weights are 0.
+    Raises
+        ValueError if `log` and `model` differ in their decisions or their target.
+    Source
+        Thomas & Brunskill, "Data-efficient off-policy policy evaluation for reinforcement learning", ICML 2016
+        (weighted doubly robust, with one step).
     """
-    _check_pair(log, model)
-    correction, terms = _ratio(log.weights, log.rewards - model.of_taken)
-    return _estimate(log, float(model.of_target.mean()) + correction, model.of_target + terms, alpha)
+    _check_same_decisions(log, model)
+    correction, terms = _weighted_mean(log.weights, log.rewards - model.logged_predictions)
+    value = float(model.target_predictions.mean()) + correction
+    return _estimate(log, value, model.target_predictions + terms, alpha)
 
 
-def _doubly_robust(log: Log, model: RewardModel) -> Floats:
-    """The prediction for the target, corrected by the weighted error of that for the option taken, shape (n,)."""
-    _check_pair(log, model)
-    return model.of_target + log.weights * (log.rewards - model.of_taken)
+def _doubly_robust_terms(log: Log, model: RewardModel) -> Floats:
+    """Return the prediction for the target plus the weighted error for the drawn option, shape (n,)."""
+    _check_same_decisions(log, model)
+    return model.target_predictions + log.weights * (log.rewards - model.logged_predictions)
 
 
-def _scaled(weights: Floats) -> Floats:
-    """The weights, the largest of them about 1, so that squares do not vanish: by a power of two, thus exactly."""
-    return np.ldexp(weights, -math.frexp(weights.max())[1])
+def _check_same_decisions(log: Log, model: RewardModel) -> None:
+    if model.options.size != log.rewards.size:
+        raise ValueError(f"the model predicts {model.options.size} decisions, and the log has {log.rewards.size}")
+    if not (abs(model.target_probabilities - log.target_probabilities) <= PROBABILITY_TOLERANCE).all():
+        raise ValueError("the log and the model differ in the target's probability of the drawn option")
 
 
-def _effective(weights: Floats) -> float:
-    """How many equal weights tell as much (Kish 1965)."""
-    shares = _scaled(weights)
-    return float(shares.sum()) ** 2 / float((shares**2).sum()) if shares.any() else 0.0
-
-
-def _by_person(values: Floats, people: Integers | None) -> Floats:
-    """The sum of each person's values."""
-    if people is None:
-        return values
-    _, places = np.unique(people, return_inverse=True)
-    return np.bincount(places, weights=values).astype(np.float64)
-
-
-def _ratio(weights: Floats, values: Floats) -> tuple[float, Floats]:
-    """The weighted mean of `values`, and what each decision adds to its error, shape (n,); 0 for no weight."""
-    shares = _scaled(weights)
-    total = float(shares.sum()) or 1.0
-    mean = float((shares * values).sum()) / total
-    return mean, shares * (values - mean) / (total / shares.size)
+def _weighted_mean(weights: Floats, values: Floats) -> tuple[float, Floats]:
+    """Return the weighted mean of `values`, and its linearised error by decision, shape (n,); 0 without any weight."""
+    scaled = scale_to_one(weights)
+    total = float(scaled.sum()) or 1.0
+    mean = float((scaled * values).sum()) / total
+    return mean, scaled * (values - mean) / (total / scaled.size)
 
 
 def _estimate(log: Log, value: float, terms: Floats, alpha: float) -> Estimate:
-    """The estimate whose error is that of the mean of `terms`, shape (n,)."""
+    """Return the estimate `value`, whose error is that of the mean of `terms`, shape (n,)."""
     weights = log.weights
-    half = _half(log, terms, alpha)
-    gain, half_gain = value - float(log.rewards.mean()), _half(log, terms - log.rewards, alpha)
+    half_width = _half_width(log, terms, alpha)
+    gain, gain_half_width = value - float(log.rewards.mean()), _half_width(log, terms - log.rewards, alpha)
     return Estimate(
         value,
-        max(value - half, min(value, 0.0)),
-        min(value + half, max(value, 1.0)),
-        Interval(gain, max(gain - half_gain, min(gain, -1.0)), min(gain + half_gain, max(gain, 1.0))),
+        max(value - half_width, min(value, 0.0)),
+        min(value + half_width, max(value, 1.0)),
+        Interval(gain, max(gain - gain_half_width, min(gain, -1.0)), min(gain + gain_half_width, max(gain, 1.0))),
         log.effective_sample_size,
         float(weights.mean()),
         float(weights.max()),
@@ -230,66 +183,62 @@ def _estimate(log: Log, value: float, terms: Floats, alpha: float) -> Estimate:
     )
 
 
-def _half(log: Log, terms: Floats, alpha: float) -> float:
-    """Half the width of the interval of the mean of `terms`, shape (n,).
+def _half_width(log: Log, terms: Floats, alpha: float) -> float:
+    """Return half the width of the interval of the mean of `terms`, shape (n,).
 
-    With people, of Student's distribution for as many as there are effectively: the variance among few is itself not
-    well known (Carter et al. 2017).
+    With clusters, by Student's distribution with the effective number of clusters minus 1 degrees of freedom, since the
+    variance among few clusters is itself uncertain (Carter et al. 2017).
     """
-    error = _standard_error(terms, log.people)
+    error = _standard_error(terms, log.clusters)
     if math.isinf(error) or not log.weights.any():
-        return math.inf  # of one decision, or of none that counts, nothing is known
-    if log.people is None:
+        return math.inf  # one cluster, or no weight: the error cannot be estimated
+    if log.clusters is None:
         return -float(special.ndtri(alpha / 2)) * error
     return -float(special.stdtrit(max(log.effective_clusters - 1, 1.0), alpha / 2)) * error
 
 
-def _standard_error(terms: Floats, people: Integers | None) -> float:
-    """That of the mean of `terms`, shape (n,); infinite for one person.
+def _standard_error(terms: Floats, clusters: Integers | None) -> float:
+    """Return the standard error of the mean of `terms`, shape (n,); infinite for one cluster.
 
     Source: Liang & Zeger, "Longitudinal data analysis using generalized linear models", Biometrika 1986, with the
-    correction for few people of Cameron & Miller 2015; without people, it is the usual one.
+    correction for few clusters of Cameron & Miller 2015; without clusters it is the usual standard error.
     """
-    sums = _by_person(terms - terms.mean(), people)
+    sums = sum_by_cluster(terms - terms.mean(), clusters)
     m = sums.size
     return math.sqrt(float((sums**2).sum()) * m / (m - 1)) / terms.size if m > 1 else math.inf
 
 
 def _refusal(log: Log) -> str | None:
-    if log.unreachable > ROUNDING:
-        share = f"{log.unreachable:.2g}"
-        return f"The target takes options that the log could not take, with a mean probability of {share}."
+    if log.unreachable > PROBABILITY_TOLERANCE:
+        return (
+            "The target draws options that the live policy could not draw, "
+            f"with a mean probability of {log.unreachable:.2g}."
+        )
     if not log.weights.any():
-        return "The target never takes an option that the log took."
-    return _too_few(log) or _wrong_weights(log) or _no_variation(log)
+        return "The target has probability 0 for every option that the live policy drew."
+    return _too_small(log) or _wrong_mean_weight(log) or _constant_rewards(log)
 
 
-def _too_few(log: Log) -> str | None:
-    decisions, people = log.effective_sample_size, log.effective_clusters
-    if decisions < MIN_EFFECTIVE_SAMPLE_SIZE:
-        counted = f"{math.floor(decisions)} decisions of the target"
-        return f"The log tells no more than {counted} would, and {MIN_EFFECTIVE_SAMPLE_SIZE:.0f} are the least."
-    if log.people is not None and people < MIN_CLUSTERS:
-        counted = f"the target would for {math.floor(people)} people"
-        return f"The log tells no more than {counted}, and {MIN_CLUSTERS:.0f} are the least."
+def _too_small(log: Log) -> str | None:
+    sample_size, clusters = log.effective_sample_size, log.effective_clusters
+    if sample_size < MIN_EFFECTIVE_SAMPLE_SIZE:
+        return (
+            f"The effective sample size is {math.floor(sample_size)} decisions; "
+            f"at least {MIN_EFFECTIVE_SAMPLE_SIZE:.0f} are needed."
+        )
+    if log.clusters is not None and clusters < MIN_CLUSTERS:
+        return f"The effective number of users is {math.floor(clusters)}; at least {MIN_CLUSTERS:.0f} are needed."
     return None
 
 
-def _wrong_weights(log: Log) -> str | None:
-    mean, error = float(log.weights.mean()), _standard_error(log.weights, log.people)
+def _wrong_mean_weight(log: Log) -> str | None:
+    mean, error = float(log.weights.mean()), _standard_error(log.weights, log.clusters)
     if abs(mean - 1) <= max(MEAN_WEIGHT_TOLERANCE, MEAN_WEIGHT_ERRORS * error):
         return None
     return f"The mean weight is {mean:.2f} instead of 1: propensities are wrong, or options are missing in the log."
 
 
-def _no_variation(log: Log) -> str | None:
+def _constant_rewards(log: Log) -> str | None:
     if log.rewards.min() < log.rewards.max():
         return None
-    return "Every decision earned the same reward, so that nothing is known of how rewards vary."
-
-
-def _check_pair(log: Log, model: RewardModel) -> None:
-    if model.options.size != log.rewards.size:
-        raise ValueError(f"the model predicts {model.options.size} decisions, and the log has {log.rewards.size}")
-    if not (abs(model.targets - log.targets) <= ROUNDING).all():
-        raise ValueError("the log and the model differ in the target's probability of the option taken")
+    return "All decisions have the same reward, so the variance of rewards is unknown."

@@ -1,4 +1,4 @@
-"""From predicted rewards to the probability of each option, so that what seems worse is still tried now and then."""
+"""Exploration: from predicted rewards to the probability of each option, so that no option is ever ruled out."""
 
 import math
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import numpy as np
 from ml.experiments.arrays import Floats
 
 FLOOR = 0.02
-"""By default, how much of all chance is kept for exploring: without some, a log says nothing of what was left out."""
+"""The default probability that is reserved for exploration; an option that is never drawn cannot be evaluated."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
     """Scores and probabilities of n candidates, in their order.
 
-    `scores`: the expected rewards, shape (n,), in [0, 1]. `probabilities`: shape (n,), none 0, summing to 1.
+    `scores`: the expected rewards, shape (n,), in [0, 1]. `probabilities`: shape (n,), all above 0, with the sum 1.
     """
 
     scores: Floats
@@ -24,11 +24,12 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class SquareCB:
-    """Inverse gap weighting: the further an option's predicted reward is below the best, the less often it is taken.
+    """Inverse gap weighting: the further an option's predicted reward is below the best, the lower its probability.
 
-    `gamma`, above 0: how greedy; the probability of an option falls with `gamma` times its gap. `floor`, in [0, 1): the
-    part of all decisions that is drawn uniformly. Source: Foster & Rakhlin, "Beyond UCB: optimal and efficient
-    contextual bandits with regression oracles", ICML 2020, with mu = k.
+    `gamma`, above 0: the probability of an option falls with `gamma` times its gap, so a larger `gamma` explores less.
+    `floor`, in [0, 1): the share of decisions that is drawn uniformly. Raises ValueError for other values. Source:
+    Foster & Rakhlin, "Beyond UCB: optimal and efficient contextual bandits with regression oracles", ICML 2020, with
+    mu = k.
     """
 
     gamma: float
@@ -41,10 +42,10 @@ class SquareCB:
             raise ValueError("floor must be in [0, 1)")
 
     def distribution(self, scores: Floats) -> Floats:
-        """Return the probability of each option, shape (k,), none 0, from its predicted reward, shape (k,), k >= 1.
+        """Return the probability of each option, shape (k,), all above 0.
 
-        The best one, the first of equals, has what the others leave. Raises ValueError without scores, or if one of
-        them is not finite.
+        `scores`: the predicted rewards, shape (k,), k >= 1. The option with the highest score, the first one among
+        equals, gets the probability that remains. Raises ValueError without scores, or if one is not finite.
         """
         k = scores.size
         if scores.shape != (k,) or k == 0 or not np.isfinite(scores).all():

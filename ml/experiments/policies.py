@@ -1,7 +1,7 @@
-"""The prompt policies: every way to choose the prompt version of a tip.
+"""Prompt policies: how the prompt version of a tip is chosen.
 
 To add one, add an entry to `POLICIES`. The settings, the selection in the recommender, `tips evaluate`, the simulation,
-the figures, the help texts and the learning from the decision log follow from it.
+the figures, the help texts and the training from the decision log read it from there.
 """
 
 import re
@@ -15,7 +15,7 @@ from ml.experiments.thompson import ThompsonSampling
 
 MAX_WEIGHT = 1e6
 MAX_VERSIONS = 20
-"""The number of prompt versions that one policy may choose among."""
+"""The maximum number of prompt versions that one policy may choose among."""
 
 SALT = "prompt-version"
 """Part of every hash here. Under `sticky` the version of each user depends on it: another salt reassigns nearly all."""
@@ -25,15 +25,15 @@ _VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 @dataclass(frozen=True, slots=True)
 class PromptPolicy:
-    """A way to choose the prompt version of a tip.
+    """How the prompt version of a tip is chosen.
 
-    `summary`: one clause for help texts. `distribution`: from the weight of each version and the rewards known so far
-    to the probability of each version. `draw`: from that distribution, a user id and a tip id to the version drawn; the
-    hash of the ids is the only source of randomness, so that a draw can be repeated from what is logged. `version`: to
-    be raised when the policy chooses differently. `learns`: the distribution depends on rewards. `per_user`: a version
-    is drawn per user, not per tip, so the tips of one user are not independent. `needs_versions`: the least number of
-    versions. `accepts_weights`: versions may have different weights. `selectable`: TIP_PROMPT_POLICY may name it; a
-    policy that is not selectable made no draw, so nothing is learned from its tips.
+    `summary`: one clause for help texts. `distribution`: returns the probability of each version, given its weight and
+    the rewards known so far. `draw`: draws a version, given that distribution, a user id and a tip id; the hash of the
+    ids is the only source of randomness, so that a draw can be repeated from logged values. `version`: to be raised
+    when the policy chooses differently. `learns`: the distribution depends on rewards. `per_user`: a version is drawn
+    per user, not per tip, so the tips of one user are not independent. `needs_versions`: the minimum number of
+    versions. `accepts_weights`: versions may have different weights. `selectable`: TIP_PROMPT_POLICY may name it. A
+    policy that is not selectable draws no version, so its tips are left out of training and evaluation.
     """
 
     summary: str
@@ -117,7 +117,7 @@ def parse_version_weights(text: str) -> tuple[tuple[str, float], ...]:
         or not all(_VERSION_NAME.fullmatch(name) and 0 < weight < MAX_WEIGHT for name, weight in weights.items())
     ):
         raise ValueError(
-            "should be one prompt version, or different ones separated by commas, either all or none with a weight "
+            "should be one prompt version, or different versions separated by commas, either all or none with a weight "
             "above zero, such as v1,v2-mentor or v1=90,v2-mentor=10"
         )
     return tuple(weights.items())

@@ -1,4 +1,4 @@
-"""The target policies of off-policy evaluation: the distribution of each at every decision of a log."""
+"""Target policies of off-policy evaluation: the distribution over the candidates of each logged decision."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +15,17 @@ from ml.experiments.statistics import Sample
 from ml.features.encoder import candidate_row
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import UnusablePolicyError
-from ml.registry.policies import LearnedPolicy, load, validate_policy_source
+from ml.registry.policies import LearnedPolicy, load_policy, validate_policy_source
 
 MAX_UPDATES = 200
-"""How often a policy that learns is updated over a whole log."""
+"""The maximum number of updates of a policy that learns, over a whole log."""
 
 MIN_UPDATE_INTERVAL = 3600.0
-"""Seconds."""
+"""The minimum time between two updates, in seconds."""
 
 
 class Target(Protocol):
-    """A policy that is evaluated with the decisions of another one."""
+    """A policy that is evaluated with the decisions of another policy."""
 
     @property
     def name(self) -> str: ...
@@ -35,23 +35,23 @@ class Target(Protocol):
         """The reason for leaving out decisions, as the end of a sentence after "because"."""
 
     def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
-        """Yield, for each decision, in the order of time, the probability of each candidate.
+        """Yield the probability of each candidate, shape (number of candidates,), for each decision.
 
-        None for a decision that the policy is not evaluated with.
+        `decisions`: in the order of time. None for a decision that the policy is not evaluated with.
         """
 
 
 class PromptPolicyTarget:
     """One of `POLICIES`, with equal weights.
 
-    A policy that learns does so along the log, at no time from rewards that were not known by then. It learns from the
-    rewards of the log, in place of those of its own choices.
+    A policy that learns is updated along the log, with the rewards that were known at the time. It learns from the
+    rewards of the logged decisions, since those of its own decisions are unknown.
     """
 
     exclusion_reason = ""
 
     def __init__(self, name: str, reaction_window: float) -> None:
-        """Take the name of the policy, and the seconds after which the reward of a decision is known."""
+        """`reaction_window`: the seconds after which the reward of a decision is known."""
         self.name = name
         self._policy = POLICIES[name]
         self._reaction_window = reaction_window
@@ -59,47 +59,46 @@ class PromptPolicyTarget:
     def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         rewards: dict[str, Sample] = defaultdict(Sample)
         cache: dict[tuple[str, ...], Mapping[str, float]] = {}
-        mature, next_update = 0, -np.inf
+        n_mature, next_update = 0, -np.inf
         duration = decisions[-1].at - decisions[0].at if decisions else 0.0
         interval = max(duration / MAX_UPDATES, MIN_UPDATE_INTERVAL)
         for decision in decisions:
             if self._policy.learns and decision.at >= next_update:
                 next_update = decision.at + interval
-                while decisions[mature].at + self._reaction_window < decision.at:
-                    past, mature = decisions[mature], mature + 1
-                    prompt_version, reward = past.candidates[past.chosen].prompt_version, past.reward
-                    rewards[prompt_version] += Sample(1, reward, reward**2)
+                while decisions[n_mature].at + self._reaction_window < decision.at:
+                    mature, n_mature = decisions[n_mature], n_mature + 1
+                    prompt_version = mature.candidates[mature.chosen].prompt_version
+                    rewards[prompt_version] += Sample(1, mature.reward, mature.reward**2)
                 cache.clear()
             prompt_versions = tuple(candidate.prompt_version for candidate in decision.candidates)
             if prompt_versions not in cache:
                 cache[prompt_versions] = self._policy.distribution(Counter(prompt_versions), rewards)
-            yield _spread(decision, cache[prompt_versions])
+            yield _distribute(decision, cache[prompt_versions])
 
 
 class VersionTarget:
-    """Prompt versions with fixed weights; the tips of one version share its weight.
+    """Prompt versions with fixed weights; the candidates of one version share its weight.
 
-    Where the candidates are versions, all of its own must be among them. Where they are tips that were written anyway,
-    it chooses among those of its versions, by their weights.
+    A decision among prompt versions must have all versions of the target as candidates. In a decision among tips, at
+    least one version of the target must be present, and the weights of the absent ones are left out.
     """
 
     def __init__(self, name: str, weights: Mapping[str, float]) -> None:
         self.name = name
-        self.exclusion_reason = f"{' or '.join(weights)} was not a candidate there"
+        self.exclusion_reason = f"{' or '.join(weights)} was not a candidate"
         self.weights = dict(weights)
 
     def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
         for decision in decisions:
             present = self.weights.keys() & {candidate.prompt_version for candidate in decision.candidates}
             needed = 1 if decision.ranked else len(self.weights)
-            yield _spread(decision, self.weights) if len(present) >= needed else None
+            yield _distribute(decision, self.weights) if len(present) >= needed else None
 
 
 class RankingTarget:
-    """A learned ranking policy; decisions that it has learned from are left out.
+    """A learned ranking policy; decisions that it was trained on are left out.
 
-    Where the candidates are versions, it ranks them without a text: the text of the one tip that was written would tell
-    it which version was chosen.
+    Prompt versions are ranked without the text of a tip: only the drawn version has one, so it would reveal the draw.
     """
 
     def __init__(self, policy: LearnedPolicy) -> None:
@@ -113,36 +112,36 @@ class RankingTarget:
             if decision.at <= self._policy.trained_until:
                 yield None
                 continue
-            features = [
+            rows = [
                 candidate_row(candidate.prompt_version, candidate.tip if decision.ranked else None)
                 for candidate in decision.candidates
             ]
-            yield self._policy.rank({**decision.signals, **decision.aggregates}, features).probabilities
+            yield self._policy.rank({**decision.signals, **decision.aggregates}, rows).probabilities
 
 
 def parse_target(policy: str, *, reaction_window: timedelta, tracking_uri: str) -> Target:
-    """Return the target that `--policy` names: one of `POLICIES`, versions, `models:/…` or a file.
+    """Return the target that `--policy` names: one of `POLICIES`, prompt versions, `models:/…` or a file.
 
-    Versions are written as in TIP_PROMPT_VERSION. Raises ConfigurationError for anything else, and for a policy that
-    cannot be loaded.
+    Prompt versions have the format of TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a
+    policy that cannot be loaded.
     """
     if policy in SELECTABLE_POLICIES:
         return PromptPolicyTarget(policy, reaction_window.total_seconds())
     try:
         if "/" in policy or Path(policy).is_file():
-            return RankingTarget(load(validate_policy_source(policy), tracking_uri))
+            return RankingTarget(load_policy(validate_policy_source(policy), tracking_uri))
         return VersionTarget(policy, dict(parse_version_weights(policy)))
     except UnusablePolicyError as error:
         raise ConfigurationError(f"--policy: the policy {error}.") from None
     except ValueError as error:
         names = ", ".join(SELECTABLE_POLICIES)
-        raise ConfigurationError(f"--policy: the value {error}; or else {names}, or a learned policy.") from None
+        raise ConfigurationError(f"--policy: the value {error}, or {names}, or a learned policy.") from None
 
 
-def _spread(decision: LoggedDecision, weights: Mapping[str, float]) -> Floats:
-    """Return the distribution over the candidates by version weight, shared by the candidates of a version."""
+def _distribute(decision: LoggedDecision, weights: Mapping[str, float]) -> Floats:
+    """Return the distribution over the candidates by version weight; candidates of one version share its weight."""
     prompt_versions = [candidate.prompt_version for candidate in decision.candidates]
     counts = Counter(prompt_versions)
-    shares = np.array([weights.get(version, 0.0) / counts[version] for version in prompt_versions])
+    shares = np.array([weights.get(prompt_version, 0.0) / counts[prompt_version] for prompt_version in prompt_versions])
     distribution: Floats = shares / shares.sum()
     return distribution

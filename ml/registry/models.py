@@ -1,4 +1,4 @@
-"""Policies in MLflow's model registry: versions of a name, and the aliases that say which one is in use."""
+"""Policies in MLflow's model registry: numbered versions of a name, and aliases of versions."""
 
 import os
 import warnings
@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import EARLIER_RELEASE, RankingPolicy, UnusablePolicyError, read_artifact
 
-# Read while it is imported: it would call home, draw bars, and write lines that are not ours.
+# MLflow reads these variables when it is imported. Without them it sends telemetry, draws progress bars, and logs.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
-# A server that does not answer is soon given up, unless the operator wants otherwise.
+# Short timeouts for a server that does not answer, unless the operator has set others.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 try:
@@ -25,13 +25,13 @@ except ModuleNotFoundError as error:
 
 SCHEME = "models:/"
 
+# Plain artifacts: loading a model of one of MLflow's own flavours would unpickle it.
 _FOLDER, _POLICY, _CARD = "policy", "policy.npz", "card.json"
 _EARLIER_POLICY = "policy.zip"
-"""Plain artifacts: MLflow's own kinds of models are unpickled to be loaded."""
 
 
 def fetch(uri: str, tracking_uri: str) -> bytes:
-    """Return the policy that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises UnusablePolicyError."""
+    """Return the file of the policy `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises UnusablePolicyError."""
     name, at, alias = uri.removeprefix(SCHEME).partition("@")
     try:
         client = mlflow.MlflowClient(tracking_uri, tracking_uri)
@@ -39,29 +39,29 @@ def fetch(uri: str, tracking_uri: str) -> bytes:
             version = client.get_model_version_by_alias(name, alias)
         else:
             version = client.get_model_version(*name.rsplit("/", 1))
-        _refuse_earlier(version.source, tracking_uri)
+        _refuse_earlier_release(version.source, tracking_uri)
         with TemporaryDirectory() as directory:
             file = mlflow.artifacts.download_artifacts(
                 f"{version.source}/{_POLICY}", dst_path=directory, tracking_uri=tracking_uri
             )
             return read_artifact(file)
     except (MlflowException, OSError):
-        raise UnusablePolicyError("is not in MLflow's registry, or that cannot be reached") from None
+        raise UnusablePolicyError("is not in MLflow's registry, or the registry cannot be reached") from None
 
 
-def _refuse_earlier(folder: str, tracking_uri: str) -> None:
-    """Raise UnusablePolicyError if there is only a policy as earlier releases wrote it."""
-    found = mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri)
-    files = {Path(file.path).name for file in found}
+def _refuse_earlier_release(folder: str, tracking_uri: str) -> None:
+    """Raise UnusablePolicyError if the folder has only a policy of an earlier release."""
+    artifacts = mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri)
+    files = {Path(artifact.path).name for artifact in artifacts}
     if _EARLIER_POLICY in files and _POLICY not in files:
         raise UnusablePolicyError(EARLIER_RELEASE)
 
 
 def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = None) -> str:
-    """Add a policy to the registry as the next version of `name`, with its card beside it; return the version.
+    """Register a policy, with its card as a separate file, as the next version of `name`; return that version.
 
-    `alias`, such as `champion`: what shall name this version from now on. Raises ConfigurationError when MLflow cannot
-    be reached, or does not take the name.
+    `alias`, such as `champion`, is moved to this version. Raises ConfigurationError if MLflow cannot be reached, or
+    refuses the name.
     """
     policy = RankingPolicy.from_bytes(blob)
     try:
@@ -80,5 +80,5 @@ def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = N
         if alias:
             client.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
-        raise ConfigurationError(f"MLflow does not take the policy: {type(error).__name__}.") from None
+        raise ConfigurationError(f"MLflow does not accept the policy: {type(error).__name__}.") from None
     return str(version.version)

@@ -1,4 +1,4 @@
-"""Policies that rank candidates, loaded: from signals and candidates, as they are on the wire, to a ranking."""
+"""Ranking policies in use: they rank candidates, as rows of features, for the context of a user."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ml.registry.artifacts import RankingPolicy, UnusablePolicyError, read_artif
 
 
 class Ranker(Protocol):
-    """Ranks candidates for a person."""
+    """A policy that ranks candidates for a user."""
 
     @property
     def name(self) -> str: ...
@@ -21,35 +21,34 @@ class Ranker(Protocol):
     @property
     def version(self) -> str: ...
 
-    def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        """Rank n >= 1 candidates for a person of whom these signals and aggregates are known."""
+    def rank(self, context: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Ranking:
+        """Rank n >= 1 candidates. `context`: signals and aggregates by name. `candidates`: see `candidate_row`."""
 
 
 class UniformRanker:
-    """The policy before anything was learned: equal probabilities, and the expected reward of the uniform prior."""
+    """The policy without training: equal probabilities, and the expected reward of a uniform prior."""
 
     name = "uniform"
     version = "1"
 
-    def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:  # noqa: ARG002
-        return Ranking(np.full(len(tips), 0.5), np.full(len(tips), 1 / len(tips)))
+    def rank(self, context: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Ranking:  # noqa: ARG002
+        return Ranking(np.full(len(candidates), 0.5), np.full(len(candidates), 1 / len(candidates)))
 
 
 class LearnedPolicy:
-    """A learned policy whose features are still defined here, and mean the same."""
+    """A learned policy whose columns are all among those of the current feature definitions."""
 
     def __init__(self, policy: RankingPolicy) -> None:
-        """Raises UnusablePolicyError for a policy that was made for other features."""
+        """Raises UnusablePolicyError for a policy that was trained with other features."""
         card = policy.card
-        self._candidates = candidate_encoder(card.versions)
-        unknown = sorted(
-            {*card.context}.difference(CONTEXT_ENCODER.columns) | {*card.candidate}.difference(self._candidates.columns)
-        )
+        self._candidate_encoder = candidate_encoder(card.versions)
+        candidate_columns = self._candidate_encoder.columns
+        unknown = sorted({*card.context} - {*CONTEXT_ENCODER.columns} | {*card.candidate} - {*candidate_columns})
         if unknown:
             raise UnusablePolicyError(f"was made for other features, such as {unknown[0]}")
         # Columns that were added after the policy was trained are left out.
-        self._in_context = [CONTEXT_ENCODER.columns.index(column) for column in card.context]
-        self._in_candidates = [self._candidates.columns.index(column) for column in card.candidate]
+        self._context_indices = [CONTEXT_ENCODER.columns.index(column) for column in card.context]
+        self._candidate_indices = [candidate_columns.index(column) for column in card.candidate]
         self._policy = policy
 
     @property
@@ -62,18 +61,19 @@ class LearnedPolicy:
 
     @property
     def trained_until(self) -> float:
-        """When the last decision that it has learned from was, in Unix seconds."""
+        """The time of the last decision that the policy was trained on, in Unix seconds."""
         return self._policy.card.trained_until
 
-    def rank(self, person: Mapping[str, Any], tips: Sequence[Mapping[str, Any]]) -> Ranking:
-        context = CONTEXT_ENCODER.encode_rows([person])[0, self._in_context]
-        return self._policy.rank(context, self._candidates.encode_rows(tips)[:, self._in_candidates])
+    def rank(self, context: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Ranking:
+        context_values = CONTEXT_ENCODER.encode_rows([context])[0, self._context_indices]
+        candidate_values = self._candidate_encoder.encode_rows(candidates)[:, self._candidate_indices]
+        return self._policy.rank(context_values, candidate_values)
 
 
 def validate_policy_source(value: str) -> str:
-    """Return a source of a learned policy unchanged: a file, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    """Return the source of a learned policy unchanged: a file, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Raises ValueError, whose message is the end of a sentence, for anything else.
+    Raises ValueError, whose message is the end of a sentence, for any other value.
     """
     if value.startswith("models:/"):
         if not re.fullmatch(r"models:/[\w.-]+(@[\w-]+|/[0-9]+)", value):
@@ -83,8 +83,8 @@ def validate_policy_source(value: str) -> str:
     return value
 
 
-def load(source: str, tracking_uri: str) -> LearnedPolicy:
-    """Load the policy that is in a file, or, as `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in MLflow's registry.
+def load_policy(source: str, tracking_uri: str) -> LearnedPolicy:
+    """Load a policy from a file, or from MLflow's registry (`models:/NAME@ALIAS` or `models:/NAME/VERSION`).
 
     Raises UnusablePolicyError.
     """

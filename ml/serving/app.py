@@ -16,7 +16,7 @@ from ml.platform.middleware.in_flight_limit import InFlightLimit
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
 from ml.registry.artifacts import UnusablePolicyError
-from ml.registry.policies import LearnedPolicy, UniformRanker, load
+from ml.registry.policies import LearnedPolicy, UniformRanker, load_policy
 from ml.serving.gateway import Gateway
 from ml.serving.generate import TipGenerator
 from ml.serving.prompts import PROMPTS
@@ -101,7 +101,7 @@ def load_policies(settings: ServingSettings) -> ActivePolicies:
 
     def load_source(setting: str, source: str) -> LearnedPolicy:
         try:
-            return load(source, settings.mlflow_tracking_uri)
+            return load_policy(source, settings.mlflow_tracking_uri)
         except UnusablePolicyError as error:
             raise ConfigurationError(f"{setting}: the policy {error}.") from None
 

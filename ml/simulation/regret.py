@@ -1,7 +1,8 @@
-"""Policies against people whose tastes are known: what each of them loses by not knowing those tastes.
+"""The regret of policies on simulated users, whose preferences are known.
 
-In process, with no model and no service, so that many tips take seconds. All policies meet the same visits with the
-same luck, and each learns from nothing but what came of its own tips, all of which it knows on the next morning.
+It runs in process, without a language model or a service, so that thousands of tips take seconds. All policies get the
+same visits with the same random numbers. Each policy learns from the rewards of its own tips only, all of which are
+known on the next day.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,26 +13,25 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
-from ml.experiments.linear import RegressionStatistics
-from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
+from ml.experiments.policies import POLICIES, SALT, SELECTABLE_POLICIES
+from ml.experiments.regression_statistics import RegressionStatistics
 from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
-from ml.pipelines.training import policy_of
+from ml.pipelines.training import fit_policy
 from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import TASTES, Progress, Visit, visits
 
-_EQUAL = dict.fromkeys(TASTES, 1.0)
-_DAY = 86_400.0
-"""Seconds."""
+_EQUAL_WEIGHTS = dict.fromkeys(TASTES, 1.0)
+_DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyOutcome:
-    """What came of a policy over n days.
+    """The outcome of a policy over n days.
 
-    `reward`: the mean of all tips. `regret`: shape (n + 1,), from 0 before the first day on, how many more tips up to
-    the end of each day would have helped if each person had got the version that their kind likes best. Both count
-    expected rewards: they say how well was chosen, not how lucky that was.
+    `reward`: the mean expected reward of all tips. `regret`: shape (n + 1,), the cumulative expected reward that was
+    lost up to the end of each day, starting with 0, compared with the prompt version that each user's persona prefers.
+    Both use expected rewards, so they measure the choices and not chance.
     """
 
     policy: str
@@ -41,82 +41,110 @@ class PolicyOutcome:
 
 @dataclass(frozen=True, slots=True)
 class RegretComparison:
-    """How the `policies` did with so many tips each, and how an oracle would have done, which has no regret."""
+    """The outcomes of the `policies` with `tips` tips each, and that of an oracle, which has no regret."""
 
     tips: int
     oracle: PolicyOutcome
     policies: tuple[PolicyOutcome, ...]
 
 
-_Log = Sequence[tuple[Visit, str, float]]
-"""The visits of a day, each with the version that was chosen and the reward of its tip."""
+def compare_policies(*, users: int, days: int, seed: int, progress: Progress) -> RegretComparison:
+    """Simulate each policy for all users over `days` days; the same seed gives the same outcomes."""
+    policies: tuple[_SimulatedPolicy, ...] = (
+        _Oracle(),
+        *(_PromptPolicy(name) for name in SELECTABLE_POLICIES),
+        _NightlyRanking(),
+    )
+    daily_rewards = np.zeros((len(policies), days + 1))
+    tips = 0
+    for day in progress(range(days)):
+        today = visits(users, day, seed)
+        tips += len(today)
+        for policy, rewards_by_day in zip(policies, daily_rewards, strict=True):
+            chosen = [*zip(today, policy.choose(today), strict=True)]
+            rewards_by_day[day + 1] = sum(visit.kind.taste(prompt_version) for visit, prompt_version in chosen)
+            policy.learn(
+                [(visit, prompt_version, float(visit.helps(prompt_version))) for visit, prompt_version in chosen]
+            )
+    cumulative = daily_rewards.cumsum(axis=1)
+    oracle, *outcomes = (
+        PolicyOutcome(policy.name, float(rewards[-1]) / max(tips, 1), cumulative[0] - rewards)
+        for policy, rewards in zip(policies, cumulative, strict=True)
+    )
+    return RegretComparison(tips, oracle, tuple(outcomes))
 
 
-class _Policy(Protocol):
+_DayLog = Sequence[tuple[Visit, str, float]]
+"""The visits of a day, each with the prompt version that was chosen and the reward of its tip."""
+
+
+class _SimulatedPolicy(Protocol):
     name: str
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        """Choose a version for each visit."""
+        """Choose a prompt version for each visit."""
 
-    def learn(self, yesterday: _Log) -> None:
-        """Learn what came of what was chosen."""
+    def learn(self, yesterday: _DayLog) -> None:
+        """Learn from the rewards of a day."""
 
 
 class _Oracle:
-    """Knows what nobody can: each person's kind, and its tastes."""
+    """Chooses the preferred prompt version of each user's persona, which no policy can know."""
 
     name = "oracle"
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
         return [max(TASTES, key=visit.kind.taste) for visit in today]
 
-    def learn(self, yesterday: _Log) -> None:
+    def learn(self, yesterday: _DayLog) -> None:
         pass
 
 
-class _PromptPolicyPlayer:
+class _PromptPolicy:
     """One of `POLICIES`, with equal weights."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._policy = POLICIES[name]
         self._rewards = dict.fromkeys(TASTES, Sample())
-        self._distribution = self._policy.distribution(_EQUAL, self._rewards)
+        self._distribution = self._policy.distribution(_EQUAL_WEIGHTS, self._rewards)
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
         return [self._policy.draw(self._distribution, visit.user_id, visit.id).option for visit in today]
 
-    def learn(self, yesterday: _Log) -> None:
-        for _, version, reward in yesterday:
-            self._rewards[version] += Sample(1, reward, reward**2)
-        self._distribution = self._policy.distribution(_EQUAL, self._rewards)
+    def learn(self, yesterday: _DayLog) -> None:
+        for _, prompt_version, reward in yesterday:
+            self._rewards[prompt_version] += Sample(1, reward, reward**2)
+        self._distribution = self._policy.distribution(_EQUAL_WEIGHTS, self._rewards)
 
 
-class _Ranking:
-    """Ranks one candidate of each version, of which nothing else is known, by a policy that is fitted each night."""
+class _NightlyRanking:
+    """A ranking policy that is fitted each night. It ranks one candidate of each prompt version, without a text."""
 
     name = "ranking"
 
     def __init__(self) -> None:
-        space = candidate_encoder([*TASTES])
-        self._candidates = dict(
-            zip(TASTES, space.encode_rows([candidate_row(version, None) for version in TASTES]), strict=True)
-        )
-        self._statistics = RegressionStatistics.empty(CONTEXT_ENCODER.columns, space.columns)
+        encoder = candidate_encoder([*TASTES])
+        rows = encoder.encode_rows([candidate_row(prompt_version, None) for prompt_version in TASTES])
+        self._candidates = dict(zip(TASTES, rows, strict=True))
+        self._statistics = RegressionStatistics.empty(CONTEXT_ENCODER.columns, encoder.columns)
         self._nights = 0
-        self._deployed: RankingPolicy | None = None
+        self._policy: RankingPolicy | None = None
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
         contexts = CONTEXT_ENCODER.encode_rows([visit.signals for visit in today])
-        return [_drawn(self._weights(context), visit) for context, visit in zip(contexts, today, strict=True)]
+        return [
+            draw_weighted(self._weights(context), hash_to_unit_interval(SALT, visit.id)).option
+            for context, visit in zip(contexts, today, strict=True)
+        ]
 
     def _weights(self, context: Floats) -> Mapping[str, float]:
-        if not self._deployed:
-            return _EQUAL
-        ranking = self._deployed.rank(context, np.stack([*self._candidates.values()]))
+        if not self._policy:
+            return _EQUAL_WEIGHTS
+        ranking = self._policy.rank(context, np.stack([*self._candidates.values()]))
         return dict(zip(self._candidates, ranking.probabilities.tolist(), strict=True))
 
-    def learn(self, yesterday: _Log) -> None:
+    def learn(self, yesterday: _DayLog) -> None:
         self._nights += 1
         if not yesterday:
             return
@@ -124,37 +152,9 @@ class _Ranking:
             self._statistics.context,
             self._statistics.candidate,
             CONTEXT_ENCODER.encode_rows([visit.signals for visit, _, _ in yesterday]),
-            np.stack([self._candidates[version] for _, version, _ in yesterday]),
+            np.stack([self._candidates[prompt_version] for _, prompt_version, _ in yesterday]),
             np.array([reward for _, _, reward in yesterday]),
         )
-        self._deployed = policy_of(
-            self._statistics, name=self.name, versions=[*TASTES], trained_until=_DAY * self._nights
+        self._policy = fit_policy(
+            self._statistics, name=self.name, versions=[*TASTES], trained_until=_DAY_SECONDS * self._nights
         )
-
-
-def compare_policies(*, users: int, days: int, seed: int, progress: Progress) -> RegretComparison:
-    """Let each policy choose for all users of `days` days; the same seed gives the same outcomes."""
-    players: tuple[_Policy, ...] = (
-        _Oracle(),
-        *(_PromptPolicyPlayer(name) for name in SELECTABLE_POLICIES),
-        _Ranking(),
-    )
-    earned = np.zeros((len(players), days + 1))
-    tips = 0
-    for day in progress(range(days)):
-        today = visits(users, day, seed)
-        tips += len(today)
-        for player, of_days in zip(players, earned, strict=True):
-            chosen = [*zip(today, player.choose(today), strict=True)]
-            of_days[day + 1] = sum(visit.kind.taste(version) for visit, version in chosen)
-            player.learn([(visit, version, float(visit.helps(version))) for visit, version in chosen])
-    total = earned.cumsum(axis=1)
-    oracle, *policies = (
-        PolicyOutcome(player.name, float(mine[-1]) / max(tips, 1), total[0] - mine)
-        for player, mine in zip(players, total, strict=True)
-    )
-    return RegretComparison(tips, oracle, tuple(policies))
-
-
-def _drawn(weights: Mapping[str, float], visit: Visit) -> str:
-    return draw_weighted(weights, hash_to_unit_interval("regret", visit.id)).option

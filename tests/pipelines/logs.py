@@ -1,4 +1,4 @@
-"""Logs of decisions for people who do not exist: what each version earns is known."""
+"""Simulated decision logs with known mean rewards of each prompt version."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,26 +12,26 @@ MOODS = ("great", "low")
 VERSIONS = ("v1", "v2", "v3")
 
 Rates = Mapping[str, Mapping[str, float]]
-"""The mean reward of each version, by the mood that people are in."""
+"""The mean reward of each prompt version, by the mood of the user."""
 
 ALIKE: Rates = {mood: {"v1": 0.2, "v2": 0.3, "v3": 0.4} for mood in MOODS}
 APART: Rates = {"great": {"v1": 0.6, "v2": 0.3, "v3": 0.2}, "low": {"v1": 0.2, "v2": 0.3, "v3": 0.6}}
 
 
 def decision(**fields: Any) -> LoggedDecision:
-    """Return a decision between two versions, but for these fields."""
-    usual: dict[str, Any] = {
+    """Return a decision among two prompt versions, with these fields replaced."""
+    defaults: dict[str, Any] = {
         "id": "d-1",
         "user_id": "u-1",
         "at": 0.0,
         "signals": {},
         "aggregates": {},
         "candidates": (LoggedCandidate("v1", 0.5), LoggedCandidate("v2", 0.5)),
-        "taken": 0,
+        "chosen": 0,
         "reward": 0.0,
         "ranked": False,
     }
-    return LoggedDecision(**usual | fields)
+    return LoggedDecision(**defaults | fields)
 
 
 def log_of(
@@ -39,36 +39,36 @@ def log_of(
     *,
     rates: Rates = ALIKE,
     shares: Mapping[str, float] | None = None,
-    people: int = 300,
+    users: int = 300,
     start: float = 0.0,
     seed: int = 1,
 ) -> list[LoggedDecision]:
-    """Return `n` decisions between versions, one each ten minutes; `shares`: the probability of each version."""
+    """Return `n` decisions among prompt versions, one every ten minutes. `shares`: the propensity of each version."""
     rng = np.random.default_rng(seed)
     shares = shares or dict.fromkeys(VERSIONS, 1 / 3)
     candidates = tuple(LoggedCandidate(version, share) for version, share in shares.items())
     decisions = []
     for index in range(n):
         mood = MOODS[int(rng.integers(2))]
-        taken = int(rng.choice(len(candidates), p=[*shares.values()]))
+        chosen = int(rng.choice(len(candidates), p=[*shares.values()]))
         decisions.append(
             decision(
                 id=f"{seed}-{index}",
-                user_id=f"u-{rng.integers(people)}",
+                user_id=f"u-{rng.integers(users)}",
                 at=start + 600.0 * index,
                 signals={"mood": mood},
                 candidates=candidates,
-                chosen=taken,
-                reward=float(rng.random() < rates[mood][candidates[taken].prompt_version]),
+                chosen=chosen,
+                reward=float(rng.random() < rates[mood][candidates[chosen].prompt_version]),
             )
         )
     return decisions
 
 
-def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> list[LoggedDecision]:
-    """Return `n` decisions between 1 to `k` tips, each of any version, drawn with any probabilities.
+def ranked_log_of(n: int, *, k: int = 3, users: int = 300, seed: int = 1) -> list[LoggedDecision]:
+    """Return `n` decisions among 1 to `k` tips of random prompt versions, drawn with random propensities.
 
-    Tips about sleep help people whose mood is low, others the rest.
+    Tips about sleep have higher rewards for users in a low mood, and other tips for other users.
     """
     rng = np.random.default_rng(seed)
     decisions = []
@@ -81,18 +81,18 @@ def ranked_log_of(n: int, *, k: int = 3, people: int = 300, seed: int = 1) -> li
             LoggedCandidate(VERSIONS[int(rng.integers(3))], float(p), tip)
             for p, tip in zip(probabilities, tips, strict=True)
         )
-        taken = int(rng.choice(size, p=probabilities))
-        helps = 0.6 if ("sleep" in tips[taken]) == (mood == "low") else 0.2
-        helps += {"v1": -0.1, "v2": 0.0, "v3": 0.1}[candidates[taken].prompt_version]
+        chosen = int(rng.choice(size, p=probabilities))
+        expected_reward = 0.6 if ("sleep" in tips[chosen]) == (mood == "low") else 0.2
+        expected_reward += {"v1": -0.1, "v2": 0.0, "v3": 0.1}[candidates[chosen].prompt_version]
         decisions.append(
             decision(
                 id=f"ranked-{seed}-{index}",
-                user_id=f"u-{rng.integers(people)}",
+                user_id=f"u-{rng.integers(users)}",
                 at=600.0 * index,
                 signals={"mood": mood},
                 candidates=candidates,
-                chosen=taken,
-                reward=float(rng.random() < helps),
+                chosen=chosen,
+                reward=float(rng.random() < expected_reward),
                 ranked=True,
             )
         )

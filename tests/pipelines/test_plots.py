@@ -1,4 +1,4 @@
-"""The figure of an evaluation: the same for the same report, whatever there is little or much of."""
+"""The figure of an off-policy evaluation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,42 +9,44 @@ from matplotlib.image import imread
 
 from ml.pipelines.evaluation import EvaluationReport, evaluate
 from ml.pipelines.plots import draw
-from ml.pipelines.targets import Uniform, Versions
-from tests.pipelines.logs import decision, log_of
+from ml.pipelines.targets import PromptPolicyTarget, VersionTarget
+from tests.pipelines.logs import DAY, decision, log_of
 
 
 @pytest.fixture(scope="module")
 def report() -> EvaluationReport:
-    return evaluate(log_of(1_000), Versions("v3", {"v3": 1.0}))
+    return evaluate(log_of(1_000), VersionTarget("v3", {"v3": 1.0}))
 
 
 def texts(file: Path) -> list[str]:
     return [one.text or "" for one in ET.parse(file).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_it_is_deterministic_and_its_words_stay_text(report: EvaluationReport, tmp_path: Path) -> None:
+def test_the_figure_is_deterministic_and_contains_text(report: EvaluationReport, tmp_path: Path) -> None:
     one, other = tmp_path / "one.svg", tmp_path / "other.svg"
     for file in (one, other):
         draw(report, file)
     assert one.read_bytes() == other.read_bytes()
-    said = texts(one)
-    assert {"What v3 would have earned", "the log", *report.estimates} <= {*said}
-    assert report.verdict in " ".join(said)
-    assert any(line.endswith("believe sndr first") for line in said)
+    lines = texts(one)
+    assert {"What v3 would have earned", "the log", *report.estimates} <= {*lines}
+    assert report.verdict in " ".join(lines)
+    assert any(line.endswith("use sndr as the estimate") for line in lines)
 
 
-def test_what_is_worthless_is_grey_and_says_why(tmp_path: Path) -> None:
-    report = evaluate([decision(reward=1.0)], Uniform())
+def test_refused_estimates_are_grey_and_the_verdict_gives_the_reason(tmp_path: Path) -> None:
+    report = evaluate([decision(reward=1.0)], PromptPolicyTarget("uniform", DAY))
     draw(report, tmp_path / "plot.svg")
     assert report.verdict in " ".join(texts(tmp_path / "plot.svg"))
-    shades = (tmp_path / "plot.svg").read_text()
-    assert "#b9b6af" in shades
-    assert "#0069b0" not in shades
-    assert any(line.endswith("grey: worthless") for line in texts(tmp_path / "plot.svg"))
+    svg = (tmp_path / "plot.svg").read_text()
+    assert "#b9b6af" in svg
+    assert "#0069b0" not in svg
+    assert any(line.endswith("grey: not valid") for line in texts(tmp_path / "plot.svg"))
 
 
 @pytest.mark.parametrize("name", ["$v$ <b>", "v1=1," * 40, "a very long name " * 10])
-def test_names_stay_text_however_long(report: EvaluationReport, tmp_path: Path, name: str) -> None:
+def test_any_policy_name_is_drawn_as_text_of_limited_length(
+    report: EvaluationReport, tmp_path: Path, name: str
+) -> None:
     file = tmp_path / "plot.svg"
     draw(replace(report, policy=name), file)
     (title,) = (line for line in texts(file) if line.startswith("What "))

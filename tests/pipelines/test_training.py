@@ -1,8 +1,9 @@
-"""Training on a log of decisions, and how good the policy is where the truth is known."""
+"""Training on the decision log, and the quality of the policy on simulated users with known preferences."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -10,37 +11,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml.cli import train as train_command
 from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.experiments.linear import RegressionStatistics
+from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines import training
-from ml.pipelines.training import shown_versions, statistics_of, train
+from ml.pipelines.training import shown_versions, sum_statistics, train
 from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import TASTES, Visit, visits
-from tests.pipelines.logs import MOODS, VERSIONS, log_of, ranked_log_of
+from tests.pipelines.logs import DAY, MOODS, VERSIONS, log_of, ranked_log_of
 from tests.policies import decisions
 from tests.simulation.oracle import expected_rewards
 
 MAIN_SHARE = 0.95
 
 
-def visits_from(day: int, n: int, seed: int) -> list[Visit]:
-    """The first `n` visits of 1,000 people from a day on."""
-    found: list[Visit] = []
+def first_visits(day: int, n: int, seed: int) -> list[Visit]:
+    """Return the first `n` visits of 1,000 simulated users from a day on."""
+    results: list[Visit] = []
     for after in count():
-        if len(found) >= n:
-            return found[:n]
-        found += visits(1_000, day + after, seed)
+        if len(results) >= n:
+            return results[:n]
+        results += visits(1_000, day + after, seed)
     raise AssertionError
 
 
 def skewed_log(main: str, n: int, seed: int) -> list[LoggedDecision]:
-    """Return `n` decisions for simulated people, of which `MAIN_SHARE` took one version."""
+    """Return `n` decisions for simulated users, of which the share `MAIN_SHARE` has one prompt version."""
     other = (1 - MAIN_SHARE) / (len(TASTES) - 1)
     shares = {version: MAIN_SHARE if version == main else other for version in TASTES}
-    offered = tuple(LoggedCandidate(version, share) for version, share in shares.items())
-    taken = np.random.default_rng([seed, *main.encode()]).choice(len(offered), size=n, p=[*shares.values()])
+    candidates = tuple(LoggedCandidate(version, share) for version, share in shares.items())
+    choices = np.random.default_rng([seed, *main.encode()]).choice(len(candidates), size=n, p=[*shares.values()])
     return [
         LoggedDecision(
             visit.id,
@@ -48,21 +50,21 @@ def skewed_log(main: str, n: int, seed: int) -> list[LoggedDecision]:
             float(number),
             visit.signals,
             {},
-            offered,
+            candidates,
             int(choice),
-            float(visit.helps(offered[choice].prompt_version)),
+            float(visit.helps(candidates[choice].prompt_version)),
             False,
         )
-        for number, (visit, choice) in enumerate(zip(visits_from(0, n, seed), taken, strict=True))
+        for number, (visit, choice) in enumerate(zip(first_visits(0, n, seed), choices, strict=True))
     ]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Visits that no policy has learned from.
+    """Visits that no policy was trained on.
 
     `contexts`: shape (n, columns). `tastes`: the true expected reward of each version, shape (n, versions), given the
-    person's kind. `expected`: the same given their signals only.
+    user's persona. `expected`: the same given the signals only.
     """
 
     contexts: Floats
@@ -71,7 +73,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, n: int, seed: int) -> "HeldOut":
-        held_out = visits_from(1_000, n, seed)
+        held_out = first_visits(1_000, n, seed)
         return cls(
             CONTEXT_ENCODER.encode_rows([visit.signals for visit in held_out]),
             np.array([[visit.kind.taste(version) for version in TASTES] for visit in held_out]),
@@ -83,19 +85,19 @@ class HeldOut:
         return np.array([policy.rank(context, tips).scores for context in self.contexts])
 
     def reward(self, scores: Floats) -> float:
-        """The mean true reward if the version with the highest score is taken."""
+        """Return the mean true reward if the version with the highest score is chosen."""
         return float(self.tastes[np.arange(len(scores)), scores.argmax(axis=1)].mean())
 
-    def way_to_oracle(self, scores: Floats) -> float:
-        """The share of the way from uniform to the best choice by signals: 0 is no better than uniform."""
+    def share_of_oracle(self, scores: Floats) -> float:
+        """Return the gain over uniform, divided by the gain of the best choice by signals."""
         uniform, oracle = float(self.tastes.mean()), self.reward(self.expected)
         return (self.reward(scores) - uniform) / (oracle - uniform)
 
     def calibration_error(self, scores: Floats) -> float:
-        """Expected calibration error, over ten bins of equal width: the weighted mean of |mean score - true mean|.
+        """Return the expected calibration error: the weighted mean of |mean score - true mean| over ten equal bins.
 
-        Of all versions at all visits, against their true expected rewards. Source: Naeini, Cooper & Hauskrecht,
-        "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015.
+        Scores of all versions at all visits are compared with their true expected rewards. Source: Naeini, Cooper &
+        Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015.
         """
         bins = np.minimum((scores * 10).astype(np.intp), 9)
         errors = [
@@ -105,40 +107,40 @@ class HeldOut:
         return float(sum(errors))
 
 
-def measured(seeds: Sequence[int], n_held_out: int) -> list[tuple[float, float]]:
-    """The share of the way to the oracle, and the calibration error, for each seed and each main version."""
-    found = []
+def measure(seeds: Sequence[int], n_held_out: int) -> list[tuple[float, float]]:
+    """Return `share_of_oracle` and the calibration error for each seed and each main version."""
+    results = []
     for seed in seeds:
         held_out = HeldOut.of(n_held_out, seed)
         for main in TASTES:
             scores = held_out.scores(RankingPolicy.from_bytes(train(skewed_log(main, 4_000, seed))))
-            found.append((held_out.way_to_oracle(scores), held_out.calibration_error(scores)))
-    return found
+            results.append((held_out.share_of_oracle(scores), held_out.calibration_error(scores)))
+    return results
 
 
-def test_from_a_log_of_mostly_one_version_three_quarters_of_the_way_to_the_oracle_is_learned() -> None:
-    ways, errors = zip(*measured([1, 2, 3], 1_500), strict=True)
-    assert fmean(ways) >= 0.75
-    assert min(ways) >= 0.6
+def test_a_policy_trained_on_a_skewed_log_gains_three_quarters_of_the_oracle_s_advantage() -> None:
+    shares, errors = zip(*measure([1, 2, 3], 1_500), strict=True)
+    assert fmean(shares) >= 0.75
+    assert min(shares) >= 0.6
     assert fmean(errors) <= 0.04
 
 
-def equal(one: RegressionStatistics, other: RegressionStatistics) -> bool:
+def equal_statistics(one: RegressionStatistics, other: RegressionStatistics) -> bool:
     return (one.n, one.yy) == (other.n, other.yy) and bool((one.xx == other.xx).all() and (one.xy == other.xy).all())
 
 
 LOG = [*decisions(120), *log_of(60), *ranked_log_of(60)]
-"""Decisions between versions and between tips, with and without texts, of several prompt versions."""
+"""Decisions among prompt versions and among tips, with and without texts."""
 ALL_VERSIONS = shown_versions(LOG)
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.permutations(LOG))
-def test_the_same_decisions_in_any_order_give_the_same_policy_to_the_last_byte(shuffled: list[LoggedDecision]) -> None:
+def test_the_same_decisions_in_any_order_give_the_same_bytes(shuffled: list[LoggedDecision]) -> None:
     assert train(shuffled) == train(LOG)
 
 
-def test_other_decisions_give_another_policy_and_none_are_refused() -> None:
+def test_different_decisions_give_different_policies_and_an_empty_log_is_refused() -> None:
     assert train(LOG) != train(LOG[:-1])
     with pytest.raises(ValueError, match="no decisions to learn from"):
         train([])
@@ -147,13 +149,13 @@ def test_other_decisions_give_another_policy_and_none_are_refused() -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.permutations(LOG), st.integers(0, len(LOG)))
 def test_statistics_of_two_parts_add_up_to_those_of_the_whole(shuffled: list[LoggedDecision], end: int) -> None:
-    whole = statistics_of(LOG, ALL_VERSIONS)
-    first, second = (statistics_of(part, ALL_VERSIONS) for part in (shuffled[:end], shuffled[end:]))
-    assert equal(first + second, whole)
-    assert equal(whole - second, first)
+    whole = sum_statistics(LOG, ALL_VERSIONS)
+    first, second = (sum_statistics(part, ALL_VERSIONS) for part in (shuffled[:end], shuffled[end:]))
+    assert equal_statistics(first + second, whole)
+    assert equal_statistics(whole - second, first)
 
 
-def test_days_on_which_other_versions_were_shown_add_up() -> None:
+def test_statistics_of_days_with_different_versions_add_up() -> None:
     days = [
         decisions(100),
         log_of(100, shares={"v3": 0.5, "v9": 0.5}, rates={mood: {"v3": 0.4, "v9": 0.2} for mood in MOODS}),
@@ -163,19 +165,68 @@ def test_days_on_which_other_versions_were_shown_add_up() -> None:
     columns = candidate_encoder(versions).columns
     summed = RegressionStatistics.empty(CONTEXT_ENCODER.columns, columns)
     for day in days:
-        summed += statistics_of(day, shown_versions(day)).with_columns(CONTEXT_ENCODER.columns, columns)
-    assert equal(summed, statistics_of([decision for day in days for decision in day], versions))
+        summed += sum_statistics(day, shown_versions(day)).with_columns(CONTEXT_ENCODER.columns, columns)
+    assert equal_statistics(summed, sum_statistics([decision for day in days for decision in day], versions))
 
 
-def test_decisions_are_read_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = statistics_of(LOG, ALL_VERSIONS)
+def test_the_size_of_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sum_statistics(LOG, ALL_VERSIONS)
     monkeypatch.setattr(training, "CHUNK_DECISIONS", 37)
-    assert equal(statistics_of(LOG, ALL_VERSIONS), whole)
+    assert equal_statistics(sum_statistics(LOG, ALL_VERSIONS), whole)
 
 
-def test_the_card_says_what_the_policy_was_trained_on() -> None:
+def test_the_card_describes_the_training_data() -> None:
     card = RankingPolicy.from_bytes(train(LOG, name="mine")).card
     assert (card.name, card.learned_from) == ("mine", len(LOG))
     assert card.trained_until == max(decision.at for decision in LOG)
     assert card.versions == (*sorted({"v1", "v2-mentor", "v3-few-shot", *VERSIONS}),)
     assert (card.context, card.candidate) == (CONTEXT_ENCODER.columns, candidate_encoder(card.versions).columns)
+
+
+# Changes of a prompt version's content
+
+
+def with_digests(log: Sequence[LoggedDecision], digest: str, *, reward: float | None = None) -> list[LoggedDecision]:
+    """Return the decisions with the digest of the chosen prompt version, and optionally another reward."""
+    return [
+        replace(
+            one,
+            candidates=tuple(
+                replace(candidate, prompt_digest=digest if index == one.chosen or one.ranked else None)
+                for index, candidate in enumerate(one.candidates)
+            ),
+            reward=one.reward if reward is None else reward,
+        )
+        for one in log
+    ]
+
+
+@pytest.mark.parametrize("make_log", [log_of, ranked_log_of])
+def test_rewards_of_an_earlier_digest_are_not_learned(make_log: Callable[..., list[LoggedDecision]]) -> None:
+    log = make_log(200)
+    earlier, current = with_digests(log[:100], "old"), with_digests(log[100:], "new")
+    # Among prompt versions, only the chosen one has a digest: the first decisions with "new" are those of the choices.
+    chosen_versions = [one.candidates[one.chosen].prompt_version for one in current]
+    start = 0 if current[0].ranked else max(chosen_versions.index(prompt_version) for prompt_version in VERSIONS)
+    expected = current[start:]
+    assert 80 < len(expected) <= 100
+    assert train([*earlier, *current]) == train(expected)
+    assert train([*with_digests(log[:100], "old", reward=1.0), *current]) == train(expected)
+    assert RankingPolicy.from_bytes(train([*earlier, *current])).card.learned_from == len(expected)
+
+
+def test_the_command_reports_tips_with_an_earlier_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = {"v1": 1.0}
+    log = [
+        *with_digests(log_of(30, shares=shares), "old"),
+        *with_digests(log_of(70, shares=shares, start=DAY, seed=2), "new"),
+    ]
+    monkeypatch.setattr(train_command, "mature_decisions", lambda **_: log)
+    train_command.train(to=tmp_path / "policy.npz")
+    policy = RankingPolicy.from_bytes((tmp_path / "policy.npz").read_bytes())
+    assert capsys.readouterr().out == (
+        "30 of 100 tips are left out, because the digest of a prompt version has changed since.\n"
+        f"learned from 70 tips: policy version {policy.version}, in {tmp_path / 'policy.npz'}\n"
+    )

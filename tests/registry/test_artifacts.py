@@ -1,4 +1,4 @@
-"""Policies as files: the same bytes for the same policy, and nothing that is loaded but should not be."""
+"""Policy files: equal bytes for equal policies, and the refusal of every damaged or hostile file."""
 
 import io
 import json
@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ml.experiments.arrays import Floats
-from ml.experiments.linear import LinearModel, RegressionStatistics, fit
+from ml.experiments.linear import LinearModel, fit
+from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.definitions import SIGNALS
 from ml.features.encoder import CONTEXT_ENCODER, candidate_row
-from ml.pipelines.training import policy_of
-from ml.registry import artifacts
+from ml.pipelines.training import fit_policy
+from ml.registry import artifacts, npz_archive
 from ml.registry.artifacts import MAX_BYTES, MAX_FEATURES, PolicyCard, RankingPolicy, UnusablePolicyError
-from ml.registry.policies import LearnedPolicy, load
+from ml.registry.policies import LearnedPolicy, load_policy
 from tests.features.test_context import some_signals
 from tests.policies import TIPS, policy
 
@@ -37,62 +38,64 @@ D = (1 + K) * (1 + M)
 DAMAGED = r"^is damaged, or is not a policy$"
 LEARNED = LearnedPolicy(RankingPolicy.from_bytes(policy()))
 
-anything = st.text(st.characters(exclude_categories=[]), max_size=80) | st.sampled_from(
+any_text = st.text(st.characters(exclude_categories=[]), max_size=80) | st.sampled_from(
     ["a|b", "a:b", "7", "\n", "0:-1:1 |a x", "inf", "nan", "\x00", "\u2028", ""]
 )
-numbers = st.floats() | st.floats(0, 1) | st.just(math.nan)
+any_float = st.floats() | st.floats(0, 1) | st.just(math.nan)
 
 
 @cache
-def small() -> bytes:
-    """A policy of a few columns, whose file is small enough to change each byte of it."""
+def small_policy() -> bytes:
+    """Return a policy of a few columns, whose file is small enough to test every byte of it."""
     rng = np.random.default_rng(4)
     names = ("mood=low", "stress/10"), ("prompt_version=v1", "prompt_version=v2", "length(tip)/280")
     statistics = RegressionStatistics.from_rows(*names, rng.random((50, K)), rng.random((50, M)), rng.random(50))
-    return policy_of(statistics, name="small", versions=["v1", "v2"], trained_until=1.0).to_bytes()
+    return fit_policy(statistics, name="small", versions=["v1", "v2"], trained_until=1.0).to_bytes()
 
 
-def parts() -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(small())) as archive:
+def small_policy_members() -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(small_policy())) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def array(values: Any, dtype: Any = np.float64) -> bytes:
+def npy(values: Any, dtype: Any = np.float64) -> bytes:
     content = io.BytesIO()
     np.save(content, np.asarray(values, dtype), allow_pickle=True)
     return content.getvalue()
 
 
-def values_of(name: str) -> Floats:
-    values: Floats = np.load(io.BytesIO(parts()[name]), allow_pickle=False)
+def member_values(name: str) -> Floats:
+    values: Floats = np.load(io.BytesIO(small_policy_members()[name]), allow_pickle=False)
     return values
 
 
-def changed(**members: bytes) -> bytes:
-    """The small policy with other members, well packed."""
-    return artifacts._archive(parts() | {f"{name}.npy": content for name, content in members.items()})
+def with_members(**members: bytes) -> bytes:
+    """Return the small policy with other members, in a valid archive."""
+    return npz_archive._write_members(
+        small_policy_members() | {f"{name}.npy": content for name, content in members.items()}
+    )
 
 
 def with_card(blob: bytes = b"", **fields: Any) -> bytes:
-    """A policy, by default the small one, with other fields in its card, well packed."""
-    with zipfile.ZipFile(io.BytesIO(blob or small())) as archive:
+    """Return a policy, by default the small one, with other fields in its card, in a valid archive."""
+    with zipfile.ZipFile(io.BytesIO(blob or small_policy())) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     card = json.loads(np.load(io.BytesIO(members["card.npy"])).tobytes())
     text = json.dumps(card | fields).encode()
-    return artifacts._archive(members | {"card.npy": array(np.frombuffer(text, np.uint8), np.uint8)})
+    return npz_archive._write_members(members | {"card.npy": npy(np.frombuffer(text, np.uint8), np.uint8)})
 
 
-def with_value(name: str, place: int, value: float) -> bytes:
-    values = values_of(f"{name}.npy").copy()
-    values.flat[place] = value
-    return changed(**{name: array(values)})
+def with_value(name: str, index: int, value: float) -> bytes:
+    values = member_values(f"{name}.npy").copy()
+    values.flat[index] = value
+    return with_members(**{name: npy(values)})
 
 
-# What is written
+# Writing
 
 
-def test_a_policy_that_is_written_and_read_is_the_same_policy() -> None:
-    for blob in (small(), policy()):
+def test_a_policy_is_equal_after_a_round_trip() -> None:
+    for blob in (small_policy(), policy()):
         loaded = RankingPolicy.from_bytes(blob)
         assert loaded.to_bytes() == blob
         assert re.fullmatch("[0-9a-f]{12}", loaded.version)
@@ -100,14 +103,14 @@ def test_a_policy_that_is_written_and_read_is_the_same_policy() -> None:
     assert loaded.version != RankingPolicy.from_bytes(policy(seed=2)).version
 
 
-def test_a_file_is_an_archive_that_numpy_reads_without_unpickling() -> None:
+def test_numpy_reads_a_file_without_unpickling() -> None:
     with np.load(io.BytesIO(policy()), allow_pickle=False) as arrays:
         card = json.loads(arrays["card"].tobytes())
         assert arrays["weights"].shape == (1 + len(card["context"]), 1 + len(card["candidate"]))
         assert {array.dtype.str for name, array in arrays.items() if name != "card"} == {"<f8"}
 
 
-def test_the_card_says_what_it_is_and_what_it_was_made_for() -> None:
+def test_the_card_describes_the_policy() -> None:
     card = RankingPolicy.from_bytes(policy()).card
     assert (card.name, card.learned_from, card.trained_until) == ("tips", 2_000, 1_999.0)
     assert card.versions == ("v1", "v2-mentor", "v3-few-shot")
@@ -115,51 +118,51 @@ def test_the_card_says_what_it_is_and_what_it_was_made_for() -> None:
     assert card.exploration.gamma == pytest.approx(10 * math.sqrt(2_000))
 
 
-def test_a_model_that_does_not_fit_its_card_is_refused() -> None:
-    loaded = RankingPolicy.from_bytes(small())
+def test_a_model_that_does_not_match_its_card_is_refused() -> None:
+    loaded = RankingPolicy.from_bytes(small_policy())
     with pytest.raises(ValueError, match="weights must have the shape"):
         RankingPolicy(loaded.card, LinearModel(np.zeros((2, 2)), np.eye(4), 0.1))
     with pytest.raises(ValueError, match="at most 1e\\+06"):
         RankingPolicy(loaded.card, LinearModel(np.full((1 + K, 1 + M), 1e7), np.eye(D), 0.1))
 
 
-# What is read
+# Reading
 
 
-def test_a_truncated_policy_is_refused_wherever_it_ends() -> None:
-    blob = small()
+def test_a_file_truncated_at_any_position_is_refused() -> None:
+    blob = small_policy()
     for end in range(0, len(blob), 7):
         with pytest.raises(UnusablePolicyError, match=DAMAGED):
             RankingPolicy.from_bytes(blob[:end])
 
 
-def test_a_policy_with_any_bit_flipped_is_refused() -> None:
-    blob = small()
-    for place in range(len(blob)):
+def test_a_file_with_any_bit_flipped_is_refused() -> None:
+    blob = small_policy()
+    for index in range(len(blob)):
         damaged = bytearray(blob)
-        damaged[place] ^= 1 << place % 8
+        damaged[index] ^= 1 << index % 8
         with pytest.raises(UnusablePolicyError):
             RankingPolicy.from_bytes(bytes(damaged))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 30), st.booleans())
-def test_a_policy_with_any_bytes_changed_is_refused(chance: random.Random, changes: int, repaired: bool) -> None:
-    """Also where the archive is well packed around a member that was changed, or is random."""
+def test_a_file_with_any_bytes_changed_is_refused(chance: random.Random, changes: int, repaired: bool) -> None:
+    """Including a valid archive around a member with changed or random bytes."""
     if repaired:
         name = chance.choice(["card", "weights", "covariance", "noise_variance"])
-        content = bytearray(parts()[f"{name}.npy"])
+        content = bytearray(small_policy_members()[f"{name}.npy"])
         for _ in range(changes):
             content[chance.randrange(128)] = chance.randrange(256)  # in the header
-        blob = changed(**{name: bytes(content)})
-        if content == parts()[f"{name}.npy"]:
+        blob = with_members(**{name: bytes(content)})
+        if content == small_policy_members()[f"{name}.npy"]:
             return
     else:
-        damaged = bytearray(small())
+        damaged = bytearray(small_policy())
         for _ in range(changes):
             damaged[chance.randrange(len(damaged))] ^= chance.randrange(1, 256)
         blob = bytes(damaged)
-        if blob == small():
+        if blob == small_policy():
             return
     with pytest.raises(UnusablePolicyError):
         RankingPolicy.from_bytes(blob)
@@ -167,13 +170,13 @@ def test_a_policy_with_any_bytes_changed_is_refused(chance: random.Random, chang
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"]))
-def test_any_bytes_are_refused(blob: bytes, start: bytes) -> None:
+def test_arbitrary_bytes_are_refused(blob: bytes, start: bytes) -> None:
     with pytest.raises(UnusablePolicyError, match=DAMAGED):
         RankingPolicy.from_bytes(start + blob)
     with pytest.raises(UnusablePolicyError, match=DAMAGED):
-        RankingPolicy.from_bytes(changed(card=array(np.frombuffer(start + blob, np.uint8), np.uint8)))
+        RankingPolicy.from_bytes(with_members(card=npy(np.frombuffer(start + blob, np.uint8), np.uint8)))
     with pytest.raises(UnusablePolicyError, match=DAMAGED):
-        RankingPolicy.from_bytes(changed(weights=start + blob))
+        RankingPolicy.from_bytes(with_members(weights=start + blob))
 
 
 HUGE = 10**400
@@ -183,7 +186,7 @@ CARDS: dict[str, dict[str, Any]] = {
     "a line break after the name": {"name": "a\n"},
     "a reserved name": {"name": "uniform"},
     "no column": {"candidate": []},
-    "a column more": {"context": ["mood=low", "stress/10", "more"]},
+    "an additional column": {"context": ["mood=low", "stress/10", "more"]},
     "a column twice": {"context": ["mood=low", "mood=low"]},
     "a column with a control character": {"context": ["mood=low", "stress\n/10"]},
     "a lone surrogate": {"context": ["mood=low", "\ud800"]},
@@ -194,34 +197,34 @@ CARDS: dict[str, dict[str, Any]] = {
     "half a decision": {"learned_from": 0.5},
     "a time beyond any float": {"trained_until": HUGE},
     "a time beyond any date": {"trained_until": 1e308},
-    "a time that is no number": {"trained_until": math.nan},
+    "a time that is not a number": {"trained_until": math.nan},
     "an infinite time": {"trained_until": math.inf},
     "an infinite gamma": {"gamma_scale": math.inf},
     "a gamma that overflows": {"gamma_scale": 1e308},
-    "a gamma of nothing": {"gamma_scale": 5e-324},
-    "no floor": {"floor": 0.0},
-    "a floor of almost nothing": {"floor": 5e-324},
-    "only a floor": {"floor": 1.0},
+    "a tiny gamma": {"gamma_scale": 5e-324},
+    "a floor of 0": {"floor": 0.0},
+    "a tiny floor": {"floor": 5e-324},
+    "a floor of 1": {"floor": 1.0},
     "text for a number": {"floor": "0.02"},
-    "nothing for a list": {"context": None},
+    "null for a list": {"context": None},
 }
 
 
 @pytest.mark.parametrize("fields", CARDS.values(), ids=CARDS)
-def test_a_card_that_no_policy_has_is_refused(fields: dict[str, Any]) -> None:
+def test_an_invalid_card_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UnusablePolicyError, match=DAMAGED):
         RankingPolicy.from_bytes(with_card(**fields))
 
 
 @pytest.mark.parametrize("name", ["weights", "covariance", "noise_variance"])
 @pytest.mark.parametrize("value", [1e308, -1e308, 1e7, math.nan, math.inf, -math.inf])
-def test_a_number_that_no_model_has_is_refused(name: str, value: float) -> None:
+def test_a_number_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(UnusablePolicyError, match=DAMAGED):
         RankingPolicy.from_bytes(with_value(name, 0, value))
 
 
 class Executed:
-    """An object that says so when it is unpickled."""
+    """An object that fails the test when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return pytest.fail, ("it was unpickled",)
@@ -235,70 +238,72 @@ def zip_of(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
     return blob.getvalue()
 
 
-def claiming(shape: str, descr: str = "<f8") -> bytes:
-    """An array whose header says more than there is."""
+def npy_with_header(shape: str, descr: str = "<f8") -> bytes:
+    """Return an array file whose header claims another shape than that of its data."""
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(96)
 
 
 FILES: dict[str, Callable[[], bytes]] = {
-    "nothing": bytes,
+    "an empty file": bytes,
     "the beginning of an archive": lambda: b"PK",
     "a pickle": lambda: pickle.dumps(Executed()),
     "an empty archive": lambda: zip_of({}),
-    "one array": lambda: array([1.0]),
-    "a member less": lambda: zip_of({name: content for name, content in parts().items() if name != "weights.npy"}),
-    "a member more": lambda: artifacts._archive(parts() | {"more.npy": array([1.0])}),
-    "a member under another name": lambda: artifacts._archive(
-        {name.replace("card", "../card"): content for name, content in parts().items()}
+    "one array": lambda: npy([1.0]),
+    "a missing member": lambda: zip_of(
+        {name: content for name, content in small_policy_members().items() if name != "weights.npy"}
     ),
-    "members in another order": lambda: artifacts._archive(dict(reversed(parts().items()))),
-    "a compressed archive": lambda: zip_of(parts(), zipfile.ZIP_DEFLATED),
-    "a bomb": lambda: zip_of(parts() | {"covariance.npy": array(np.zeros(10**6))}, zipfile.ZIP_DEFLATED),
+    "an additional member": lambda: npz_archive._write_members(small_policy_members() | {"more.npy": npy([1.0])}),
+    "a member under another name": lambda: npz_archive._write_members(
+        {name.replace("card", "../card"): content for name, content in small_policy_members().items()}
+    ),
+    "members in another order": lambda: npz_archive._write_members(dict(reversed(small_policy_members().items()))),
+    "a compressed archive": lambda: zip_of(small_policy_members(), zipfile.ZIP_DEFLATED),
+    "a bomb": lambda: zip_of(small_policy_members() | {"covariance.npy": npy(np.zeros(10**6))}, zipfile.ZIP_DEFLATED),
     "many members": lambda: zip_of({str(number): b"" for number in range(5_000)}),
-    "bytes before the archive": lambda: b"#!/bin/sh\n" + small(),
-    "bytes after the archive": lambda: small() + b"\n",
-    "an object": lambda: changed(weights=array([Executed()] * D, object)),
-    "integers": lambda: changed(weights=array(np.ones((1 + K, 1 + M)), np.int64)),
-    "single precision": lambda: changed(weights=array(values_of("weights.npy"), np.float32)),
-    "big-endian numbers": lambda: changed(weights=array(values_of("weights.npy"), ">f8")),
-    "complex numbers": lambda: changed(weights=array(values_of("weights.npy"), np.complex128)),
-    "columns before rows": lambda: changed(weights=array(np.asfortranarray(values_of("weights.npy")))),
-    "weights of another shape": lambda: changed(weights=array(values_of("weights.npy").ravel())),
-    "a covariance that is too short": lambda: changed(covariance=array(values_of("covariance.npy")[:-1])),
-    "two noise variances": lambda: changed(noise_variance=array([0.1, 0.1])),
+    "bytes before the archive": lambda: b"#!/bin/sh\n" + small_policy(),
+    "bytes after the archive": lambda: small_policy() + b"\n",
+    "an object": lambda: with_members(weights=npy([Executed()] * D, object)),
+    "integers": lambda: with_members(weights=npy(np.ones((1 + K, 1 + M)), np.int64)),
+    "single precision": lambda: with_members(weights=npy(member_values("weights.npy"), np.float32)),
+    "big-endian numbers": lambda: with_members(weights=npy(member_values("weights.npy"), ">f8")),
+    "complex numbers": lambda: with_members(weights=npy(member_values("weights.npy"), np.complex128)),
+    "columns before rows": lambda: with_members(weights=npy(np.asfortranarray(member_values("weights.npy")))),
+    "weights of another shape": lambda: with_members(weights=npy(member_values("weights.npy").ravel())),
+    "a covariance that is too short": lambda: with_members(covariance=npy(member_values("covariance.npy")[:-1])),
+    "two noise variances": lambda: with_members(noise_variance=npy([0.1, 0.1])),
     "a negative noise variance": lambda: with_value("noise_variance", 0, -0.1),
     "a negative variance": lambda: with_value("covariance", 0, -0.1),
     "a covariance above its variances": lambda: with_value("covariance", 1, 10.0),
-    "a header of a terabyte": lambda: changed(weights=claiming("(100000000, 1250)")),
-    "a header of 100,000 columns": lambda: changed(weights=claiming("(100000, 100000)")),
-    "a header of nested parentheses": lambda: changed(weights=claiming("(" * 60 + ")" * 60)),
-    "a card of numbers": lambda: changed(card=array([0.5])),
-    "a card in rows": lambda: changed(card=array(np.frombuffer(b"{}" * 4, np.uint8).reshape(2, 4), np.uint8)),
-    "a card that is too long": lambda: changed(card=array(np.full(300_000, 32), np.uint8)),
-    "a card nested too deeply": lambda: changed(card=array(np.full(100_000, ord("[")), np.uint8)),
+    "a header that claims a terabyte": lambda: with_members(weights=npy_with_header("(100000000, 1250)")),
+    "a header that claims 100,000 columns": lambda: with_members(weights=npy_with_header("(100000, 100000)")),
+    "a header of nested parentheses": lambda: with_members(weights=npy_with_header("(" * 60 + ")" * 60)),
+    "a card of numbers": lambda: with_members(card=npy([0.5])),
+    "a card in rows": lambda: with_members(card=npy(np.frombuffer(b"{}" * 4, np.uint8).reshape(2, 4), np.uint8)),
+    "a card that is too long": lambda: with_members(card=npy(np.full(300_000, 32), np.uint8)),
+    "a card nested too deeply": lambda: with_members(card=npy(np.full(100_000, ord("[")), np.uint8)),
 }
 
 
 @pytest.mark.parametrize("file", FILES.values(), ids=FILES)
-def test_what_is_not_a_policy_is_refused(file: Callable[[], bytes]) -> None:
+def test_a_file_that_is_not_a_policy_is_refused(file: Callable[[], bytes]) -> None:
     with pytest.raises(UnusablePolicyError, match=DAMAGED):
         RankingPolicy.from_bytes(file())
 
 
-def test_a_policy_of_an_earlier_release_is_refused_with_its_own_sentence() -> None:
+def test_a_policy_of_an_earlier_release_is_refused_with_a_specific_message() -> None:
     earlier = zip_of({"card.json": b"{}", "model.vw": b"\x00" * 100}, zipfile.ZIP_DEFLATED)
     with pytest.raises(UnusablePolicyError, match=r"^was written by an earlier release; train it again$"):
         RankingPolicy.from_bytes(earlier)
 
 
-def test_more_bytes_than_a_policy_can_have_are_refused() -> None:
+def test_a_file_above_the_maximum_size_is_refused() -> None:
     with pytest.raises(UnusablePolicyError, match=r"^is larger than a policy can be$"):
         RankingPolicy.from_bytes(bytes(MAX_BYTES + 1))
 
 
-def test_the_largest_policy_that_there_can_be_is_within_the_bounds() -> None:
-    """Its size is computed; only a part of it is made."""
+def test_the_largest_possible_policy_is_within_the_size_limits() -> None:
+    """The size is computed; only the card is created."""
     d = MAX_FEATURES
     assert d * (d + 1) // 2 * 8 + d * 8 + artifacts.MAX_CARD_BYTES + 2_000 <= MAX_BYTES
     columns = tuple(f"{number}".rjust(60, "c") for number in range(MAX_FEATURES // 2 - 1))
@@ -314,29 +319,29 @@ def test_the_largest_policy_that_there_can_be_is_within_the_bounds() -> None:
 def test_a_file_is_loaded_by_its_path(tmp_path: Path) -> None:
     file = tmp_path / "policy.npz"
     file.write_bytes(policy())
-    assert load(str(file), "").version == LEARNED.version
+    assert load_policy(str(file), "").version == LEARNED.version
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "a\x00b"])
-def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnusablePolicyError, match=r"^is not a file that can be read$"):
-        load(f"{tmp_path}/{name}", "")
+        load_policy(f"{tmp_path}/{name}", "")
 
 
-def test_a_directory_a_pipe_and_a_device_are_refused_at_once(tmp_path: Path) -> None:
+def test_a_directory_a_pipe_and_a_device_are_refused_without_blocking(tmp_path: Path) -> None:
     with pytest.raises(UnusablePolicyError, match=r"^is a directory, not a file$"):
-        load(str(tmp_path), "")
+        load_policy(str(tmp_path), "")
     os.mkfifo(tmp_path / "pipe")
     for path in (f"{tmp_path}/pipe", "/dev/zero"):
         with pytest.raises(UnusablePolicyError, match=r"^is not a regular file$"):
-            load(path, "")
+            load_policy(path, "")
 
 
 def test_a_file_that_is_too_large_is_refused_without_being_read(tmp_path: Path) -> None:
     with (tmp_path / "large.npz").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(UnusablePolicyError, match=r"^is larger than a policy can be$"):
-        load(f"{tmp_path}/large.npz", "")
+        load_policy(f"{tmp_path}/large.npz", "")
 
 
 # Features
@@ -350,14 +355,14 @@ def test_a_file_that_is_too_large_is_refused_without_being_read(tmp_path: Path) 
         ({"versions": ["v1"]}, "prompt_version=v2-mentor"),
     ],
 )
-def test_a_policy_made_for_other_features_is_refused_and_one_is_named(changes: dict[str, Any], column: str) -> None:
+def test_a_policy_with_unknown_columns_is_refused_with_the_name_of_one(changes: dict[str, Any], column: str) -> None:
     with pytest.raises(UnusablePolicyError, match=f"was made for other features, such as {column}"):
         LearnedPolicy(RankingPolicy.from_bytes(with_card(policy(), **changes)))
 
 
-def test_a_policy_that_knows_fewer_features_than_there_are_still_ranks() -> None:
-    some = LearnedPolicy(RankingPolicy.from_bytes(small()))
-    ranking = some.rank(
+def test_a_policy_with_fewer_columns_than_the_definitions_ranks() -> None:
+    learned = LearnedPolicy(RankingPolicy.from_bytes(small_policy()))
+    ranking = learned.rank(
         {"mood": "low", "stress": 3, "goal": "x"}, [candidate_row("v1", "Dim."), candidate_row("v2", None)]
     )
     assert ranking.scores.shape == (2,)
@@ -370,14 +375,14 @@ def test_a_policy_that_knows_fewer_features_than_there_are_still_ranks() -> None
 @settings(max_examples=40, deadline=None)
 @given(
     some_signals,
-    anything,
-    st.lists(st.tuples(anything | st.none(), anything | st.none()), min_size=1, max_size=8),
+    any_text,
+    st.lists(st.tuples(any_text | st.none(), any_text | st.none()), min_size=1, max_size=8),
 )
 def test_any_text_in_any_field_gives_a_ranking_of_all_candidates(
     signals: dict[str, Any], goal: str, tips: list[tuple[str | None, str | None]]
 ) -> None:
-    person = {**signals, "goal": goal, "mood": goal, "activity": goal, "local_time": signals.get("local_time")}
-    ranking = LEARNED.rank(person, [candidate_row(version, tip) for version, tip in tips])
+    context = {**signals, "goal": goal, "mood": goal, "activity": goal, "local_time": signals.get("local_time")}
+    ranking = LEARNED.rank(context, [candidate_row(version, tip) for version, tip in tips])
     assert ranking.probabilities.shape == ranking.scores.shape == (len(tips),)
     assert ((ranking.scores >= 0) & (ranking.scores <= 1)).all()
     assert (ranking.probabilities > 0).all()
@@ -385,21 +390,21 @@ def test_any_text_in_any_field_gives_a_ranking_of_all_candidates(
 
 
 @settings(deadline=None)
-@given(npst.arrays(np.float64, K, elements=numbers), npst.arrays(np.float64, (3, M), elements=numbers))
+@given(npst.arrays(np.float64, K, elements=any_float), npst.arrays(np.float64, (3, M), elements=any_float))
 @example(np.full(K, 1e308), np.full((3, M), -math.inf))
 @example(np.full(K, 5e-324), np.full((3, M), math.nan))
-def test_any_numbers_give_scores_from_zero_to_one(context: Floats, tips: Floats) -> None:
-    ranking = RankingPolicy.from_bytes(small()).rank(context, tips)
+def test_any_numbers_give_scores_from_0_to_1(context: Floats, candidates: Floats) -> None:
+    ranking = RankingPolicy.from_bytes(small_policy()).rank(context, candidates)
     assert ((ranking.scores >= 0) & (ranking.scores <= 1)).all()
 
 
 @pytest.mark.parametrize(("context", "tips"), [((K + 1,), (1, M)), ((K,), (1, M - 1)), ((K,), (M,))])
-def test_columns_that_are_missing_are_refused(context: tuple[int, ...], tips: tuple[int, ...]) -> None:
+def test_arrays_with_other_columns_are_refused(context: tuple[int, ...], tips: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="columns must be"):
-        RankingPolicy.from_bytes(small()).rank(np.zeros(context), np.zeros(tips))
+        RankingPolicy.from_bytes(small_policy()).rank(np.zeros(context), np.zeros(tips))
 
 
-def test_scores_are_the_rewards_to_expect_and_the_best_is_chosen_most_often() -> None:
+def test_scores_are_expected_rewards_and_the_best_candidate_has_the_highest_probability() -> None:
     tips = [candidate_row(version, tip) for version, tip in TIPS.items()]
     for mood, best in (("good", 0), ("low", 1)):
         ranking = LEARNED.rank({"mood": mood, "stress": 5}, tips)
@@ -410,22 +415,22 @@ def test_scores_are_the_rewards_to_expect_and_the_best_is_chosen_most_often() ->
 
 
 @pytest.mark.parametrize("n", [1, 50])
-def test_as_few_and_as_many_candidates_as_there_can_be_are_ranked(n: int) -> None:
+def test_the_minimum_and_maximum_numbers_of_candidates_are_ranked(n: int) -> None:
     ranking = LEARNED.rank({}, [candidate_row("v1", f"Tip {number}") for number in range(n)])
     assert ranking.probabilities.shape == (n,)
     assert ranking.probabilities.sum() == pytest.approx(1, abs=1e-12)
     assert (ranking.probabilities > 0).all()
 
 
-def test_ranking_is_the_same_from_several_threads() -> None:
-    people = [{"mood": mood, "stress": stress} for mood in ("low", "good") for stress in range(1, 11)] * 20
+def test_concurrent_threads_get_the_same_rankings() -> None:
+    contexts = [{"mood": mood, "stress": stress} for mood in ("low", "good") for stress in range(1, 11)] * 20
     tips = [candidate_row(version, text) for version, text in (("v1", "Dim."), ("v2-mentor", "Breathe."), ("v9", None))]
-    alone = [LEARNED.rank(person, tips).scores.tolist() for person in people]
+    alone = [LEARNED.rank(context, tips).scores.tolist() for context in contexts]
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(lambda person: LEARNED.rank(person, tips).scores.tolist(), people)) == alone
+        assert list(threads.map(lambda context: LEARNED.rank(context, tips).scores.tolist(), contexts)) == alone
 
 
-def test_a_fit_is_written_to_the_same_bytes_again() -> None:
+def test_equal_policies_have_equal_bytes() -> None:
     rng = np.random.default_rng(4)
     statistics = RegressionStatistics.from_rows("ab", "c", rng.random((9, 2)), rng.random((9, 1)), rng.random(9))
     card = PolicyCard(name="x", context=("a", "b"), candidate=("c",), versions=(), learned_from=9, trained_until=0.0)

@@ -9,7 +9,7 @@ from ml.platform.settings import ConfigurationError
 from ml.registry import models
 from ml.registry.artifacts import RankingPolicy, UnusablePolicyError
 from ml.registry.models import register
-from ml.registry.policies import load
+from ml.registry.policies import load_policy
 from tests.policies import policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow'
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where MLflow puts what it is given: the present one."""
+    """Return the working directory, in which MLflow stores artifacts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("mlflow"))
         yield Path.cwd()
@@ -25,48 +25,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def uri(folder: Path) -> str:
-    """A registry; each test has names of its own in it, since opening one takes seconds."""
+    """Return the URI of a registry for all tests, since opening one takes seconds; each test uses its own names."""
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def test_what_was_registered_is_loaded_by_its_version_and_by_its_alias(uri: str) -> None:
+def test_a_registered_policy_is_loaded_by_its_version_and_its_alias(uri: str) -> None:
     older, newer = policy(), policy(seed=2)
     assert register(older, "tips", uri, alias="champion") == "1"
     assert register(newer, "tips", uri, alias="challenger") == "2"
     versions = {blob: RankingPolicy.from_bytes(blob).version for blob in (older, newer)}
-    assert load("models:/tips@champion", uri).version == load("models:/tips/1", uri).version == versions[older]
-    assert load("models:/tips@challenger", uri).version == versions[newer]
+    assert (
+        load_policy("models:/tips@champion", uri).version
+        == load_policy("models:/tips/1", uri).version
+        == versions[older]
+    )
+    assert load_policy("models:/tips@challenger", uri).version == versions[newer]
     register(newer, "tips", uri, alias="champion")
-    assert load("models:/tips@champion", uri).version == versions[newer]
+    assert load_policy("models:/tips@champion", uri).version == versions[newer]
 
 
-def test_its_card_lies_beside_it_to_be_read_by_people(uri: str, folder: Path) -> None:
+def test_the_card_is_registered_as_a_readable_file(uri: str, folder: Path) -> None:
     before = {*folder.rglob("card.json")}
     register(policy(), "to-read", uri)
     (card,) = {*folder.rglob("card.json")} - before
     assert '"learned_from": 2000' in card.read_text()
 
 
-def test_one_that_an_earlier_release_registered_is_to_be_trained_again(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_that_an_earlier_release_registered_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as earlier:
         earlier.setattr(models, "_POLICY", "policy.zip")
         register(policy(), "earlier", uri)
     with pytest.raises(UnusablePolicyError, match="was written by an earlier release; train it again"):
-        load("models:/earlier/1", uri)
+        load_policy("models:/earlier/1", uri)
 
 
-@pytest.mark.parametrize("source", ["models:/a@nobody", "models:/a/9", "models:/none@champion"])
-def test_what_is_not_in_the_registry_cannot_be_used(uri: str, source: str) -> None:
+@pytest.mark.parametrize("source", ["models:/a@unknown", "models:/a/9", "models:/none@champion"])
+def test_an_unknown_name_alias_or_version_is_refused(uri: str, source: str) -> None:
     register(policy(), "a", uri)
     with pytest.raises(UnusablePolicyError, match="is not in MLflow's registry"):
-        load(source, uri)
+        load_policy(source, uri)
 
 
-def test_a_registry_that_cannot_be_reached_is_one_sentence() -> None:
-    nowhere = "http://127.0.0.1:9"
-    with pytest.raises(UnusablePolicyError, match="or that cannot be reached"):
-        load("models:/tips@champion", nowhere)
-    with pytest.raises(ConfigurationError, match="MLflow does not take the policy"):
-        register(policy(), "tips", nowhere)
+def test_an_unreachable_registry_is_one_sentence() -> None:
+    unreachable = "http://127.0.0.1:9"
+    with pytest.raises(UnusablePolicyError, match="or the registry cannot be reached"):
+        load_policy("models:/tips@champion", unreachable)
+    with pytest.raises(ConfigurationError, match="MLflow does not accept the policy"):
+        register(policy(), "tips", unreachable)

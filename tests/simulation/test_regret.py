@@ -1,4 +1,4 @@
-"""`tips simulate --regret`: what policies lose until they know who likes what, and how that looks."""
+"""`tips simulate --regret`: the regret of each policy, and its table and figure."""
 
 import re
 import sys
@@ -14,43 +14,45 @@ from tests.process import TIPS, run
 
 
 @pytest.fixture(scope="module")
-def played() -> RegretComparison:
+def comparison() -> RegretComparison:
     return compare_policies(users=500, days=12, seed=1, progress=lambda days: days)
 
 
-def of(played: RegretComparison, policy: str) -> PolicyOutcome:
-    return next(one for one in played.policies if one.policy == policy)
+def outcome_of(comparison: RegretComparison, policy: str) -> PolicyOutcome:
+    return next(one for one in comparison.policies if one.policy == policy)
 
 
-def test_the_oracle_has_no_regret_and_everybody_else_more_each_day(played: RegretComparison) -> None:
-    assert played.oracle.reward == pytest.approx(2 / 3, abs=0.02)
-    assert not played.oracle.regret.any()
-    assert [one.policy for one in played.policies] == ["uniform", "sticky", "thompson", "ranking"]
-    for one in played.policies:
+def test_the_oracle_has_no_regret_and_that_of_each_policy_grows_every_day(comparison: RegretComparison) -> None:
+    assert comparison.oracle.reward == pytest.approx(2 / 3, abs=0.02)
+    assert not comparison.oracle.regret.any()
+    assert [one.policy for one in comparison.policies] == ["uniform", "sticky", "thompson", "ranking"]
+    for one in comparison.policies:
         assert one.regret.shape == (13,)
         assert one.regret[0] == 0
         assert (np.diff(one.regret) > 0).all()
-        assert one.regret[-1] == pytest.approx(played.tips * (played.oracle.reward - one.reward))
+        assert one.regret[-1] == pytest.approx(comparison.tips * (comparison.oracle.reward - one.reward))
 
 
-def test_without_learning_as_much_is_lost_on_the_last_day_as_on_the_first(played: RegretComparison) -> None:
-    assert of(played, "uniform").reward == pytest.approx(0.357, abs=0.02)
+def test_policies_that_do_not_learn_lose_as_much_on_the_last_days_as_on_the_first(comparison: RegretComparison) -> None:
+    assert outcome_of(comparison, "uniform").reward == pytest.approx(0.357, abs=0.02)
     for policy in ("uniform", "sticky"):
-        lost = np.diff(of(played, policy).regret)
+        lost = np.diff(outcome_of(comparison, policy).regret)
         assert lost[-3:].mean() == pytest.approx(lost[:3].mean(), rel=0.15)
 
 
-def test_who_learns_which_version_is_best_loses_less_and_who_learns_for_whom_least(played: RegretComparison) -> None:
-    uniform, thompson, ranking = (of(played, policy).regret for policy in ("uniform", "thompson", "ranking"))
+def test_thompson_sampling_has_less_regret_than_uniform_and_ranking_has_the_least(comparison: RegretComparison) -> None:
+    uniform, thompson, ranking = (
+        outcome_of(comparison, policy).regret for policy in ("uniform", "thompson", "ranking")
+    )
     assert thompson[-1] < 0.9 * uniform[-1]
     assert ranking[-1] < 0.5 * uniform[-1]
     assert np.diff(ranking)[-3:].mean() < 0.35 * np.diff(uniform)[-3:].mean()
-    # Nothing is known before the first night.
+    # No policy has learned before the first night.
     assert thompson[1] == pytest.approx(uniform[1], rel=1e-9)
     assert ranking[1] == uniform[1]
 
 
-def test_the_same_seed_gives_the_same_outcomes_and_another_others() -> None:
+def test_the_same_seed_gives_the_same_outcomes_and_a_different_seed_different_ones() -> None:
     def once(seed: int) -> list[list[float]]:
         return [
             one.regret.tolist()
@@ -60,12 +62,12 @@ def test_the_same_seed_gives_the_same_outcomes_and_another_others() -> None:
     assert once(1) == once(1) != once(2)
 
 
-def test_days_on_which_nobody_comes_do_no_harm() -> None:
-    played = compare_policies(users=1, days=4, seed=1, progress=lambda days: days)
-    assert played.tips < 4
+def test_days_without_visits_are_possible() -> None:
+    comparison = compare_policies(users=1, days=4, seed=1, progress=lambda days: days)
+    assert comparison.tips < 4
 
 
-def test_the_command_prints_a_table_and_draws_a_figure_that_opens(tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_draws_a_valid_figure(tmp_path: Path) -> None:
     def simulate(name: str) -> str:
         file = tmp_path / name
         ended = run(TIPS, "simulate", "--users", "60", "--days", "3", "--regret", str(file), COLUMNS="120")
@@ -85,14 +87,14 @@ def test_the_command_prints_a_table_and_draws_a_figure_that_opens(tmp_path: Path
 
 
 @pytest.mark.parametrize("file", ["regret.pdf", "regret", "nowhere/regret.svg"])
-def test_a_file_that_cannot_become_a_figure_is_refused_before_anything_is_played(tmp_path: Path, file: str) -> None:
+def test_an_invalid_figure_file_is_refused_before_the_simulation(tmp_path: Path, file: str) -> None:
     ended = run(TIPS, "simulate", "--regret", str(tmp_path / file), COLUMNS="200")
     assert ended.returncode == 2
-    assert "should be a file in a folder that is there" in ended.stderr
+    assert "should be an .svg or .png file in an existing directory" in ended.stderr
     assert not [*tmp_path.iterdir()]
 
 
-def test_without_a_library_that_it_needs_one_sentence_says_what_to_install(tmp_path: Path) -> None:
+def test_a_missing_library_is_one_sentence_that_names_the_extra(tmp_path: Path) -> None:
     hidden = "import sys; sys.modules['matplotlib'] = None; from ml.cli.main import main; main()"
     ended = run(
         sys.executable, "-c", hidden, "simulate", "--users", "2", "--days", "1", "--regret", f"{tmp_path}/r.svg"
