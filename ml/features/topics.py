@@ -1,4 +1,4 @@
-"""What a text is about: a few topics, each with the English words that give it away."""
+"""The topics of a text: a few topics, each with the English words that indicate it."""
 
 import re
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ _WORDS: Mapping[str, str] = MappingProxyType(
 
 TOPICS: tuple[str, ...] = tuple(_WORDS)
 
-_TOPIC_OF = {word: place for place, words in enumerate(_WORDS.values()) for word in words.split()}
+_TOPIC_INDEX = {word: index for index, words in enumerate(_WORDS.values()) for word in words.split()}
 _WORD = re.compile("[a-z]+")
 
 
 def topics_of(text: str) -> set[int]:
-    """Return the topics that a text names, as places in `TOPICS`; none for one in another language."""
-    return {_TOPIC_OF[word] for word in _TOPIC_OF.keys() & _WORD.findall(text.lower())}
+    """Return the topics of a text as indices into `TOPICS`; none for a text in another language than English."""
+    return {_TOPIC_INDEX[word] for word in _TOPIC_INDEX.keys() & _WORD.findall(text.lower())}
