@@ -16,9 +16,9 @@ from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
 from ml.experiments.ranking import Learner, RankingPolicy
 from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
-from ml.simulation.people import TASTES, Progress, Visit, visits
+from ml.simulation.people import MEAN_PREFERENCES, Progress, Visit, visits
 
-_EQUAL = dict.fromkeys(TASTES, 1.0)
+_EQUAL = dict.fromkeys(MEAN_PREFERENCES, 1.0)
 _DAY = 86_400.0
 """Seconds."""
 
@@ -66,7 +66,7 @@ class _Oracle:
     name = "oracle"
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [max(TASTES, key=visit.kind.taste) for visit in today]
+        return [max(MEAN_PREFERENCES, key=visit.persona.preference) for visit in today]
 
     def learn(self, yesterday: _Log) -> None:
         pass
@@ -78,7 +78,7 @@ class _PromptPolicyPlayer:
     def __init__(self, name: str) -> None:
         self.name = name
         self._policy = POLICIES[name]
-        self._rewards = dict.fromkeys(TASTES, Sample())
+        self._rewards = dict.fromkeys(MEAN_PREFERENCES, Sample())
         self._distribution = self._policy.distribution(_EQUAL, self._rewards)
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
@@ -96,9 +96,13 @@ class _Ranking:
     name = "ranking"
 
     def __init__(self) -> None:
-        space = candidate_encoder([*TASTES])
+        space = candidate_encoder([*MEAN_PREFERENCES])
         self._candidates = dict(
-            zip(TASTES, space.encode_rows([candidate_row(version, None) for version in TASTES]), strict=True)
+            zip(
+                MEAN_PREFERENCES,
+                space.encode_rows([candidate_row(version, None) for version in MEAN_PREFERENCES]),
+                strict=True,
+            )
         )
         self._learner = Learner(CONTEXT_ENCODER.columns, space.columns)
         self._tips = self._nights = 0
@@ -121,7 +125,7 @@ class _Ranking:
         self._tips += len(yesterday)
         self._nights += 1
         blob = self._learner.policy(
-            self.name, versions=[*TASTES], learned_from=self._tips, trained_until=_DAY * self._nights
+            self.name, versions=[*MEAN_PREFERENCES], learned_from=self._tips, trained_until=_DAY * self._nights
         )
         self._deployed = RankingPolicy.load(blob)
 
@@ -143,7 +147,7 @@ def compare_policies(*, users: int, days: int, seed: int, progress: Progress) ->
         tips += len(today)
         for player, of_days in zip(players, earned, strict=True):
             chosen = [*zip(today, player.choose(today), strict=True)]
-            of_days[day + 1] = sum(visit.kind.taste(version) for visit, version in chosen)
+            of_days[day + 1] = sum(visit.persona.preference(version) for visit, version in chosen)
             player.learn([(visit, version, float(visit.helps(version))) for visit, version in chosen])
     total = earned.cumsum(axis=1)
     oracle, *policies = (
