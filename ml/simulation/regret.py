@@ -12,7 +12,7 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
-from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
+from ml.experiments.policies import POLICIES, selectable_policies
 from ml.experiments.ranking import Learner, RankingPolicy
 from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
@@ -137,7 +137,7 @@ def compare_policies(*, users: int, days: int, seed: int, progress: Progress) ->
     """
     players: tuple[_Policy, ...] = (
         _Oracle(),
-        *(_PromptPolicyPlayer(name) for name in SELECTABLE_POLICIES),
+        *(_PromptPolicyPlayer(name) for name in selectable_policies()),
         _Ranking(),
     )
     earned = np.zeros((len(players), days + 1))
