@@ -82,7 +82,7 @@ def _request(context: PromptContext) -> str:
         if context.sentences
         else "Suggest one small thing that does almost anybody good and that I can do now."
     )
-    language = f" Reply in {SIGNALS['locale'].type.words(context.locale)}." if context.locale else ""
+    language = f" Reply in {SIGNALS['locale'].kind.words(context.locale)}." if context.locale else ""
     return f"{context.text} {asked}{language}".lstrip()
 
 
