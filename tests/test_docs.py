@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES
+from ml.experiments.policies import POLICIES, selectable_policies
 from ml.features.definitions import SIGNALS
 from ml.platform.errors import TipsError
 from ml.platform.settings import ServiceSettings
@@ -272,7 +272,7 @@ def test_every_setting_has_a_row_with_its_default_and_service() -> None:
 
 def test_every_selectable_prompt_policy_has_a_row_with_what_it_needs() -> None:
     rows = table_rows(OPERATORS, "## Choose prompt versions")
-    assert tuple(name.strip("`") for name, _, _ in rows) == SELECTABLE_POLICIES
+    assert tuple(name.strip("`") for name, _, _ in rows) == selectable_policies()
     for name, summary, needs in rows:
         policy = POLICIES[name.strip("`")]
         assert summary == policy.summary

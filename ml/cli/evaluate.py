@@ -25,13 +25,13 @@ def evaluate(
     ],
     since: Annotated[
         timedelta | None,
-        typer.Option(parser=parse_age, metavar="AGE", help="Only from tips of the last days or hours, such as 30d."),
+        typer.Option(parser=parse_age, metavar="AGE", help="Only decisions of the last days or hours, such as 30d."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(callback=check_figure_file, help="Draw the estimates to this file (.svg or .png).")
     ] = None,
 ) -> None:
-    """Estimate from the logged decisions what another policy would have earned."""
+    """Estimate from the logged decisions the mean reward that another policy would have earned."""
     with needs_recommender_extra():
         from ml.pipelines import evaluation, plots, targets
     target = targets.parse_target(
@@ -41,8 +41,8 @@ def evaluate(
     )
     try:
         report = evaluation.evaluate(mature_decisions(since=since), target)
-    except evaluation.NothingToEvaluate as nothing:
-        sys.exit(str(nothing))
+    except evaluation.NothingToEvaluate as error:
+        sys.exit(str(error))
     names, *rows = report.table
     table = Table(*(Column(name, justify="right" if index else "left") for index, name in enumerate(names)))
     for row in rows:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def features() -> None:
-    """Compute each user's aggregates into the store of ONLINE_STORE_URL; to be run every day."""
+    """Compute the aggregates of each user and write them to the store of ONLINE_STORE_URL; run it every day."""
     url = ServingSettings.from_environment().online_store_url
     if not url:
-        raise ConfigurationError("ONLINE_STORE_URL: must say where to write, such as sqlite:///features.db.")
+        raise ConfigurationError("ONLINE_STORE_URL: must name the store to write, such as sqlite:///features.db.")
     now, window = utc_now(), reaction_window()
 
     async def compute(store: "TipStore") -> list[tuple[str, Mapping[str, float]]]:

@@ -22,9 +22,9 @@ from ml.serving.settings import ServingSettings
 
 def generate(
     signal: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUE; names: {', '.join(SIGNALS)}.")] = None,
-    prompt_version: Annotated[str | None, typer.Option(help="One of `tips prompts`.")] = None,
+    prompt_version: Annotated[str | None, typer.Option(help="One of the versions that `tips prompts` shows.")] = None,
 ) -> None:
-    """Write one tip; on a terminal, word by word."""
+    """Write one tip; a terminal shows it while it is written."""
     settings = ServingSettings.from_environment()
     check_settings(settings)
     request = _parse_request(signal or [], prompt_version)

@@ -25,7 +25,7 @@ app.add_typer(prompts.app, name="prompts", help="Show the prompt versions, or re
 
 
 def main() -> None:
-    """Run the command; an error that the user can correct is one sentence on standard error, with exit status 1."""
+    """Run the command; a configuration error or a failed tip is one sentence on standard error, with exit status 1."""
     try:
         app()
     except (ConfigurationError, TipsError) as error:

@@ -29,7 +29,7 @@ def prompts(context: typer.Context) -> None:
 
 @app.command()
 def lock() -> None:
-    """Release the new versions: from then on their text cannot change without a test failing."""
+    """Release the new versions: from then on, a test fails if their content changes."""
     changed = registry.changed_versions()
     if changed:
         sys.exit(f"{', '.join(changed)}: already released, so it cannot change; add a new version instead.")

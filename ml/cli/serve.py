@@ -24,14 +24,14 @@ class Service(StrEnum):
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8000,
-    only: Annotated[Service | None, typer.Option(help="Run one of the two services; by default both.")] = None,
+    only: Annotated[Service | None, typer.Option(help="Run only one of the two services; by default both.")] = None,
 ) -> None:
-    """Run the service on this machine."""
+    """Run the services: both in one process, or one of them."""
     settings = ServiceSettings.from_environment()
     if not (settings.api_keys or settings.allow_anonymous or is_loopback(host)):
         raise ConfigurationError(f"API_KEYS: must be set to listen on {host}, or ALLOW_ANONYMOUS to true.")
-    app = _app(only)
-    # uvicorn finishes what is in flight and then raises the signal that stopped it again: that is a success.
+    app = _import_app(only)
+    # uvicorn finishes the requests in flight and then raises the signal again, which is a successful exit.
     signal.signal(signal.SIGTERM, _exit_successfully)
     uvicorn.run(
         app,
@@ -44,8 +44,8 @@ def serve(
     )
 
 
-def _app(only: Service | None) -> FastAPI:
-    """Import the entry point of the service, which builds its application."""
+def _import_app(only: Service | None) -> FastAPI:
+    """Import an entry point, which builds its application."""
     if only is Service.SERVING:
         from ml.serving.main import app
     elif only is Service.RECOMMENDER:

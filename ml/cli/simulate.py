@@ -1,4 +1,4 @@
-"""`tips simulate`: simulated users, for the reward page or for comparing policies."""
+"""`tips simulate`: simulated users, for the reward page or for a comparison of policies."""
 
 import logging
 import sys
@@ -26,12 +26,12 @@ def simulate(
         Path | None,
         typer.Option(
             callback=check_figure_file,
-            help="Instead, let each policy choose for these users, and draw its regret to this file (.svg or .png); "
+            help="Compare the policies on these users instead, and draw their regret to this file (.svg or .png); "
             "nothing is stored.",
         ),
     ] = None,
 ) -> None:
-    """Fill the database with simulated users' tips and reactions, for the reward page to show."""
+    """Store tips and reactions of simulated users, for the reward page."""
     console = Console(stderr=True)
 
     def progress(steps: Iterable[int]) -> Iterable[int]:
@@ -47,8 +47,8 @@ def simulate(
     settings = RecommenderSettings.from_environment()
     prepare_database(settings.database_url.get_secret_value())
     configure_logging(logging.CRITICAL, sys.stderr)
-    done = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
-    print(f"simulated: {done.tips} tips, {done.reactions} reactions; `tips serve` shows them on /admin/rewards")
+    result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
+    print(f"simulated: {result.tips} tips, {result.reactions} reactions; `tips serve` shows them on /admin/rewards")
 
 
 def _compare_policies(

@@ -1,4 +1,4 @@
-"""Access of commands to the stored tips, and to the extra that this needs."""
+"""Access to the stored tips, and to the extra that this needs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -38,7 +38,7 @@ def reaction_window() -> timedelta:
 
 
 def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
-    """Return the logged decisions between two ages; younger ones than the reaction window are never included."""
+    """Return the mature logged decisions whose age is at most `since` and at least `until`."""
     now, window = utc_now(), reaction_window()
     before = now - max(window, until or window)
 
@@ -50,7 +50,7 @@ def mature_decisions(*, since: timedelta | None = None, until: timedelta | None 
 
 @contextmanager
 def needs_recommender_extra() -> Iterator[None]:
-    """Import modules of the recommender; raise ConfigurationError if its extra is not installed."""
+    """Raise ConfigurationError if an import in the block fails because the `recommender` extra is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -97,8 +97,10 @@ POLICIES: Mapping[str, PromptPolicy] = MappingProxyType(
     }
 )
 
-SELECTABLE_POLICIES: tuple[str, ...] = tuple(name for name, policy in POLICIES.items() if policy.selectable)
-"""The values of TIP_PROMPT_POLICY."""
+
+def selectable_policies() -> tuple[str, ...]:
+    """Return the values of TIP_PROMPT_POLICY."""
+    return tuple(name for name, policy in POLICIES.items() if policy.selectable)
 
 
 def parse_version_weights(text: str) -> tuple[tuple[str, float], ...]:
@@ -128,8 +130,8 @@ def check_policy_weights(name: str, weights: Mapping[str, float]) -> None:
 
     `weights`: the weight of each version of TIP_PROMPT_VERSION; empty if serving's default is used.
     """
-    if name not in SELECTABLE_POLICIES:
-        raise ValueError(f"{name!r} should be one of {', '.join(SELECTABLE_POLICIES)}")
+    if name not in selectable_policies():
+        raise ValueError(f"{name!r} should be one of {', '.join(selectable_policies())}")
     policy = POLICIES[name]
     if len(weights) < policy.needs_versions:
         raise ValueError(f"{name} needs at least {policy.needs_versions} versions in TIP_PROMPT_VERSION")

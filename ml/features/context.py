@@ -1,4 +1,4 @@
-"""From signals to the context of a prompt: pure, bounded, and with people's own words marked as data."""
+"""The context of a prompt, assembled from signals. A pure function; its text has a bounded length."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from ml.features.definitions import SIGNALS
 
 @dataclass(frozen=True, slots=True)
 class PromptContext:
-    """What we know about one person, in words.
+    """The signals of one request as English sentences.
 
-    `sentences`: one English sentence for each known signal, in the order of `SIGNALS`; free text stands between
-    double quotes and nothing else does. `locale`: the BCP 47 locale to write in, if given. `crisis`: the person's own
-    words say plainly that they may harm themselves.
+    `sentences`: one sentence for each signal that is set, in the order of `SIGNALS`; double quotes delimit free text
+    and appear nowhere else. `locale`: the BCP 47 locale to write in, if given. `crisis`: the user's goal states plainly
+    that they may harm themselves.
     """
 
     sentences: tuple[str, ...] = ()
@@ -28,24 +28,24 @@ class PromptContext:
 
 
 def assemble_context(signals: Mapping[str, Any]) -> PromptContext:
-    """Put validated `signals` into words; a signal that is missing, None or blank is left out.
+    """Return the context of validated `signals`; a signal that is missing, None or blank is left out.
 
     Raises KeyError for a name that is not in `SIGNALS`.
     """
     unknown = signals.keys() - SIGNALS.keys()
     if unknown:
         raise KeyError(*sorted(unknown))
-    known = ((signal, signals.get(name)) for name, signal in SIGNALS.items())
-    spoken = ((signal.sentence, signal.type.words(value)) for signal, value in known if value is not None)
+    values = ((signal, signals.get(name)) for name, signal in SIGNALS.items())
+    wordings = ((signal.sentence, signal.type.words(value)) for signal, value in values if value is not None)
     return PromptContext(
-        sentences=tuple(sentence.format(words) for sentence, words in spoken if words),
+        sentences=tuple(sentence.format(wording) for sentence, wording in wordings if wording),
         locale=signals.get("locale"),
         crisis=bool(_CRISIS.search(signals.get("goal") or "")),
     )
 
 
-# The plainest ways to say it in a few languages. Every prompt asks the model to watch for the rest; a small model needs
-# to be told. No list of words is a safety system.
+# The plainest expressions in a few languages. Every prompt asks the model to notice the others; a small model needs
+# explicit instructions. No list of words is a safety system.
 _CRISIS = re.compile(
     r"suicid|suizid|suicíd|selbstmord"
     r"|\b(kill|hurt|harm|cut)(ing)? (my ?self)\b|\bself[- ]?harm|\bend(ing)? (my life|it all)\b"

@@ -1,11 +1,11 @@
-"""What is known: every signal about a person, everything that a batch counts of them, and every feature of a tip.
+"""The definitions of all features: the signals about a user, the aggregates of a user, and the features of a candidate.
 
-Each entry says what type and range a thing has, and by its kind how it becomes numbers; a signal also says how it reads
-in a sentence. The wire model, the OpenAPI schema, the command line, the prompt and what policies learn from are all
-derived from it, so adding a signal is adding an entry.
+Each entry has a feature type, which determines the range of its values and their encoding; a signal also has a sentence
+for prompts. The request schemas, the OpenAPI document, the command line, the prompts and the columns that policies
+learn from are derived from these definitions, so to add a signal is to add an entry.
 
-How a released signal reads is part of what every released prompt version says to the model: change the wording only
-together with a new prompt version.
+The wording of a released signal is part of every released prompt version: change it only together with a new prompt
+version.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from ml.features.feature_types import (
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One thing we may know about a person: its kind, and the sentence its words go into."""
+    """A signal about a user: its type, and the sentence that contains its value in prompts."""
 
     type: FeatureType
     sentence: str
@@ -88,7 +88,7 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Something counted of a person's past, in a batch; `max_age` is the age from which on it counts as unknown."""
+    """A feature of a user that a batch computes; a value older than `max_age` is treated as missing."""
 
     type: FeatureType
     max_age: timedelta
@@ -100,16 +100,16 @@ AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
         "tips_7d": Aggregate(Integer(0, 1_000, "tip"), timedelta(days=2)),
     }
 )
-"""The mean reward of a person's tips in 30 days, and the number of them in seven."""
+"""The mean reward of a user's tips of the last 30 days, and the number of their tips of the last seven days."""
 
 CANDIDATE: Mapping[str, FeatureType] = MappingProxyType({"prompt_version": PromptVersion(), "tip": TipText(280)})
-"""What may be said of a tip that could be shown."""
+"""The features of a candidate."""
 
 
 def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the groups of people that validated `signals` put somebody in: each category, and the language.
+    """Return the segments of the user with these validated `signals`: one for each category, and one for the language.
 
-    Such as `mood:low` and `locale:de`, in the order of `SIGNALS`; there are few of each, so groups can be counted.
+    Such as `mood:low` and `locale:de`, in the order of `SIGNALS`. Each has few values, so that segments can be counted.
     """
     found = []
     for name, signal in SIGNALS.items():

@@ -1,4 +1,4 @@
-"""Rows of what is known, as rows of numbers: the one way from features to what policies learn from and choose by."""
+"""The encoder: features to the columns of numbers that ranking policies are trained and evaluated on, and rank by."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,60 +14,59 @@ from ml.features.feature_types import FeatureType, Floats, PromptVersion, Values
 
 @dataclass(frozen=True)
 class FeatureEncoder:
-    """Features, each by its name, that become columns of numbers side by side."""
+    """Encodes the features in `feature_types` (name to type) as the columns of one matrix."""
 
-    kinds: Mapping[str, FeatureType]
+    feature_types: Mapping[str, FeatureType]
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The names of the columns."""
-        return tuple(column for name, kind in self.kinds.items() for column in kind.columns(name))
-
-    @cached_property
-    def _places(self) -> Mapping[str, slice]:
-        """Where the columns of each feature are that has any."""
-        widths = {name: len(kind.columns(name)) for name, kind in self.kinds.items()}
-        ends = dict(zip(widths, accumulate(widths.values()), strict=True))
-        return {name: slice(ends[name] - width, ends[name]) for name, width in widths.items() if width}
-
-    def encode_columns(self, values: Mapping[str, Values]) -> Floats:
-        """Make n rows into numbers, shape (n, number of columns); NaN is missing.
-
-        `values`: at least one of the features, each a column of shape (n,); the ones that are left out are missing.
-        Raises KeyError for another name.
-        """
-        if unknown := values.keys() - self.kinds.keys():
-            raise KeyError(*sorted(unknown))
-        numbers = np.full((len(next(iter(values.values()))), len(self.columns)), np.nan)
-        for name, place in self._places.items():
-            if name in values:
-                numbers[:, place] = self.kinds[name].numbers(values[name])
-        return numbers
+        return tuple(column for name, type_ in self.feature_types.items() for column in type_.columns(name))
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
-        """Make rows into numbers, shape (number of rows, number of columns); what a row does not say is missing."""
-        there = set().union(*rows) & self._places.keys() or {next(iter(self._places))}
-        return self.encode_columns(
-            {name: _column([candidate_row.get(name) for candidate_row in rows]) for name in there}
-        )
+        """Encode rows, shape (number of rows, number of columns); a feature that a row does not have is missing."""
+        # At least one feature, because its column also carries the number of rows.
+        present = set().union(*rows) & self._slices.keys() or {next(iter(self._slices))}
+        return self.encode_columns({name: _object_array([row.get(name) for row in rows]) for name in present})
+
+    def encode_columns(self, values: Mapping[str, Values]) -> Floats:
+        """Encode n rows that are given as columns, shape (n, number of columns); NaN is missing.
+
+        `values`: at least one of the features, each of shape (n,); features that are left out are missing. Raises
+        KeyError for an unknown name.
+        """
+        if unknown := values.keys() - self.feature_types.keys():
+            raise KeyError(*sorted(unknown))
+        numbers = np.full((len(next(iter(values.values()))), len(self.columns)), np.nan)
+        for name, columns in self._slices.items():
+            if name in values:
+                numbers[:, columns] = self.feature_types[name].numbers(values[name])
+        return numbers
+
+    @cached_property
+    def _slices(self) -> Mapping[str, slice]:
+        """The slice of columns of each feature that has any."""
+        widths = {name: len(type_.columns(name)) for name, type_ in self.feature_types.items()}
+        ends = dict(zip(widths, accumulate(widths.values()), strict=True))
+        return {name: slice(ends[name] - width, ends[name]) for name, width in widths.items() if width}
 
 
 CONTEXT_ENCODER = FeatureEncoder(
     {name: signal.type for name, signal in SIGNALS.items()}
     | {name: aggregate.type for name, aggregate in AGGREGATES.items()}
 )
-"""What is known of a person."""
+"""Encodes the context of a request: signals and aggregates."""
 
 
 def candidate_encoder(versions: Sequence[str]) -> FeatureEncoder:
-    """Return what is known of a candidate, by a policy that knows these prompt versions."""
+    """Return the encoder of candidates for a policy that knows these prompt versions."""
     return FeatureEncoder({**CANDIDATE, "prompt_version": PromptVersion(tuple(versions))})
 
 
 def candidate_row(prompt_version: str | None, tip: str | None) -> dict[str, Any]:
-    """Return what is known of a candidate as a row of `candidates`."""
+    """Return the features of a candidate as a row of a `candidate_encoder`."""
     return {"prompt_version": prompt_version, "tip": tip}
 
 
-def _column(values: Sequence[Any]) -> Values:
-    return np.fromiter(values, object, len(values))  # as they are: np.array would make a matrix of sequences
+def _object_array(values: Sequence[Any]) -> Values:
+    return np.fromiter(values, object, len(values))  # np.array would make a matrix of a list of sequences

@@ -1,14 +1,12 @@
-"""The kinds of things that can be known: how each is validated, put into words, and made into numbers.
+"""The feature types: how the values of each type are validated, worded in prompts, and encoded as columns of numbers.
 
-`numbers` is one pure columnar function a kind: the same for one row online, for a million in a batch, and for whatever
-engine brings the rows, so its results are equal to the last bit. It therefore uses only operations that IEEE 754
-defines exactly (no logarithm, no sine). Missing is None or NaN on the way in and NaN on the way out. A column is named
-after what it holds, its scale included: a policy that knows a column's name knows what its numbers mean.
+`numbers` is one pure columnar function for each type. The same function encodes one row online and a million rows in a
+batch, whichever engine reads them, so the results are equal to the last bit. It therefore uses only operations that
+IEEE 754 defines exactly (no logarithm, no sine). A missing value is None or NaN in the input and NaN in the output. The
+name of a column includes its scale, so that a policy that knows the name knows the meaning of the numbers.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,32 +18,33 @@ from babel import Locale, UnknownLocaleError
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from ml.features.free_text import quote_free_text
 from ml.features.topics import TOPICS, topics_of
 
 Floats = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
-"""A column of values, shape (n,): of dtype object with None for what is missing, or of floats with NaN."""
+"""A column of values, shape (n,): of dtype object with None for missing values, or of floats with NaN."""
 
 
 class FeatureType(Protocol):
-    """How a value is validated on the wire, put into words, and made into numbers."""
+    """The validation, the wording and the encoding of a feature's values."""
 
     @property
     def annotation(self) -> Any:
-        """The pydantic type of the value on the wire."""
+        """The pydantic type of a value in a request."""
 
     def words(self, value: Any) -> str:
-        """Put a validated value into the words that fill the signal's sentence."""
+        """Return the wording of a validated value, for the signal's sentence."""
 
     def columns(self, name: str) -> tuple[str, ...]:
-        """Name the columns of numbers that values called `name` become; none if nothing is learned from them."""
+        """Return the names of the columns of the feature `name`; none if policies do not learn from it."""
 
     def numbers(self, values: Values) -> Floats:
-        """Make values into numbers: from shape (n,) to (n, k), a column for each of the `columns`."""
+        """Encode values of shape (n,) as numbers of shape (n, k), k the number of `columns`."""
 
 
 class _NotEncoded:
-    """What nothing is learned from."""
+    """A feature type without columns."""
 
     __slots__ = ()
 
@@ -58,7 +57,7 @@ class _NotEncoded:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A real number in [low, high], counted in `unit` (singular)."""
+    """A real number in [low, high], with its `unit` (singular)."""
 
     low: float
     high: float
@@ -81,7 +80,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """A whole number in [low, high], counted in `unit` (singular)."""
+    """A whole number in [low, high], with its `unit` (singular)."""
 
     low: int
     high: int
@@ -99,34 +98,34 @@ class Integer:
         return (f"sqrt({name}/{self.high})",)
 
     def numbers(self, values: Values) -> Floats:
-        """Counts have long tails, so the root of the share."""
+        """Return the root of each value's share of `high`: counts have long tails."""
         roots: Floats = np.sqrt(_floats(values)[:, None] / self.high)
         return roots
 
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """A whole number from 1 to `top` that says how much of something there is."""
+    """A whole number from 1 to `highest`."""
 
-    top: int
+    highest: int
 
     @property
     def annotation(self) -> Any:
-        return Annotated[int, Field(ge=1, le=self.top), BeforeValidator(_integral)]
+        return Annotated[int, Field(ge=1, le=self.highest), BeforeValidator(_integral)]
 
     def words(self, value: int) -> str:
-        return f"{value} out of {self.top}"
+        return f"{value} out of {self.highest}"
 
     def columns(self, name: str) -> tuple[str, ...]:
-        return (f"{name}/{self.top}",)
+        return (f"{name}/{self.highest}",)
 
     def numbers(self, values: Values) -> Floats:
-        return _floats(values)[:, None] / self.top
+        return _floats(values)[:, None] / self.highest
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One of a few categories, each with the words it reads as."""
+    """One of a few options, each with its wording."""
 
     options: Mapping[str, str]
 
@@ -141,45 +140,45 @@ class Category:
         return tuple(f"{name}={option}" for option in self.options)
 
     def numbers(self, values: Values) -> Floats:
-        place = {option: index for index, option in enumerate(self.options)}
-        return _one_hot([place.get(value, _MISSING) for value in values], len(place))
+        return _one_hot_options(values, tuple(self.options))
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Free text of at most `longest` characters: data about the person, never instructions to the model."""
+    """Free text of at most `max_length` characters: data about the user, never instructions to the model."""
 
-    longest: int
+    max_length: int
 
     @property
     def annotation(self) -> Any:
-        return Annotated[str, Field(max_length=self.longest)]
+        return Annotated[str, Field(max_length=self.max_length)]
 
     def words(self, value: str) -> str:
-        return quote_free_text(value, self.longest)
+        return quote_free_text(value, self.max_length)
 
     def columns(self, name: str) -> tuple[str, ...]:
         return tuple(f"{name}~{topic}" for topic in TOPICS)
 
     def numbers(self, values: Values) -> Floats:
-        """Say which topics each text names; nothing else of people's own words becomes a number."""
+        """Return the topics of each text; nothing else of a user's text is encoded."""
         return np.array([_topics(text) for text in values]).reshape(len(values), len(TOPICS))
 
 
 @dataclass(frozen=True, slots=True)
 class Texts(_NotEncoded):
-    """At most `most` free texts of at most `longest` characters each."""
+    """At most `max_items` free texts of at most `max_length` characters each."""
 
-    most: int
-    longest: int
+    max_items: int
+    max_length: int
 
     @property
     def annotation(self) -> Any:
-        item = Annotated[str, Field(max_length=self.longest)]
-        return Annotated[tuple[item, ...], Field(max_length=self.most, strict=False)]
+        item = Annotated[str, Field(max_length=self.max_length)]
+        return Annotated[tuple[item, ...], Field(max_length=self.max_items, strict=False)]
 
     def words(self, value: Sequence[str]) -> str:
-        return ", ".join(text for text in (quote_free_text(item, self.longest) for item in value[: self.most]) if text)
+        quoted = (quote_free_text(text, self.max_length) for text in value[: self.max_items])
+        return ", ".join(text for text in quoted if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +196,19 @@ class TimeOfDay:
         return tuple(f"{name}={part}" for part in _PARTS_OF_DAY)
 
     def numbers(self, values: Values) -> Floats:
-        """Say which quarter of the day it is."""
+        """Return the quarter of the day."""
         quarters = [int(time[:2]) // 6 if isinstance(time, str) else _MISSING for time in values]
         return _one_hot(quarters, len(_PARTS_OF_DAY))
 
 
 @dataclass(frozen=True, slots=True)
 class Language(_NotEncoded):
-    """A BCP 47 locale such as `de-DE`, put into words as the language's English name (Unicode CLDR)."""
+    """A BCP 47 locale such as `de-DE`; its wording is the English name of the language (Unicode CLDR)."""
 
     @property
     def annotation(self) -> Any:
-        form = Field(min_length=2, max_length=20, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
-        return Annotated[str, form, AfterValidator(_known_locale)]
+        syntax = Field(min_length=2, max_length=20, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+        return Annotated[str, syntax, AfterValidator(_known_locale)]
 
     def words(self, value: str) -> str:
         return Locale.parse(value, sep="-").get_display_name("en") or value
@@ -217,7 +216,7 @@ class Language(_NotEncoded):
 
 @dataclass(frozen=True, slots=True)
 class PromptVersion:
-    """The name of a prompt version; of those in `known`, something can be learned."""
+    """A prompt version; the versions in `known` have columns."""
 
     known: tuple[str, ...] = ()
 
@@ -232,71 +231,58 @@ class PromptVersion:
         return tuple(f"{name}={version}" for version in self.known)
 
     def numbers(self, values: Values) -> Floats:
-        place = {version: index for index, version in enumerate(self.known)}
-        return _one_hot([place.get(value, _MISSING) for value in values], len(place))
+        return _one_hot_options(values, self.known)
 
 
 @dataclass(frozen=True, slots=True)
 class TipText(Text):
-    """The text of a tip: how long it is, and its topics."""
+    """The text of a tip, encoded as its length and its topics."""
 
     def columns(self, name: str) -> tuple[str, ...]:
-        return (f"length({name})/{self.longest}", *Text.columns(self, name))
+        return (f"length({name})/{self.max_length}", *Text.columns(self, name))
 
     def numbers(self, values: Values) -> Floats:
-        lengths = [len(text) / self.longest if isinstance(text, str) else math.nan for text in values]
+        lengths = [len(text) / self.max_length if isinstance(text, str) else math.nan for text in values]
         rows = [[length, *_topics(text)] for length, text in zip(lengths, values, strict=True)]
         return np.array(rows).reshape(len(values), 1 + len(TOPICS))
 
 
-_MISSING = -1
-"""The place of what is missing, and of what has no place."""
 _PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")
 
+_MISSING = -1
+"""The index of a missing value, and of a value that has no index."""
 
-def _floats(values: Values) -> Floats:
-    return np.asarray(values, np.float64)
+
+def _one_hot_options(values: Values, options: tuple[str, ...]) -> Floats:
+    """Return a column for each option, shape (n, k)."""
+    indices = {option: index for index, option in enumerate(options)}
+    return _one_hot([indices.get(value, _MISSING) for value in values], len(options))
 
 
-def _one_hot(places: Sequence[int], k: int) -> Floats:
-    """A one at each place, shape (n, k); all NaN where the place is `_NOWHERE`."""
-    numbers: Floats = _table(k)[[*places]]
+def _one_hot(indices: Sequence[int], k: int) -> Floats:
+    """Return the one-hot encoding of indices below `k`, shape (n, k); all NaN where the index is `_MISSING`."""
+    numbers: Floats = _one_hot_table(k)[[*indices]]
     return numbers
 
 
 @cache
-def _table(k: int) -> Floats:
-    """What each place looks like, and in the last row `_NOWHERE`."""
+def _one_hot_table(k: int) -> Floats:
+    """Return the encoding of each index, and, as the last row, that of `_MISSING`."""
     return np.vstack((np.eye(k), np.full(k, np.nan)))
 
 
 def _topics(text: Any) -> list[float]:
-    """A one for each topic that a text names; all NaN for no text."""
+    """Return a one for each topic of a text; all NaN for a missing text."""
     if not isinstance(text, str):
         return [math.nan] * len(TOPICS)
     row = [0.0] * len(TOPICS)
-    for place in topics_of(text):
-        row[place] = 1.0
+    for index in topics_of(text):
+        row[index] = 1.0
     return row
 
 
-_DOUBLE_QUOTES = re.compile('["\u00ab\u00bb\u201c-\u201f\u2033\u2036\u275d\u275e\u301d-\u301f\uff02]')
-
-
-def quote_free_text(text: str, longest: int) -> str:
-    """Delimit free text as data: one line, at most `longest` characters, between the only two double quotes in it.
-
-    Control, format and line-separating characters become spaces and every kind of double quote becomes an apostrophe,
-    so that no text can close its own quotation. Returns "" when nothing visible is left.
-    """
-    visible = "".join(" " if unicodedata.category(c) in _INVISIBLE else c for c in text)
-    line = _DOUBLE_QUOTES.sub("'", " ".join(visible.split()))[:longest].strip()
-    return f'"{line}"' if line else ""
-
-
-# Control, format (bidirectional overrides, zero-width), surrogate, private-use and unassigned characters, and
-# separators of lines and paragraphs.
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+def _floats(values: Values) -> Floats:
+    return np.asarray(values, np.float64)
 
 
 def _quantity(number: str, unit: str) -> str:
@@ -304,7 +290,7 @@ def _quantity(number: str, unit: str) -> str:
 
 
 def _integral(value: Any) -> Any:
-    """JSON has one kind of number: 7.0 is the whole number 7."""
+    """Return 7 for 7.0: JSON does not distinguish integers from other numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -1,4 +1,4 @@
-"""The online feature store: features of a user, computed in a batch and read per request. Port and SQLite adapter."""
+"""The online feature store: port and SQLite adapter. A batch writes the aggregates of users; requests read them."""
 
 import math
 import re
@@ -16,33 +16,33 @@ log = structlog.get_logger()
 
 _SCHEME = "sqlite:///"
 
-_TABLE = """
+_CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS online_features (
     user_id TEXT NOT NULL, feature TEXT NOT NULL, value REAL NOT NULL, computed_at REAL NOT NULL,
     PRIMARY KEY (user_id, feature)
 ) WITHOUT ROWID
 """
 _NOT_A_STORE = "is not an online feature store; `tips features` creates one"
-_READ = "SELECT feature, value, computed_at FROM online_features WHERE user_id = ?"
-_WRITE = "INSERT OR REPLACE INTO online_features VALUES (?, ?, ?, ?)"
+_SELECT_USER = "SELECT feature, value, computed_at FROM online_features WHERE user_id = ?"
+_INSERT = "INSERT OR REPLACE INTO online_features VALUES (?, ?, ?, ?)"
 
 
 def check_store_url(value: str) -> str:
-    """Return the URL of a store unchanged. Raises ValueError, whose message is the end of a sentence."""
+    """Return the URL of a store unchanged; raise ValueError, whose message is the end of a sentence, for other URLs."""
     if not re.fullmatch(rf"{_SCHEME}[^?]+", value):
         raise ValueError(f"should be {_SCHEME}FILE")
     return value
 
 
 class OnlineStoreUnavailable(Exception):
-    """The store cannot be opened; the message is the end of a sentence."""
+    """The store cannot be opened or written; the message is the end of a sentence."""
 
 
 class OnlineStore(Protocol):
-    """Reads a user's precomputed features."""
+    """Reads the aggregates of a user."""
 
     async def read(self, user_id: str, now: datetime) -> dict[str, float]:
-        """Return the features of `AGGREGATES` that are stored and not stale; none if the store fails."""
+        """Return the user's aggregates that are stored and not too old; none if the store fails."""
 
 
 class EmptyOnlineStore:
@@ -53,14 +53,14 @@ class EmptyOnlineStore:
 
 
 class SQLiteOnlineStore:
-    """A store in an SQLite file, read in the event loop: a read takes less time than handing it to a thread."""
+    """A store in an SQLite file, read in the event loop: a read takes less time than a switch to a thread."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     async def read(self, user_id: str, now: datetime) -> dict[str, float]:
         try:
-            rows = self._connection.execute(_READ, (user_id,)).fetchall()
+            rows = self._connection.execute(_SELECT_USER, (user_id,)).fetchall()
         except sqlite3.Error as error:
             log.warning("online_store_unavailable", exception=type(error).__name__)
             return {}
@@ -89,19 +89,19 @@ def open_online_store(url: str | None) -> Iterator[OnlineStore]:
         raise OnlineStoreUnavailable(_NOT_A_STORE) from None
     with closing(connection):
         try:
-            connection.execute(_READ, ("",)).close()
+            connection.execute(_SELECT_USER, ("",)).close()
         except sqlite3.Error:
             raise OnlineStoreUnavailable(_NOT_A_STORE) from None
         yield SQLiteOnlineStore(connection)
 
 
 def replace_all(url: str, users: Iterable[tuple[str, Mapping[str, float]]], computed_at: datetime) -> int:
-    """Replace the contents of the store at `url` by these features of each user.
+    """Replace the contents of the store at `url` by these aggregates of each user; return the number of users.
 
-    A concurrent reader sees all of the old values or all of the new ones. Returns the number of users. Raises
-    KeyError for a feature that is not in `AGGREGATES`, OnlineStoreUnavailable when the file cannot be written.
+    A concurrent reader sees all old values or all new values. Raises KeyError for a feature that is not in
+    `AGGREGATES`, and OnlineStoreUnavailable when the file cannot be written.
     """
-    at, count = computed_at.timestamp(), 0
+    timestamp, count = computed_at.timestamp(), 0
 
     def rows() -> Iterable[tuple[str, str, float, float]]:
         nonlocal count
@@ -110,26 +110,26 @@ def replace_all(url: str, users: Iterable[tuple[str, Mapping[str, float]]], comp
             if unknown := values.keys() - AGGREGATES.keys():
                 raise KeyError(*sorted(unknown))
             for feature, value in values.items():
-                yield user_id, feature, value, at
+                yield user_id, feature, value, timestamp
 
-    with _writing(url) as connection:
+    with _write_transaction(url) as connection:
         connection.execute("DELETE FROM online_features")
-        connection.executemany(_WRITE, rows())
+        connection.executemany(_INSERT, rows())
     return count
 
 
 def forget_user(url: str, user_id: str) -> None:
     """Remove one user from the store at `url`. Raises OnlineStoreUnavailable when the file cannot be written."""
-    with _writing(url) as connection:
+    with _write_transaction(url) as connection:
         connection.execute("DELETE FROM online_features WHERE user_id = ?", (user_id,))
 
 
 @contextmanager
-def _writing(url: str) -> Iterator[sqlite3.Connection]:
-    """Yield a connection in one transaction; the file is created if necessary. Readers do not wait (write-ahead log)."""
+def _write_transaction(url: str) -> Iterator[sqlite3.Connection]:
+    """Yield a connection in a transaction; create the file if necessary. Readers do not wait (write-ahead log)."""
     try:
         with closing(sqlite3.connect(url.removeprefix(_SCHEME), isolation_level=None)) as connection:
-            for statement in ("PRAGMA journal_mode=WAL", "PRAGMA secure_delete=ON", "BEGIN IMMEDIATE", _TABLE):
+            for statement in ("PRAGMA journal_mode=WAL", "PRAGMA secure_delete=ON", "BEGIN IMMEDIATE", _CREATE_TABLE):
                 connection.execute(statement)
             yield connection
             connection.execute("COMMIT")

@@ -1,4 +1,4 @@
-"""The request schemas that both services share: a strict base model, and the signals, derived from their definitions."""
+"""The request schemas that both services share. Signals and candidates are derived from the feature definitions."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields_only(cls, data: Any) -> Any:
-        known = cls.__pydantic_fields__  # `model_fields` looks this up, which takes longer than the rest
+        known = cls.__pydantic_fields__  # `model_fields` is a slow lookup of the same mapping
         if isinstance(data, dict) and not data.keys() <= known.keys():
             unknown = [str(name) for name in data if name not in known]
             raise PydanticCustomError(
@@ -27,12 +27,12 @@ class StrictModel(BaseModel):
         return data
 
     def known(self) -> dict[str, Any]:
-        """Return the fields that are set, uncopied (`model_dump` copies deeply)."""
+        """Return the fields that are not None, without copying them (`model_dump` makes a deep copy)."""
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
-"""An id chosen by the caller, of unreserved characters (RFC 3986)."""
+"""An id that the caller chooses: unreserved characters only (RFC 3986)."""
 
 if TYPE_CHECKING:
 
@@ -48,7 +48,7 @@ else:
     Signals = create_model(
         "Signals",
         __base__=StrictModel,
-        __doc__="The signals about a user; leave out what is not known.",
+        __doc__="The signals about a user; leave out a signal whose value is unknown.",
         **{name: (signal.type.annotation | None, None) for name, signal in SIGNALS.items()},
     )
     Candidate = create_model(
@@ -56,7 +56,7 @@ else:
         __base__=StrictModel,
         __doc__="A candidate tip: its id and its features.",
         id=(Id, ...),
-        **{name: (kind.annotation | None, None) for name, kind in CANDIDATE.items()},
+        **{name: (type_.annotation | None, None) for name, type_ in CANDIDATE.items()},
     )
 
 EXAMPLE_SIGNALS: dict[str, JsonValue] = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedDecision
-from ml.experiments.policies import POLICIES, SELECTABLE_POLICIES, parse_version_weights
+from ml.experiments.policies import POLICIES, parse_version_weights, selectable_policies
 from ml.experiments.statistics import Sample
 from ml.features.encoder import candidate_row
 from ml.platform.settings import ConfigurationError
@@ -125,7 +125,7 @@ def parse_target(policy: str, *, reaction_window: timedelta, tracking_uri: str) 
     Prompt versions have the format of TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a
     policy that cannot be loaded.
     """
-    if policy in SELECTABLE_POLICIES:
+    if policy in selectable_policies():
         return PromptPolicyTarget(policy, reaction_window.total_seconds())
     try:
         if "/" in policy or Path(policy).is_file():
@@ -134,7 +134,7 @@ def parse_target(policy: str, *, reaction_window: timedelta, tracking_uri: str) 
     except UnusablePolicyError as error:
         raise ConfigurationError(f"--policy: the policy {error}.") from None
     except ValueError as error:
-        names = ", ".join(SELECTABLE_POLICIES)
+        names = ", ".join(selectable_policies())
         raise ConfigurationError(f"--policy: the value {error}, or {names}, or a learned policy.") from None
 
 

@@ -77,7 +77,7 @@ class TipGenerator:
         signals: Mapping[str, Any],
         prompt_version: str | None = None,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - part of one deadline for several calls
+        timeout: float | None = None,
     ) -> Tip:
         """Write a tip within `timeout` seconds; after an unusable text the model gets a second attempt.
 
@@ -102,7 +102,7 @@ class TipGenerator:
         signals: Mapping[str, Any],
         prompt_version: str | None = None,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - part of one deadline for several calls
+        timeout: float | None = None,
     ) -> TipStream:
         """Write a tip as a stream. Returns when its first text has arrived; until then it raises like `generate`.
 

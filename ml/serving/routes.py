@@ -88,7 +88,7 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
 async def generate(
     body: GenerateRequest,
     generator: GeneratorDep,
-    timeout: CallerTimeout,  # noqa: ASYNC109 - part of one deadline for several calls
+    timeout: CallerTimeout,
 ) -> Any:
     """Write one tip for the user whom the signals describe, with the requested prompt version or the default."""
     if body.stream:

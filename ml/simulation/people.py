@@ -1,7 +1,7 @@
-"""People who do not exist: what they say of themselves, which version's tips help them, and how they react.
+"""Simulated users: their signals, the prompt versions whose tips help them, and their reactions.
 
-There are three kinds of them, and each likes another version best. What people say gives their kind away, but never
-surely: they leave things out, and say others that somebody of another kind would.
+Each simulated user has one of three personas, and each persona prefers another prompt version. The signals of a user
+indicate their persona, but never with certainty: some signals are missing, and some are drawn from another persona.
 """
 
 import random
@@ -12,49 +12,55 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-USUAL_TASTE = 0.30
-"""Of everybody, for a version that nothing is known of."""
+DEFAULT_PREFERENCE = 0.30
+"""The preference of every persona for a prompt version that is not listed."""
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
-"""Passes steps through, and shows how many are done."""
+"""Yields the given steps, and shows how many are done."""
 
-_VISITS_A_DAY = 0.5
-_LEFT_OUT = 0.1
-_OUT_OF_CHARACTER = 0.1
-_SAY_THAT_IT_DID_NOT_HELP = 0.4
-_COME_BACK_LATE = 0.1
-_SENT_TWICE = 0.05
+# Probabilities.
+_VISIT_ON_A_DAY = 0.5
+_SIGNAL_MISSING = 0.1
+_SIGNAL_OF_ANY_PERSONA = 0.1
+_REACTION_IF_NOT_HELPFUL = 0.4
+_REACTION_DAYS_LATE = 0.1
+_REACTION_SENT_TWICE = 0.05
 
-_Draw = Callable[[random.Random], Any]
-
-
-def _mostly(**weights: float) -> _Draw:
-    return lambda chance: chance.choices([*weights], [*weights.values()])[0]
+_Sampler = Callable[[random.Random], Any]
+"""Draws the value of a signal."""
 
 
-def _scale(mean: float) -> _Draw:
-    return lambda chance: min(max(round(chance.gauss(mean, 1.5)), 1), 10)
+def _category(**weights: float) -> _Sampler:
+    return lambda rng: rng.choices([*weights], [*weights.values()])[0]
 
 
-def _hours(mean: float) -> _Draw:
-    return lambda chance: round(min(max(chance.gauss(mean, 0.8), 0), 24), 1)
+def _rating(mean: float) -> _Sampler:
+    return lambda rng: min(max(round(rng.gauss(mean, 1.5)), 1), 10)
 
 
-def _count(mean: float) -> _Draw:
-    return lambda chance: round(chance.expovariate(1 / mean))
+def _hours(mean: float) -> _Sampler:
+    return lambda rng: round(min(max(rng.gauss(mean, 0.8), 0), 24), 1)
+
+
+def _count(mean: float) -> _Sampler:
+    return lambda rng: round(rng.expovariate(1 / mean))
 
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """A kind of people. `tastes`: the share of each version's tips that help them. `says`: how each signal is drawn."""
+    """A type of simulated user.
+
+    `preferences`: for each prompt version, the probability that a tip of it helps. `signals`: the sampler of each
+    signal.
+    """
 
     name: str
-    tastes: Mapping[str, float]
-    says: Mapping[str, _Draw]
+    preferences: Mapping[str, float]
+    signals: Mapping[str, _Sampler]
 
-    def taste(self, version: str) -> float:
-        """Return the share of a version's tips that help these people, whether it is in `tastes` or not."""
-        return self.tastes.get(version, USUAL_TASTE)
+    def preference(self, prompt_version: str) -> float:
+        """Return the probability that a tip of a prompt version helps, for versions that are not listed too."""
+        return self.preferences.get(prompt_version, DEFAULT_PREFERENCE)
 
 
 PERSONAS = (
@@ -62,113 +68,116 @@ PERSONAS = (
         "planning",
         {"v1": 0.60, "v2-mentor": 0.28, "v3-few-shot": 0.19},
         {
-            "mood": _mostly(great=1, good=4, okay=4, low=1),
-            "energy": _scale(6),
-            "stress": _scale(5),
+            "mood": _category(great=1, good=4, okay=4, low=1),
+            "energy": _rating(6),
+            "stress": _rating(5),
             "sleep_hours": _hours(7.2),
             "steps_today": _count(2_500),
             "open_tasks": _count(15),
             "meetings_left_today": _count(4),
-            "activity": _mostly(working=7, sitting=2, eating=1),
+            "activity": _category(working=7, sitting=2, eating=1),
         },
     ),
     Persona(
         "stressed",
         {"v1": 0.20, "v2-mentor": 0.80, "v3-few-shot": 0.20},
         {
-            "mood": _mostly(okay=2, low=5, awful=3),
-            "energy": _scale(3),
-            "stress": _scale(8),
+            "mood": _category(okay=2, low=5, awful=3),
+            "energy": _rating(3),
+            "stress": _rating(8),
             "sleep_hours": _hours(5.2),
             "steps_today": _count(2_000),
             "open_tasks": _count(10),
             "meetings_left_today": _count(2),
-            "activity": _mostly(working=3, sitting=2, in_bed=3, relaxing=2),
+            "activity": _category(working=3, sitting=2, in_bed=3, relaxing=2),
         },
     ),
     Persona(
         "moving",
         {"v1": 0.10, "v2-mentor": 0.24, "v3-few-shot": 0.60},
         {
-            "mood": _mostly(great=4, good=4, okay=2),
-            "energy": _scale(7.5),
-            "stress": _scale(3.5),
+            "mood": _category(great=4, good=4, okay=2),
+            "energy": _rating(7.5),
+            "stress": _rating(3.5),
             "sleep_hours": _hours(7.4),
             "steps_today": _count(9_000),
             "open_tasks": _count(4),
             "meetings_left_today": _count(1),
-            "activity": _mostly(walking=3, commuting=4, exercising=2, eating=1),
+            "activity": _category(walking=3, commuting=4, exercising=2, eating=1),
         },
     ),
 )
-"""All equally common. Planning at work; stressed after a bad night; on the move."""
+"""Equally frequent: planning a working day, stressed after a bad night, and moving."""
 
-TASTES: Mapping[str, float] = MappingProxyType(
-    {version: fmean(kind.taste(version) for kind in PERSONAS) for version in PERSONAS[0].tastes}
+MEAN_PREFERENCES: Mapping[str, float] = MappingProxyType(
+    {version: fmean(persona.preference(version) for persona in PERSONAS) for version in PERSONAS[0].preferences}
 )
-"""The share of each version's tips that help, of all people; the mean reward that an endless simulation would show."""
+"""The mean preference of all users for each prompt version: its expected mean reward."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedReaction:
-    """What somebody says of a tip, how long after it was shown, and how often it is sent."""
+    """A reaction to a tip, the delay after which it is sent, and how often it is sent."""
 
-    kind: str
-    after: timedelta
+    reaction: str
+    delay: timedelta
     times: int
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Somebody comes for a tip, at a `time` of the day.
+    """A request of a simulated user for a tip, at a `time` of the day.
 
-    All its chance is drawn beforehand, so that whatever chooses the tip meets the same people, with the same luck.
+    All random values are drawn beforehand, so that every policy is compared on the same visits. `helpfulness_draw` is
+    uniform in [0, 1): a tip helps if it is below the user's preference for the prompt version.
     """
 
     id: str
     time: timedelta
     user_id: str
-    kind: Persona
+    persona: Persona
     signals: Mapping[str, Any]
-    luck: float
-    if_it_helps: SimulatedReaction
-    if_not: SimulatedReaction | None
+    helpfulness_draw: float
+    reaction_if_helpful: SimulatedReaction
+    reaction_otherwise: SimulatedReaction | None
 
-    def helps(self, version: str) -> bool:
-        """Tell whether a tip that this version wrote helps."""
-        return self.luck < self.kind.taste(version)
+    def helps(self, prompt_version: str) -> bool:
+        """Return whether a tip of a prompt version helps."""
+        return self.helpfulness_draw < self.persona.preference(prompt_version)
 
-    def reaction(self, version: str) -> SimulatedReaction | None:
-        """Return how somebody reacts to a tip that this version wrote, if they do."""
-        return self.if_it_helps if self.helps(version) else self.if_not
+    def reaction(self, prompt_version: str) -> SimulatedReaction | None:
+        """Return the reaction to a tip of a prompt version, if there is one."""
+        return self.reaction_if_helpful if self.helps(prompt_version) else self.reaction_otherwise
 
 
 def visits(users: int, day: int, seed: int) -> list[Visit]:
-    """Return who of so many people comes on a day, in the order of time; the same ones for the same seed."""
-    chance = random.Random(f"{seed} {day}")  # noqa: S311 - the same people again, not secrets
-    who = [user for user in range(users) if chance.random() < _VISITS_A_DAY]
-    return sorted((_visit(f"{seed}-{day}-{user}", user, chance) for user in who), key=lambda visit: visit.time)
+    """Return the visits of a day in the order of time; the same arguments give the same visits."""
+    rng = random.Random(f"{seed} {day}")  # noqa: S311 - for repeatable simulations, not for secrets
+    visitors = [user for user in range(users) if rng.random() < _VISIT_ON_A_DAY]
+    return sorted((_visit(f"{seed}-{day}-{user}", user, rng) for user in visitors), key=lambda visit: visit.time)
 
 
-def _visit(id: str, user: int, chance: random.Random) -> Visit:  # noqa: A002
-    kind = PERSONAS[user % len(PERSONAS)]
-    signals = {"locale": chance.choice(["en-GB", "en-US", "de-DE", "es-ES"])}
-    for name in kind.says:
-        like = chance.choice(PERSONAS) if chance.random() < _OUT_OF_CHARACTER else kind
-        value = like.says[name](chance)
-        if chance.random() >= _LEFT_OUT:
+def _visit(id: str, user: int, rng: random.Random) -> Visit:  # noqa: A002
+    persona = PERSONAS[user % len(PERSONAS)]
+    signals = {"locale": rng.choice(["en-GB", "en-US", "de-DE", "es-ES"])}
+    for name in persona.signals:
+        source = rng.choice(PERSONAS) if rng.random() < _SIGNAL_OF_ANY_PERSONA else persona
+        value = source.signals[name](rng)
+        if rng.random() >= _SIGNAL_MISSING:
             signals[name] = value
-    late = timedelta(days=chance.uniform(1, 3)) if chance.random() < _COME_BACK_LATE else timedelta()
-    after = late + timedelta(minutes=chance.expovariate(1 / 20))
-    times = 2 if chance.random() < _SENT_TWICE else 1
-    complains = chance.random() < _SAY_THAT_IT_DID_NOT_HELP
+    days_late = timedelta(days=rng.uniform(1, 3)) if rng.random() < _REACTION_DAYS_LATE else timedelta()
+    delay = days_late + timedelta(minutes=rng.expovariate(1 / 20))
+    times = 2 if rng.random() < _REACTION_SENT_TWICE else 1
+    reacts_if_not_helpful = rng.random() < _REACTION_IF_NOT_HELPFUL
     return Visit(
         id=id,
-        time=timedelta(seconds=chance.uniform(0, 86_400)),
+        time=timedelta(seconds=rng.uniform(0, 86_400)),
         user_id=f"simulated-{user}",
-        kind=kind,
+        persona=persona,
         signals=signals,
-        luck=chance.random(),
-        if_it_helps=SimulatedReaction(chance.choice(["helpful", "done"]), after, times),
-        if_not=SimulatedReaction(chance.choice(["not_helpful", "dismissed"]), after, times) if complains else None,
+        helpfulness_draw=rng.random(),
+        reaction_if_helpful=SimulatedReaction(rng.choice(["helpful", "done"]), delay, times),
+        reaction_otherwise=(
+            SimulatedReaction(rng.choice(["not_helpful", "dismissed"]), delay, times) if reacts_if_not_helpful else None
+        ),
     )

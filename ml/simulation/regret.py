@@ -13,15 +13,15 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
-from ml.experiments.policies import POLICIES, SALT, SELECTABLE_POLICIES
+from ml.experiments.policies import POLICIES, SALT, selectable_policies
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines.training import fit_policy
 from ml.registry.artifacts import RankingPolicy
-from ml.simulation.people import TASTES, Progress, Visit, visits
+from ml.simulation.people import MEAN_PREFERENCES, Progress, Visit, visits
 
-_EQUAL_WEIGHTS = dict.fromkeys(TASTES, 1.0)
+_EQUAL_WEIGHTS = dict.fromkeys(MEAN_PREFERENCES, 1.0)
 _DAY_SECONDS = 86_400.0
 
 
@@ -52,7 +52,7 @@ def compare_policies(*, users: int, days: int, seed: int, progress: Progress) ->
     """Simulate each policy for all users over `days` days; the same seed gives the same outcomes."""
     policies: tuple[_SimulatedPolicy, ...] = (
         _Oracle(),
-        *(_PromptPolicy(name) for name in SELECTABLE_POLICIES),
+        *(_PromptPolicy(name) for name in selectable_policies()),
         _NightlyRanking(),
     )
     daily_rewards = np.zeros((len(policies), days + 1))
@@ -62,7 +62,7 @@ def compare_policies(*, users: int, days: int, seed: int, progress: Progress) ->
         tips += len(today)
         for policy, rewards_by_day in zip(policies, daily_rewards, strict=True):
             chosen = [*zip(today, policy.choose(today), strict=True)]
-            rewards_by_day[day + 1] = sum(visit.kind.taste(prompt_version) for visit, prompt_version in chosen)
+            rewards_by_day[day + 1] = sum(visit.persona.preference(prompt_version) for visit, prompt_version in chosen)
             policy.learn(
                 [(visit, prompt_version, float(visit.helps(prompt_version))) for visit, prompt_version in chosen]
             )
@@ -94,7 +94,7 @@ class _Oracle:
     name = "oracle"
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [max(TASTES, key=visit.kind.taste) for visit in today]
+        return [max(MEAN_PREFERENCES, key=visit.persona.preference) for visit in today]
 
     def learn(self, yesterday: _DayLog) -> None:
         pass
@@ -106,7 +106,7 @@ class _PromptPolicy:
     def __init__(self, name: str) -> None:
         self.name = name
         self._policy = POLICIES[name]
-        self._rewards = dict.fromkeys(TASTES, Sample())
+        self._rewards = dict.fromkeys(MEAN_PREFERENCES, Sample())
         self._distribution = self._policy.distribution(_EQUAL_WEIGHTS, self._rewards)
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
@@ -124,9 +124,9 @@ class _NightlyRanking:
     name = "ranking"
 
     def __init__(self) -> None:
-        encoder = candidate_encoder([*TASTES])
-        rows = encoder.encode_rows([candidate_row(prompt_version, None) for prompt_version in TASTES])
-        self._candidates = dict(zip(TASTES, rows, strict=True))
+        encoder = candidate_encoder([*MEAN_PREFERENCES])
+        rows = encoder.encode_rows([candidate_row(prompt_version, None) for prompt_version in MEAN_PREFERENCES])
+        self._candidates = dict(zip(MEAN_PREFERENCES, rows, strict=True))
         self._statistics = RegressionStatistics.empty(CONTEXT_ENCODER.columns, encoder.columns)
         self._nights = 0
         self._policy: RankingPolicy | None = None
@@ -156,5 +156,5 @@ class _NightlyRanking:
             np.array([reward for _, _, reward in yesterday]),
         )
         self._policy = fit_policy(
-            self._statistics, name=self.name, versions=[*TASTES], trained_until=_DAY_SECONDS * self._nights
+            self._statistics, name=self.name, versions=[*MEAN_PREFERENCES], trained_until=_DAY_SECONDS * self._nights
         )

@@ -1,13 +1,13 @@
-"""People who do not exist ask for tips and react, through the real HTTP interface.
+"""A simulation of users who request tips and react to them, through the HTTP interface of both services.
 
-Only the model and the clock are not real: each day's requests carry that day's time. The rows say that they are
-simulated.
+Only the model and the clock are replaced: the clock advances hour by hour through the simulated days. The tips are
+stored as simulated.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,18 +29,17 @@ from ml.simulation.people import Progress, Visit, visits
 from ml.standalone.app import create_app
 from ml.store.tips import open_tip_store
 
-_AT_ONCE = 8
+_CONCURRENT_REQUESTS = 8
 _HOUR = timedelta(hours=1)
-_A_DAY = 24
-"""Hours."""
+_HOURS_PER_DAY = 24
 
 _REFRESH_SECONDS = 0.25
-"""A day goes by in about a second, and a policy that learns should do so many times a day."""
+"""A simulated day takes about a second, and a prompt policy that learns should be updated several times in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """How much was simulated."""
+class SimulationResult:
+    """The numbers of stored tips and reactions."""
 
     tips: int
     reactions: int
@@ -48,98 +47,103 @@ class Simulated:
 
 def simulate(
     settings: RecommenderSettings, *, users: int, days: int, end: datetime, seed: int, progress: Progress
-) -> Simulated:
-    """Let `users` people live through the `days` days before `end`; the same seed gives the same people and tastes.
+) -> SimulationResult:
+    """Simulate `users` users during the `days` days before `end`; the same seed gives the same users and visits.
 
-    The versions are those of the settings, all of them if those name none. Raises ConfigurationError when the database
-    holds the tips of real people, or cannot be used.
+    The prompt versions are those of the settings; if these name none, all versions. Raises ConfigurationError when the
+    database contains tips of real users, or cannot be used.
     """
-    asyncio.run(_refuse_real_people(settings, end))
-    crowd = _Crowd(seed, clock=end)
-    with listening(_model()) as model:
+    asyncio.run(_require_no_real_tips(settings, end))
+    simulation = _Simulation(seed, now=end)
+    with listening(_model()) as model_url:
         versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
         app = create_app(
             ServingSettings(
                 tip_model="openai/simulated",
-                tip_model_api_base=f"{model}/v1",
+                tip_model_api_base=f"{model_url}/v1",
                 tip_model_fallbacks=(),
                 embedded_model_path=None,
                 api_keys=(),
                 otel_exporter_otlp_endpoint=None,
             ),
             settings.model_copy(update={"tip_prompt_version": versions, "serving_url": None, "api_keys": ()}),
-            clock=lambda: crowd.clock,
+            clock=lambda: simulation.now,
             simulated=True,
             refresh_seconds=_REFRESH_SECONDS,
         )
-        with listening(app) as service:
-            return asyncio.run(crowd.live(service, users, days, progress))
+        with listening(app) as url:
+            return asyncio.run(simulation.run(url, users, days, progress))
 
 
-async def _refuse_real_people(settings: RecommenderSettings, now: datetime) -> None:
+async def _require_no_real_tips(settings: RecommenderSettings, now: datetime) -> None:
     async with open_tip_store(settings.database_url.get_secret_value(), lambda: now) as store:
         if await store.holds_real_tips():
             raise ConfigurationError(
-                "DATABASE_URL: holds the tips of real people; name another database to simulate into."
+                "DATABASE_URL: contains tips of real users; name another database for the simulation."
             )
 
 
 @dataclass(slots=True)
-class _Crowd:
-    """Everybody, and the time that it is for them."""
+class _Simulation:
+    """The visits and reactions of all users, the present time in the simulation, and the counts of the result.
+
+    `pending`: reactions that have not been sent yet, each with the time to send it and its request body.
+    """
 
     seed: int
-    clock: datetime
-    later: list[tuple[datetime, dict[str, Any]]] = field(default_factory=list)
+    now: datetime
+    pending: list[tuple[datetime, dict[str, Any]]] = field(default_factory=list)
     tips: int = 0
     reactions: int = 0
 
-    async def live(self, service: str, users: int, days: int, progress: Progress) -> Simulated:
-        """Ask and react, hour by hour, until it is the end again."""
-        end = self.clock
+    async def run(self, url: str, users: int, days: int, progress: Progress) -> SimulationResult:
+        """Send the requests of each hour, until the time is again the one at which the simulation was created."""
+        end = self.now
         start = end - timedelta(days=days)
-        async with httpx.AsyncClient(base_url=service, timeout=60) as http:
-            for hour in progress(range(days * _A_DAY)):
-                if hour % _A_DAY == 0:
-                    today = visits(users, hour // _A_DAY, self.seed)
-                self.clock = min(end, start + (hour + 1) * _HOUR)
-                now = [visit for visit in today if visit.time // _HOUR == hour % _A_DAY]
-                await self._all(self._visit(http, visit) for visit in now)
-                due = [body for at, body in self.later if at <= self.clock]
-                self.later = [(at, body) for at, body in self.later if at > self.clock]
-                await self._all(self._react(http, body) for body in due)
-        return Simulated(self.tips, self.reactions)
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            for hour in progress(range(days * _HOURS_PER_DAY)):
+                if hour % _HOURS_PER_DAY == 0:
+                    visits_today = visits(users, hour // _HOURS_PER_DAY, self.seed)
+                self.now = min(end, start + (hour + 1) * _HOUR)
+                visits_now = [visit for visit in visits_today if visit.time // _HOUR == hour % _HOURS_PER_DAY]
+                await _gather_limited(self._request_tip(http, visit) for visit in visits_now)
+                due = [body for at, body in self.pending if at <= self.now]
+                self.pending = [(at, body) for at, body in self.pending if at > self.now]
+                await _gather_limited(self._send_reaction(http, body) for body in due)
+        return SimulationResult(self.tips, self.reactions)
 
-    async def _all(self, coroutines: Iterable[Any]) -> None:
-        limit = asyncio.Semaphore(_AT_ONCE)
-
-        async def one(coroutine: Any) -> None:
-            async with limit:
-                await coroutine
-
-        await asyncio.gather(*(one(coroutine) for coroutine in coroutines))
-
-    async def _visit(self, http: httpx.AsyncClient, visit: Visit) -> None:
-        answer = await http.post("/tips", json={"user_id": visit.user_id, "signals": visit.signals})
-        tip = answer.raise_for_status().json()
+    async def _request_tip(self, http: httpx.AsyncClient, visit: Visit) -> None:
+        response = await http.post("/tips", json={"user_id": visit.user_id, "signals": visit.signals})
+        tip = response.raise_for_status().json()
         self.tips += 1
-        reaction = visit.reaction(tip["prompt_version"])
-        if reaction:
-            when = self.clock + reaction.after
-            body = {"tip_id": tip["tip_id"], "reaction": reaction.kind, "at": when.isoformat()}
-            self.later += [(when, body)] * reaction.times
+        simulated = visit.reaction(tip["prompt_version"])
+        if simulated:
+            at = self.now + simulated.delay
+            body = {"tip_id": tip["tip_id"], "reaction": simulated.reaction, "at": at.isoformat()}
+            self.pending += [(at, body)] * simulated.times
 
-    async def _react(self, http: httpx.AsyncClient, body: dict[str, Any]) -> None:
-        answer = await http.post("/reactions", json=body)
-        self.reactions += answer.raise_for_status().json()["outcome"] == "recorded"
+    async def _send_reaction(self, http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+        response = await http.post("/reactions", json=body)
+        self.reactions += response.raise_for_status().json()["outcome"] == "recorded"
+
+
+async def _gather_limited(requests: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Await all requests, at most `_CONCURRENT_REQUESTS` of them at a time."""
+    limit = asyncio.Semaphore(_CONCURRENT_REQUESTS)
+
+    async def send(request: Coroutine[Any, Any, None]) -> None:
+        async with limit:
+            await request
+
+    await asyncio.gather(*(send(request) for request in requests))
 
 
 def _model() -> Starlette:
-    """An OpenAI-compatible model that always says the same."""
+    """Return an OpenAI-compatible model that always writes the same tip."""
 
     async def complete(request: Request) -> Response:
         body = await request.json()
-        words = sum(len(message["content"].split()) for message in body["messages"])
+        prompt_tokens = sum(len(message["content"].split()) for message in body["messages"])
         message = {"role": "assistant", "content": "Take three slow breaths before the next thing you do."}
         return JSONResponse(
             {
@@ -148,7 +152,11 @@ def _model() -> Starlette:
                 "created": 0,
                 "model": body["model"],
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": words, "completion_tokens": 12, "total_tokens": words + 12},
+                "usage": {
+                    "prompt_tokens": prompt_tokens,
+                    "completion_tokens": 12,
+                    "total_tokens": prompt_tokens + 12,
+                },
             }
         )
 

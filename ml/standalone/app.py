@@ -1,6 +1,6 @@
 """The application factory for one machine: both services in one process.
 
-The recommender calls serving through the same HTTP interface as it would a serving elsewhere, but without a socket.
+The recommender calls serving through the same HTTP interface as a remote serving, but without a socket.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -42,8 +42,8 @@ def create_app(
 ) -> FastAPI:
     """Return an application with both services and the start page.
 
-    `simulated`: the users are simulated, and the rows of their tips say so. `refresh_seconds`: how often a policy that
-    learns reads the rewards. Raises ConfigurationError when the settings cannot work.
+    `simulated`: the users are simulated, and their tips are stored as simulated. `refresh_seconds`: the interval at
+    which a prompt policy that learns is updated. Raises ConfigurationError when the settings cannot work.
     """
     check_settings(settings, recommender_settings)
     policies = serving.load_policies(settings)
@@ -96,7 +96,7 @@ def create_app(
 
 
 def create_app_with_database(settings: ServingSettings, recommender_settings: RecommenderSettings) -> FastAPI:
-    """Return both services, the database checked and, for SQLite, migrated. Raises ConfigurationError."""
+    """Return both services; check the database and, if it is SQLite, migrate it. Raises ConfigurationError."""
     app = create_app(settings, recommender_settings)
     prepare_database(recommender_settings.database_url.get_secret_value())
     return app
@@ -107,6 +107,6 @@ def check_settings(settings: ServingSettings, recommender_settings: RecommenderS
     serving.check_settings(settings)
     if recommender_settings.serving_url:
         raise ConfigurationError(
-            "SERVING_URL: `tips serve` runs serving itself; `tips serve --only recommender` uses one elsewhere."
+            "SERVING_URL: `tips serve` runs serving itself; `tips serve --only recommender` uses a serving elsewhere."
         )
     check_versions(recommender_settings.version_weights, PROMPTS)

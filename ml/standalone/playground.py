@@ -1,4 +1,4 @@
-"""The page that shows a newcomer the whole loop: a tip from every version, as it is written, and reactions to them."""
+"""The start page: it streams a tip of every prompt version, and stores the visitor's reactions to them."""
 
 import secrets
 import time
@@ -27,27 +27,71 @@ from ml.serving.prompts import PROMPTS
 from ml.serving.routes import GeneratorDep, event_stream
 
 PATHS = ("/", "/playground")
-"""Guarded by the password, not by keys: a browser sends none."""
+"""Protected by the password instead of keys: a browser sends no keys."""
 
 GENERATION_PATHS = frozenset({"/playground/tips"})
 
-_TEMPLATES = PageTemplates(Path(__file__).with_name("templates"))
+REACTION_LABELS = {"helpful": "Helps", "not_helpful": "Does not help"}
 
-REACTIONS = {"helpful": "Helps", "not_helpful": "Does not help"}
+_TEMPLATES = PageTemplates(Path(__file__).with_name("templates"))
 
 
 class PlaygroundRequest(TipRequest):
-    """Ask for a tip from one version."""
+    """Request for a tip of one prompt version."""
 
     prompt_version: str
 
 
+def build_router(password: SecretStr | None) -> APIRouter:
+    """Return the routes of the page. They need `password`; if it is None, the browser must run on this machine."""
+    router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
+    router.get("/")(show_page)
+    router.post("/playground/tips", dependencies=[RequireJson])(stream_tip)
+    router.post("/playground/reactions", dependencies=[RequireJson], response_model=ReactionResponse)(react)
+    return router
+
+
+async def show_page() -> HTMLResponse:
+    """Return the page, with a new user id for this visit."""
+    return _TEMPLATES.render(
+        "playground.html",
+        nonce=secrets.token_urlsafe(16),
+        fields=[form_field(name, signal.type) for name, signal in SIGNALS.items()],
+        versions={version: prompt.description for version, prompt in PROMPTS.items()},
+        reactions=REACTION_LABELS,
+        user_id=f"playground-{uuid4()}",
+    )
+
+
+async def stream_tip(
+    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, timeout: CallerTimeout
+) -> EventSourceResponse:
+    """Stream a tip as /generate does; the `done` event follows when the tip is durable, and has its id."""
+    started = time.perf_counter()
+    signals = body.signals.known()
+    stream = await generator.stream(signals, body.prompt_version, timeout=timeout)
+
+    async def store(tip: Tip) -> Mapping[str, Any]:
+        ms = round((time.perf_counter() - started) * 1000)
+        options = {body.prompt_version: 1.0}
+        selection = PromptSelection(body.prompt_version, PLAYGROUND, POLICIES[PLAYGROUND].version, options)
+        generated = GeneratedTip(**asdict(tip.origin), tip=tip.text, usage=TokenCounts(**asdict(tip.usage)))
+        record = await recommender.record(body.user_id, signals, selection, generated, ms)
+        return {"tip": record.tip, "tip_id": str(record.tip_id)}
+
+    return event_stream(stream, store)
+
+
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """How the page asks for a signal."""
+    """The form field of a signal.
+
+    `value_type`: how the page converts the input: `text`, `number`, or `texts` (a list with one text per line).
+    `attributes`: of the HTML input element. `options`: from each value to its label, for a selection.
+    """
 
     name: str
-    kind: str
+    value_type: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
@@ -57,68 +101,34 @@ class FormField:
         return self.name.replace("_", " ").capitalize()
 
 
-def build_router(password: SecretStr | None) -> APIRouter:
-    """Return the routes of the page, behind `password`; without one, for browsers on this machine."""
-    routes = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
-    routes.get("/")(show)
-    routes.post("/playground/tips", dependencies=[RequireJson])(write)
-    routes.post("/playground/reactions", dependencies=[RequireJson], response_model=ReactionResponse)(react)
-    return routes
-
-
-async def show() -> HTMLResponse:
-    """Show the page, to a person of its own."""
-    return _TEMPLATES.render(
-        "playground.html",
-        nonce=secrets.token_urlsafe(16),
-        fields=[form_field(name, signal.type) for name, signal in SIGNALS.items()],
-        versions={version: prompt.description for version, prompt in PROMPTS.items()},
-        reactions=REACTIONS,
-        user_id=f"playground-{uuid4()}",
-    )
-
-
-async def write(
-    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, timeout: CallerTimeout
-) -> EventSourceResponse:
-    """Write a tip as /generate streams it; `done` comes when its row is durable, with the id for reactions."""
-    started = time.perf_counter()
-    signals = body.signals.known()
-    stream = await generator.stream(signals, body.prompt_version, timeout=timeout)
-
-    async def stored(tip: Tip) -> Mapping[str, Any]:
-        ms = round((time.perf_counter() - started) * 1000)
-        options = {body.prompt_version: 1.0}
-        selection = PromptSelection(body.prompt_version, PLAYGROUND, POLICIES[PLAYGROUND].version, options)
-        generated = GeneratedTip(**asdict(tip.origin), tip=tip.text, usage=TokenCounts(**asdict(tip.usage)))
-        row = await recommender.record(body.user_id, signals, selection, generated, ms)
-        return {"tip": row.tip, "tip_id": str(row.tip_id)}
-
-    return event_stream(stream, stored)
-
-
-def form_field(name: str, kind: FeatureType) -> FormField:
-    """Return how to ask for a signal of a kind; a kind that is not known here is asked for as text."""
-    match kind:
+def form_field(name: str, feature_type: FeatureType) -> FormField:
+    """Return the form field of a signal; a feature type without a case of its own gets a text field."""
+    value_type, hint = "text", ""
+    attributes: Mapping[str, Any] = {}
+    options: Mapping[str, str] = {}
+    match feature_type:
         case Number(low, high, unit):
-            bounds = {"type": "number", "min": low, "max": high, "step": "any"}
-            return FormField(name, "number", bounds, hint=_unit(name, unit))
+            value_type, attributes = "number", {"type": "number", "min": low, "max": high, "step": "any"}
+            hint = _unit_hint(name, unit)
         case Integer(low, high, unit):
-            return FormField(name, "number", {"type": "number", "min": low, "max": high}, hint=_unit(name, unit))
-        case Rating(top):
-            return FormField(name, "number", {"type": "number", "min": 1, "max": top}, hint=f"1 to {top}")
+            value_type, attributes = "number", {"type": "number", "min": low, "max": high}
+            hint = _unit_hint(name, unit)
+        case Rating(highest):
+            value_type, attributes = "number", {"type": "number", "min": 1, "max": highest}
+            hint = f"1 to {highest}"
         case Category(options):
-            return FormField(name, "text", options=options)
+            pass
         case Texts():
-            return FormField(name, "texts", hint="one a line")
-    attributes: dict[type[FeatureType], dict[str, Any]] = {
-        TimeOfDay: {"type": "time"},
-        Language: {"placeholder": "en-GB"},
-    }
-    longest = {"maxlength": kind.longest} if isinstance(kind, Text) else {}
-    return FormField(name, "text", attributes.get(type(kind), {}) | longest)
+            value_type, hint = "texts", "one per line"
+        case Text(max_length):
+            attributes = {"maxlength": max_length}
+        case TimeOfDay():
+            attributes = {"type": "time"}
+        case Language():
+            attributes = {"placeholder": "en-GB"}
+    return FormField(name, value_type, attributes, options, hint)
 
 
-def _unit(name: str, unit: str) -> str:
-    """The unit, unless the name has it."""
+def _unit_hint(name: str, unit: str) -> str:
+    """Return the unit in the plural, or nothing if the name contains it."""
     return "" if unit.replace(" ", "_") in name else f"{unit}s"

@@ -1,4 +1,4 @@
-"""What becomes a figure of many measurements: rounds in turns, medians, percentiles, and what they depend on."""
+"""From measurements to figures: rounds in alternation, medians, percentiles, and the machine and versions measured."""
 
 import os
 import platform
@@ -16,20 +16,19 @@ T = TypeVar("T")
 R = TypeVar("R", bound="DataclassInstance")
 
 
-def turns(contenders: Mapping[str, T], rounds: int, what: str = "") -> Iterator[tuple[str, T]]:
-    """Yield each, with its name, in every round, so that whatever else the machine does falls on all."""
+def alternate(contenders: Mapping[str, T], rounds: int, condition: str = "") -> Iterator[tuple[str, T]]:
+    """Yield each contender with its name in every round, so that other load on the machine affects all of them."""
     for number in range(rounds):
         for name, contender in contenders.items():
-            print(f"round {number + 1} of {rounds}{what}: {name}", file=sys.stderr)
+            print(f"round {number + 1} of {rounds}{condition}: {name}", file=sys.stderr)
             yield name, contender
 
 
 def median(rounds: Sequence[R]) -> R:
     """Return the median of each field."""
     first = rounds[0]
-    return replace(
-        first, **{of.name: statistics.median(getattr(one, of.name) for one in rounds) for of in fields(first)}
-    )
+    medians = {field.name: statistics.median(getattr(each, field.name) for each in rounds) for field in fields(first)}
+    return replace(first, **medians)
 
 
 def p50_and_p99(latencies: Sequence[float]) -> tuple[float, float]:
@@ -38,15 +37,15 @@ def p50_and_p99(latencies: Sequence[float]) -> tuple[float, float]:
 
 
 def machine(*packages: str) -> str:
-    """Return what the figures depend on: the machine, and the versions of what was measured."""
+    """Return a description of the machine, and the versions of the packages."""
     return f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, {versions(*packages)}."
 
 
 def versions(*packages: str) -> str:
-    found = [f"Python {platform.python_version()}"]
+    descriptions = [f"Python {platform.python_version()}"]
     for package in packages:
         try:
-            found.append(f"{package} {version(package)}")
+            descriptions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            found.append(f"no {package}")
-    return ", ".join(found)
+            descriptions.append(f"no {package}")
+    return ", ".join(descriptions)

@@ -1,20 +1,22 @@
-"""What writing a tip costs beside the model's own work, and what the usual ways to reach a model cost.
+"""The cost of writing a tip without the work of the model, compared with the usual ways to call a model.
 
     python -m tests.bench.generate [--seconds 20] [--rate 30] [--rounds 3] [--proxy PATH/TO/litellm]
 
-Everything runs here, over the loopback: one OpenAI-compatible upstream that answers at once, and one process with one
-worker for each server that asks it:
+Everything runs on this machine, over the loopback interface: one OpenAI-compatible upstream that answers immediately,
+and one process with one worker for each server that calls it:
 
-- tips: `POST /generate` as deployed, with keys, validation, prompts, retries, checks, logs (to a file) and metrics;
+- tips: `POST /generate` as in production, with keys, validation, prompts, retries, checks, logs (to a file) and
+  metrics;
 - (a) a FastAPI handler that calls `litellm.acompletion`; all ratios are relative to it;
 - (b) a FastAPI handler that calls the OpenAI SDK;
-- (c) LiteLLM's own proxy with a key, only with `--proxy`: its requirements conflict with ours (rich), so it needs an
-  environment of its own (`pip install 'litellm[proxy]' httptools`, of the version that pyproject.toml pins);
+- (c) LiteLLM's own proxy with a key, only with `--proxy`: its requirements conflict with those of this project (rich),
+  so it needs a separate environment (`pip install 'litellm[proxy]' httptools`, of the version that pyproject.toml
+  pins);
 - the floor: a FastAPI handler that calls nothing.
 
-All send the upstream the same messages. open_loop.py says how the requests are sent and what is measured. The servers
-take turns for several rounds, and what is printed is the median of the rounds. An answer that is not the tip ends the
-run.
+All servers send the same messages to the upstream. open_loop.py describes how requests are sent and what is measured.
+The servers are measured in alternation for several rounds; the printed figures are the medians of the rounds. An answer
+that is not the tip ends the run.
 """
 
 import json
@@ -33,7 +35,7 @@ from ml.serving.prompts import PROMPTS
 from tests.bench.figures import machine
 from tests.bench.open_loop import Cost, measure_all, must_answer, session, table
 from tests.bench.peers import TIP
-from tests.bench.server import KEY, Running, Server, run, started, until_it_works, uvicorn
+from tests.bench.server import KEY, Running, Server, run, start_server, uvicorn, wait_until_working
 
 SIGNALS = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
 PROMPT_VERSION = "v2-mentor"
@@ -43,13 +45,15 @@ LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
 
 
 def chat() -> dict[str, Any]:
-    """Return the request that serving makes of the signals, for servers that are given it ready."""
+    """Return the chat completion request that serving sends for the signals, for servers that receive it ready-made."""
     prompt = PROMPTS[PROMPT_VERSION]
     return {"model": "tiny", "messages": prompt.render(assemble_context(SIGNALS)), **asdict(prompt.parameters)}
 
 
-def asked(name: str, command: list[str], path: str, body: Mapping[str, Any], environment: Mapping[str, str]) -> Server:
-    """Return a server whose right answer has the tip in it."""
+def server_with_tip(
+    name: str, command: list[str], path: str, body: Mapping[str, Any], environment: Mapping[str, str]
+) -> Server:
+    """Return a server whose correct answer contains the tip."""
     return Server(name, command, path, [json.dumps(body).encode()], has_tip, environment)
 
 
@@ -59,29 +63,31 @@ def has_tip(answer: bytes) -> bool:
 
 def upstream() -> Server:
     options = ("--no-access-log", "--lifespan", "off", "--timeout-keep-alive", "600")
-    return asked("upstream", uvicorn("tests.bench.peers:upstream", *options), "/v1/chat/completions", chat(), {})
+    return server_with_tip(
+        "upstream", uvicorn("tests.bench.peers:upstream", *options), "/v1/chat/completions", chat(), {}
+    )
 
 
 def peer(name: str, factory: str, environment: Mapping[str, str]) -> Server:
     command = uvicorn(f"tests.bench.peers:{factory}", "--factory", "--no-access-log")
-    return asked(name, command, "/generate", chat(), environment)
+    return server_with_tip(name, command, "/generate", chat(), environment)
 
 
 def servers(model: str) -> list[Server]:
-    """Return what is measured; all but the floor ask the `model` at that address."""
+    """Return the servers to measure; all except the floor call the `model` at that address."""
     sdk = {"OPENAI_BASE_URL": model, "OPENAI_API_KEY": "k"}
-    ours = {"TIP_MODEL": "openai/tiny", "TIP_MODEL_API_BASE": model, "OPENAI_API_KEY": "k", "API_KEYS": KEY}
+    tips_settings = {"TIP_MODEL": "openai/tiny", "TIP_MODEL_API_BASE": model, "OPENAI_API_KEY": "k", "API_KEYS": KEY}
     request = {"signals": SIGNALS, "prompt_version": PROMPT_VERSION}
     return [
         peer("floor: FastAPI alone", "floor", {}),
         peer("(b) FastAPI + OpenAI SDK", "openai_sdk", sdk),
         peer(REFERENCE, "litellm_sdk", sdk | LITELLM),
-        asked("tips", uvicorn("ml.serving.main:app"), "/generate", request, ours),
+        server_with_tip("tips", uvicorn("ml.serving.main:app"), "/generate", request, tips_settings),
     ]
 
 
 def litellm_proxy(executable: Path, model: str, directory: Path) -> Server:
-    """Return LiteLLM's proxy, set up as its documentation advises for production, without a database."""
+    """Return LiteLLM's proxy, configured as its documentation recommends for production, without a database."""
     parameters = {"model": "openai/tiny", "api_base": model, "api_key": "k"}
     config = {
         "model_list": [{"model_name": "tiny", "litellm_params": parameters}],
@@ -91,18 +97,18 @@ def litellm_proxy(executable: Path, model: str, directory: Path) -> Server:
     path.write_text(json.dumps(config))  # JSON is YAML
     environment = LITELLM | {"LITELLM_LOG": "ERROR"}
     command = [str(executable), "--config", str(path)]
-    return asked("(c) LiteLLM proxy", command, "/v1/chat/completions", chat(), environment)
+    return server_with_tip("(c) LiteLLM proxy", command, "/v1/chat/completions", chat(), environment)
 
 
 async def benchmark(seconds: float, rate: float, rounds: int, proxy: Path | None) -> dict[str, Cost]:
-    """Start the servers, measure them in turns, stop them; return each one's median cost."""
+    """Start the servers, measure them in alternation, and stop them; return the median cost of each."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         async with session() as client:
 
             async def start(server: Server) -> Running:
-                running = stack.enter_context(started(server, directory))
-                await until_it_works(running, partial(must_answer, client, running))
+                running = stack.enter_context(start_server(server, directory))
+                await wait_until_working(running, partial(must_answer, client, running))
                 return running
 
             model = f"{(await start(upstream())).address}/v1"
@@ -111,15 +117,17 @@ async def benchmark(seconds: float, rate: float, rounds: int, proxy: Path | None
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=1, help="How long each server is measured in each round.")] = 20,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second.")] = 30,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each server has its turn.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="The time for which each server is measured in each round.")
+    ] = 20,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests per second.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="The number of rounds.")] = 3,
     proxy: Annotated[Path | None, typer.Option(exists=True, help="LiteLLM's `litellm`, to measure its proxy.")] = None,
 ) -> None:
-    """Measure what one tip costs, in CPU time and in latency."""
+    """Measure the CPU time and the latency of one tip."""
     costs = run(benchmark(seconds, rate, rounds, proxy.absolute() if proxy else None))
     versions = machine("fastapi", "uvicorn", "uvloop", "httptools", "litellm", "openai")
-    typer.echo(f"{rate:g} requests a second, {seconds:g} s a round, median of {rounds}. {versions}\n")
+    typer.echo(f"{rate:g} requests per second, {seconds:g} s per round, median of {rounds}. {versions}\n")
     typer.echo(table(costs, REFERENCE, "(a)"))
     if proxy is None:
         typer.echo("\n(c) LiteLLM's proxy was not measured: it is optional, see --proxy.")

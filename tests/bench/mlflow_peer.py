@@ -1,4 +1,4 @@
-"""Puts a policy into MLflow as a model of its own kind (pyfunc), for `mlflow models serve`.
+"""Register a policy in MLflow as a pyfunc model, for `mlflow models serve`.
 
     python -m tests.bench.mlflow_peer NAME POLICY ARTIFACTS
 

@@ -1,8 +1,8 @@
-"""What the benchmark measures the recommender against: the shortest program that keeps reactions and counts them.
+"""The reference of the recommender benchmark: the shortest program that stores reactions and counts them.
 
-It has the same tables, one session and one commit for each request, and the same settings of SQLite; no counts that are
-kept, no guards, logs or metrics. `DATABASE_URL` and `CONNECTIONS` (as many as SQLAlchemy has by default, if unset) say
-what it uses.
+It has the same tables, one session and one commit for each request, and the same SQLite settings, but no stored counts,
+no checks, no logs and no metrics. It uses the database `DATABASE_URL` and `CONNECTIONS` connections (by default, as
+many as SQLAlchemy's default).
 """
 
 import os
@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from ml.store import tables as schema
 from ml.store.reactions import REACTIONS
 
-LOCKED_SECONDS = 5
+LOCK_TIMEOUT_SECONDS = 5
 
 
 class Model(DeclarativeBase):
@@ -43,16 +43,16 @@ class ReactionBody(BaseModel):
 def app() -> FastAPI:
     """Return the program, for `uvicorn --factory`."""
     url = os.environ["DATABASE_URL"]
-    limits: dict[str, Any] = {"timeout": LOCKED_SECONDS} if url.startswith("sqlite") else {}
+    connect_args: dict[str, Any] = {"timeout": LOCK_TIMEOUT_SECONDS} if url.startswith("sqlite") else {}
     connections = os.environ.get("CONNECTIONS")
     pool = {"pool_size": int(connections), "max_overflow": 0} if connections else {}
-    engine = create_async_engine(url, connect_args=limits, **pool)
+    engine = create_async_engine(url, connect_args=connect_args, **pool)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
 
     if url.startswith("sqlite"):
 
         @event.listens_for(engine.sync_engine, "connect")
-        def connected(connection: Any, _: Any) -> None:
+        def set_pragmas(connection: Any, _: Any) -> None:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}")
 
@@ -85,16 +85,16 @@ def app() -> FastAPI:
             rows = await session.execute(query.group_by(tips.prompt_version))
             return {
                 "variants": [
-                    {"prompt_version": version, "tips": number, "reacted": reacted, "reward": reward}
-                    for version, number, reacted, reward in rows
+                    {"prompt_version": prompt_version, "tips": count, "reacted": reacted, "reward": reward}
+                    for prompt_version, count, reacted, reward in rows
                 ]
             }
 
     return app
 
 
-async def nothing(_: Scope, receive: Receive, send: Send) -> None:
-    """A server that stores nothing, and answers at once."""
+async def store_nothing(_: Scope, receive: Receive, send: Send) -> None:
+    """A server that stores nothing and answers immediately."""
     while (await receive()).get("more_body", False):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})

@@ -1,25 +1,29 @@
-"""Growing rates of requests, until a server answers less than half of them within what is promised."""
+"""Increasing rates of requests, until a server answers less than half of them within the target latency."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import aiohttp
 
-from tests.bench.figures import median, p50_and_p99, turns
+from tests.bench.figures import alternate, median, p50_and_p99
 from tests.bench.open_loop import Answer, load
 from tests.bench.server import Running
 
 RATES = (50, 100, 200, 400, 600, 800, 1200)
-"""Requests a second."""
+"""Requests per second."""
 
 SECONDS = 4.0
-PROMISED = 50.0
-"""Milliseconds in which an answer comes, up to a rate."""
+TARGET_LATENCY = 50.0
+"""Milliseconds."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What became of the requests at one rate: a second in time; of the answers, in ms; refused, and in how many ms."""
+    """The results at one rate.
+
+    `in_time`: answers per second within the target latency. `p50`, `p99`: latencies of answers, in ms. `refused`: the
+    share of refused requests. `refused_p99`: the latency of refusals, in ms.
+    """
 
     in_time: float
     p50: float
@@ -28,18 +32,18 @@ class Point:
     refused_p99: float
 
 
-async def point(client: aiohttp.ClientSession, running: Running, rate: float) -> Point:
-    """Return what becomes of requests at a rate, after a second of them that does not count."""
+async def measure_rate(client: aiohttp.ClientSession, running: Running, rate: float) -> Point:
+    """Measure a rate, after a warm-up of one second."""
     await load(client, running, round(rate), rate)
-    return summary(await load(client, running, round(SECONDS * rate), rate))
+    return summarise(await load(client, running, round(SECONDS * rate), rate))
 
 
-def summary(answers: Sequence[Answer]) -> Point:
+def summarise(answers: Sequence[Answer]) -> Point:
     answered = [answer.latency for answer in answers if not answer.refused]
     refused = [answer.latency for answer in answers if answer.refused]
     p50, p99 = p50_and_p99(answered)
     return Point(
-        sum(latency <= PROMISED for latency in answered) / SECONDS,
+        sum(latency <= TARGET_LATENCY for latency in answered) / SECONDS,
         p50,
         p99,
         len(refused) / len(answers),
@@ -50,28 +54,29 @@ def summary(answers: Sequence[Answer]) -> Point:
 async def curves(
     client: aiohttp.ClientSession, runnings: Sequence[Running], rounds: int
 ) -> dict[str, dict[float, Point]]:
-    """Return what becomes of each server's requests at growing rates, the first that is far too much included."""
-    left = {running.server.name: running for running in runnings}
-    found: dict[str, dict[float, Point]] = {name: {} for name in left}
+    """Return the results of each server by rate, up to the first rate at which less than half is answered in time."""
+    remaining = {running.server.name: running for running in runnings}
+    curve_points: dict[str, dict[float, Point]] = {name: {} for name in remaining}
     for rate in RATES:
-        points: dict[str, list[Point]] = {name: [] for name in left}
-        for name, running in turns(left, rounds, f", {rate} a second"):
-            points[name].append(await point(client, running, rate))
-        for name, of_rounds in points.items():
-            found[name][rate] = median(of_rounds)
-            if found[name][rate].in_time < rate / 2:
-                del left[name]
-    return found
+        points: dict[str, list[Point]] = {name: [] for name in remaining}
+        for name, running in alternate(remaining, rounds, f", {rate} per second"):
+            points[name].append(await measure_rate(client, running, rate))
+        for name, round_points in points.items():
+            curve_points[name][rate] = median(round_points)
+            if curve_points[name][rate].in_time < rate / 2:
+                del remaining[name]
+    return curve_points
 
 
-def table(curve: Mapping[str, Mapping[float, Point]]) -> str:
-    """Return the curves as a table in Markdown."""
+def table(curves: Mapping[str, Mapping[float, Point]]) -> str:
+    """Return the curves as a Markdown table."""
     lines = [
-        f"| server | asked a second | answered within {PROMISED:g} ms | p50 ms | p99 ms | 503 | p99 ms of a 503 |",
+        f"| server | requests per second | answers per second within {TARGET_LATENCY:g} ms "
+        "| p50 ms | p99 ms | 503 | p99 ms of a 503 |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, points in curve.items():
-        for rate, at in points.items():
-            refused = f"{at.refused:.0%} | {at.refused_p99:.1f}" if at.refused else " | "
-            lines.append(f"| {name} | {rate:g} | {at.in_time:.0f} | {at.p50:.1f} | {at.p99:.1f} | {refused} |")
+    for name, points in curves.items():
+        for rate, point in points.items():
+            refused = f"{point.refused:.0%} | {point.refused_p99:.1f}" if point.refused else " | "
+            lines.append(f"| {name} | {rate:g} | {point.in_time:.0f} | {point.p50:.1f} | {point.p99:.1f} | {refused} |")
     return "\n".join(lines)

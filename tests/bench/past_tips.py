@@ -1,7 +1,7 @@
-"""Tips of the past with their reactions and counts, put into an empty store as fast as its database takes them.
+"""Past tips with their reactions and counts, inserted into an empty store at the speed of its database.
 
-The rows are the same wherever they are put: they are drawn day by day, each day by a generator of its own. The counts
-are what `ml.store.rollup` makes of them.
+The rows are the same in every database: they are drawn day by day, each day with its own random generator. The counts
+are computed by `ml.store.rollup`.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from sqlalchemy.engine import Dialect, make_url
 
 from ml.store import tables as schema
 from ml.store.database import migrate_database
-from ml.store.reactions import REACTIONS, EffectiveReaction
+from ml.store.reactions import REACTIONS
 from ml.store.rollup import CounterDelta, TipDimensions
 
 VERSIONS = {"v1": "a" * 64, "v2-mentor": "b" * 64, "v3-coach": "c" * 64}
-"""Each with its digest."""
+"""The digest of each prompt version."""
 
 MOODS = ("great", "good", "okay", "low", "awful")
 ACTIVITIES = ("working", "sitting", "walking", "exercising", "commuting", "eating", "relaxing", "in_bed")
 LANGUAGES = ("en", "de", "es", "fr", "it")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
-_PEOPLE = 100_000
+_USERS = 100_000
 
 Rows = Sequence[Sequence[Any]]
 Insert = Callable[[Table, Rows], Awaitable[None]]
@@ -42,59 +42,61 @@ Insert = Callable[[Table, Rows], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Past:
-    """So many tips, evenly spread over the days that end with `last`, and the share of them with a reaction."""
+    """`tips` tips, evenly spread over `days` days up to `last`; a share `reacted` of them has a reaction."""
 
     tips: int
     last: date
     reacted: float
     days: int = 90
 
-    def numbers(self) -> Iterator[tuple[date, range]]:
-        """Return each day with the numbers of its tips."""
+    def numbers_by_day(self) -> Iterator[tuple[date, range]]:
+        """Yield each day with the numbers of its tips."""
         for index in range(self.days):
             day = self.last - timedelta(days=self.days - 1 - index)
             yield day, range(self.tips * index // self.days, self.tips * (index + 1) // self.days)
 
 
 def tip_id(number: int) -> UUID:
-    """Return the id of a tip: like those of a real store, ids are in the order of time."""
+    """Return the id of a tip; as in a real store, the ids are in the order of time."""
     return UUID(int=(0x7 << 76) | (0x2 << 62) | (number << 80))
 
 
 async def fill(url: str, past: Past) -> None:
-    """Make the tables in an empty database and put the tips into them."""
+    """Create the tables in an empty database and insert the tips."""
     migrate_database(url)
-    encode = partial(_day, reacted=past.reacted, dialect=make_url(url).get_dialect()())
+    rows_of_day = partial(_rows_of_day, reacted=past.reacted, dialect=make_url(url).get_dialect()())
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor() as processes:
-        days = deque(loop.run_in_executor(processes, encode, day, numbers) for day, numbers in past.numbers())
+        days = deque(
+            loop.run_in_executor(processes, rows_of_day, day, numbers) for day, numbers in past.numbers_by_day()
+        )
         async with _inserting(url) as insert:
             while days:
                 for name, rows in (await days.popleft()).items():
                     await insert(schema.metadata.tables[name], rows)
 
 
-def _day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping[str, Rows]:
-    """Return the rows of one day, for each table, as the database's driver takes them."""
+def _rows_of_day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping[str, Rows]:
+    """Return the rows of one day by table, encoded for the database driver."""
     tips = list(_tips(day, numbers, reacted))
-    changes = CounterDelta()
+    delta = CounterDelta()
     for tip in tips:
-        facts = TipDimensions.of(tip)
-        changes.tip(facts)
+        dimensions = TipDimensions.of(tip)
+        delta.add_tip(dimensions)
         if tip["reaction"]:
-            changes.reaction(facts, EffectiveReaction(tip["reacted_at"], tip["reaction"], tip["reward"]))
+            delta.add_reaction(dimensions, tip["reaction"], tip["reward"])
     rows: dict[Table, list[dict[str, Any]]] = {
         schema.tip_scores: tips,
         schema.reactions: [
             {**tip, "at": tip["reacted_at"], "received_at": tip["reacted_at"]} for tip in tips if tip["reaction"]
         ],
-        schema.reward_hours: [asdict(key) | asdict(count) for key, count in changes.rewards.items()],
-        schema.assignment_hours: [asdict(key) | asdict(count) for key, count in changes.assignments.items()],
+        schema.reward_hours: [asdict(key) | asdict(count) for key, count in delta.rewards.items()],
+        schema.assignment_hours: [asdict(key) | asdict(count) for key, count in delta.assignments.items()],
     }
-    return {table.name: _encoded(table, of_table, dialect) for table, of_table in rows.items()}
+    return {table.name: _encode_rows(table, table_rows, dialect) for table, table_rows in rows.items()}
 
 
-def _encoded(table: Table, rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Rows:
+def _encode_rows(table: Table, rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> Rows:
     columns = [(c.name, c.type.dialect_impl(dialect).bind_processor(dialect)) for c in table.columns]
     return [tuple(encode(row[name]) if encode else row[name] for name, encode in columns) for row in rows]
 
@@ -102,11 +104,11 @@ def _encoded(table: Table, rows: Sequence[Mapping[str, Any]], dialect: Dialect) 
 def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]:
     rng = random.Random(day.toordinal())
     options = dict.fromkeys(VERSIONS, 1 / len(VERSIONS))
-    begin = datetime.combine(day, time(), UTC)
-    for place, number in enumerate(numbers):
-        created_at = begin + timedelta(days=1) * (place / len(numbers))
+    start = datetime.combine(day, time(), UTC)
+    for index, number in enumerate(numbers):
+        created_at = start + timedelta(days=1) * (index / len(numbers))
         version = rng.choice(tuple(VERSIONS))
-        people = {
+        categories = {
             "mood": rng.choice(MOODS),
             "activity": rng.choice(ACTIVITIES),
             "weekday": WEEKDAYS[day.weekday()],
@@ -115,7 +117,7 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
         reaction = rng.choice(tuple(REACTIONS)) if rng.random() < reacted else None
         yield {
             "tip_id": tip_id(number),
-            "user_id": f"u-{rng.randrange(_PEOPLE)}",
+            "user_id": f"u-{rng.randrange(_USERS)}",
             "created_at": created_at,
             "policy": "uniform",
             "policy_version": "1",
@@ -127,13 +129,13 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
             "prompt_digest": VERSIONS[version],
             "model": "openai/tiny",
             "fallback": False,
-            "signals": {"goal": "sleep better", "sleep_hours": 5.5, **people},
-            "segments": tuple(f"{name}:{value}" for name, value in people.items()),
+            "signals": {"goal": "sleep better", "sleep_hours": 5.5, **categories},
+            "segments": tuple(f"{name}:{value}" for name, value in categories.items()),
             "tip": "Dim the lights now and leave your phone to charge in another room.",
             "input_tokens": rng.randint(200, 400),
             "output_tokens": rng.randint(10, 40),
             "ms": rng.randint(300, 3000),
-            "shadow": False,
+            "shown": True,
             "simulated": False,
             "reaction": reaction,
             "reward": REACTIONS[reaction] if reaction else None,
@@ -150,7 +152,7 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
 
 @asynccontextmanager
 async def _inserting(url: str) -> AsyncIterator[Insert]:
-    """Yield what inserts rows, all in one transaction; leave the database as one that has been in use for long."""
+    """Yield a function that inserts rows, in one transaction; then run the maintenance that a used database has had."""
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(make_url(url).database or "")) as file:
 
@@ -169,7 +171,7 @@ async def _inserting(url: str) -> AsyncIterator[Insert]:
         try:
             async with connection.transaction():
                 yield copy
-            await connection.execute("VACUUM ANALYZE")  # as PostgreSQL does by itself after a minute
+            await connection.execute("VACUUM ANALYZE")  # as PostgreSQL's autovacuum does after a minute
             await connection.execute("CHECKPOINT")
         finally:
             await connection.close()

@@ -1,8 +1,7 @@
-"""What the benchmarks measure serving against: the shortest programs that write or rank tips, and the model all ask.
+"""The peers of serving in the benchmarks: the shortest programs that write or rank tips, and the model that all call.
 
-Each peer is a factory (`uvicorn --factory`) that imports its own library, so no process pays for another one's. Those
-that write take a chat completion request, already worded, and reach the model at `OPENAI_BASE_URL` with
-`OPENAI_API_KEY`.
+Each peer is a factory (`uvicorn --factory`) that imports only its own library. Peers that write a tip receive a
+complete chat completion request and call the model at `OPENAI_BASE_URL` with `OPENAI_API_KEY`.
 """
 
 import json
@@ -27,7 +26,7 @@ _COMPLETION = json.dumps(
 
 
 async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
-    """An OpenAI-compatible server that has its answer ready."""
+    """An OpenAI-compatible server with a constant answer."""
     while (await receive()).get("more_body", False):
         pass
     status = 200 if scope["path"] == "/v1/chat/completions" else 404
@@ -37,7 +36,7 @@ async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def floor() -> FastAPI:
-    """No model at all: what HTTP and JSON cost by themselves."""
+    """Return a server without a model: the cost of HTTP and JSON."""
     app = FastAPI()
 
     @app.post("/generate")
@@ -48,13 +47,15 @@ def floor() -> FastAPI:
 
 
 def uniform() -> FastAPI:
-    """No ranking either: every candidate is as good as every other."""
+    """Return a server without a ranking: all candidates have the same probability."""
     app = FastAPI()
 
     @app.post("/score")
     async def score(event: dict[str, Any]) -> dict[str, Any]:
         probability = 1 / len(event["candidates"])
-        scores = [{"id": each["id"], "score": 0.5, "probability": probability} for each in event["candidates"]]
+        scores = [
+            {"id": candidate["id"], "score": 0.5, "probability": probability} for candidate in event["candidates"]
+        ]
         return {"event_id": event["event_id"], "chosen": scores[0]["id"], "scores": scores}
 
     return app

@@ -1,4 +1,4 @@
-"""Servers in processes of their own: started, waited for, stopped, and the CPU time that they spend."""
+"""Servers in separate processes: starting, waiting, stopping, and their CPU time."""
 
 import asyncio
 import os
@@ -19,34 +19,37 @@ T = TypeVar("T")
 
 KEY = "sk-benchmark"
 
-LONGEST_START = 120.0
-"""Seconds until a server must answer."""
+START_TIMEOUT = 120.0
+"""Seconds."""
 
 REPOSITORY = Path(__file__).parents[2]
 
 INHERITED = ("PATH", "HOME", "PYTHONDONTWRITEBYTECODE")
-"""The variables that servers get from this process: no one's proxies, and no one's settings."""
+"""The variables that servers inherit from this process: neither proxies nor settings."""
 
 
 class BenchmarkFailed(Exception):
-    """A server does not start, or does not answer as it should."""
+    """A server does not start, or its answer is not correct."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A program that is told `--host` and `--port`, where it is asked, and what (JSON, in turns); `right` answers."""
+    """A program that accepts `--host` and `--port`, and the requests to it.
+
+    `bodies`: JSON, sent in alternation. `is_correct`: whether the body of an answer with status 200 is correct.
+    """
 
     name: str
     command: Sequence[str]
     path: str
     bodies: Sequence[bytes] = ()
-    right: Callable[[bytes], bool] = bool
+    is_correct: Callable[[bytes], bool] = bool
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that has been started."""
+    """A running server."""
 
     server: Server
     process: subprocess.Popen[bytes]
@@ -55,23 +58,23 @@ class Running:
 
     @property
     def cpu_seconds(self) -> float:
-        """What the process and all processes below it have spent so far, user and system."""
+        """The user and system time of the process and all its descendants until now."""
         return sum(_ticks(self.process.pid)) / os.sysconf("SC_CLK_TCK")
 
 
 def _ticks(root: int) -> Iterator[int]:
-    """Yield the CPU time of a process and of each below it, with ended ones (proc_pid_stat(5), fields 14 to 17)."""
-    spent, below = {}, dict[int, list[int]]()
+    """Yield the CPU time of a process and its descendants, including ended ones (proc_pid_stat(5), fields 14 to 17)."""
+    ticks, children = {}, dict[int, list[int]]()
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
             after_name = path.read_text().rpartition(")")[2].split()
             pid = int(path.parent.name)
-            spent[pid] = sum(map(int, after_name[11:15]))
-            below.setdefault(int(after_name[1]), []).append(pid)
-    family = [root]
-    for pid in family:
-        family += below.get(pid, [])
-        yield spent.get(pid, 0)
+            ticks[pid] = sum(map(int, after_name[11:15]))
+            children.setdefault(int(after_name[1]), []).append(pid)
+    descendants = [root]
+    for pid in descendants:
+        descendants += children.get(pid, [])
+        yield ticks.get(pid, 0)
 
 
 def uvicorn(app: str, *options: str) -> list[str]:
@@ -79,8 +82,8 @@ def uvicorn(app: str, *options: str) -> list[str]:
 
 
 @contextmanager
-def started(server: Server, directory: Path) -> Iterator[Running]:
-    """Run a server on a free port until the context ends."""
+def start_server(server: Server, directory: Path) -> Iterator[Running]:
+    """Start a server on a free port, and stop it when the context ends."""
     port = free_port()
     log = directory / f"{port}.log"
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -116,9 +119,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-async def until_it_works(running: Running, attempt: Callable[[], Awaitable[object]]) -> None:
-    """Try again until the attempt no longer raises BenchmarkFailed; raise it if that takes too long."""
-    deadline = time.monotonic() + LONGEST_START
+async def wait_until_working(running: Running, attempt: Callable[[], Awaitable[object]]) -> None:
+    """Repeat the attempt until it does not raise BenchmarkFailed; raise it after `START_TIMEOUT` seconds."""
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
             await attempt()
@@ -126,12 +129,12 @@ async def until_it_works(running: Running, attempt: Callable[[], Awaitable[objec
         except BenchmarkFailed as failure:
             if time.monotonic() > deadline or running.process.poll() is not None:
                 log = running.log.read_text(errors="replace").splitlines()[-5:]
-                raise BenchmarkFailed("\n".join([f"It does not start. {failure}", *log])) from None
+                raise BenchmarkFailed("\n".join([f"The server does not start. {failure}", *log])) from None
         await asyncio.sleep(0.2)
 
 
 async def get(client: aiohttp.ClientSession, running: Running, path: str) -> None:
-    """Raise BenchmarkFailed unless the server answers with 200 there."""
+    """Raise BenchmarkFailed unless the server answers a path with 200."""
     try:
         async with client.get(running.address + path) as response:
             if response.status != 200:
@@ -141,8 +144,8 @@ async def get(client: aiohttp.ClientSession, running: Running, path: str) -> Non
 
 
 def run(benchmark: Coroutine[Any, Any, T], loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
-    """Run a benchmark to its end, or end the program with the sentence that says what failed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was begun is cleared away then, too
+    """Run a benchmark, or end the program with the message of its failure."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the contexts are closed then, too
     try:
         with asyncio.Runner(loop_factory=loop) as runner:
             return runner.run(benchmark)

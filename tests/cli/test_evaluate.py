@@ -1,4 +1,4 @@
-"""`tips evaluate`, on a store with tips and reactions of people who do not exist."""
+"""`tips evaluate`, on a database with random tips and reactions whose expected rewards are known."""
 
 import asyncio
 import random
@@ -17,23 +17,24 @@ from ml.pipelines.training import train
 from ml.registry.models import register
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
+from tests.cli.commands import database_url
 from tests.example_tips import a_tip
 from tests.pipelines.logs import APART, MOODS
 from tests.process import TIPS, run
 
 VERSIONS = {"v1": 0.4, "v2": 0.4, "v3": 0.2}
-HOURS, AN_HOUR = 500, 6
+HOURS, TIPS_PER_HOUR = 500, 6
 
 
-def tips(now: datetime) -> Iterator[tuple[TipRecord, Reaction | None]]:
-    """Tips of the last days, at half past, and who liked which: people in low mood the third, the others the first."""
-    chance = random.Random(7)
-    for hour in sorted([*range(HOURS)] * AN_HOUR, reverse=True):
-        (version,) = chance.choices([*VERSIONS], [*VERSIONS.values()])
-        mood = chance.choice(MOODS)
+def random_tips(now: datetime) -> Iterator[tuple[TipRecord, Reaction | None]]:
+    """Yield a tip at half past every hour of the last days, with its reaction: the best version depends on the mood."""
+    rng = random.Random(7)
+    for hour in sorted([*range(HOURS)] * TIPS_PER_HOUR, reverse=True):
+        (version,) = rng.choices([*VERSIONS], [*VERSIONS.values()])
+        mood = rng.choice(MOODS)
         at = now - timedelta(hours=hour + 0.5)
         tip = a_tip(
-            user_id=f"u-{chance.randrange(250)}",
+            user_id=f"u-{rng.randrange(250)}",
             created_at=at,
             policy="weighted",
             options=VERSIONS,
@@ -43,51 +44,47 @@ def tips(now: datetime) -> Iterator[tuple[TipRecord, Reaction | None]]:
             signals={"mood": mood},
             segments=(f"mood:{mood}",),
         )
-        likes = chance.random() < APART[mood][version]
-        yield tip, Reaction(tip.tip_id, "helpful", at + timedelta(minutes=5)) if likes else None
+        helps = rng.random() < APART[mood][version]
+        yield tip, Reaction(tip.tip_id, "helpful", at + timedelta(minutes=5)) if helps else None
 
 
 async def fill(url: str) -> list[LoggedDecision]:
     now = datetime.now(UTC)
     async with open_tip_store(url, lambda: now) as store:
-        stored = [*tips(now)]
-        await asyncio.gather(*(store.add(tip) for tip, _ in stored))
-        await store.react([reaction for _, reaction in stored if reaction])
-        return [one async for one in store.decisions(now - timedelta(days=1))]
+        tips = [*random_tips(now)]
+        await asyncio.gather(*(store.add(tip) for tip, _ in tips))
+        await store.react([reaction for _, reaction in tips if reaction])
+        return [decision async for decision in store.decisions(now - timedelta(days=1))]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where there is a database, a policy in a file that has learned from the first half, and another from all."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    log = asyncio.run(fill(url(folder)))
-    (folder / "half.npz").write_bytes(train(log[: len(log) // 2]))
-    (folder / "all.npz").write_bytes(train(log))
-    return folder
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a database, a policy that was trained on the first half of its decisions, and one on all."""
+    directory = tmp_path_factory.mktemp("evaluate")
+    decisions = asyncio.run(fill(database_url(directory)))
+    (directory / "half.npz").write_bytes(train(decisions[: len(decisions) // 2]))
+    (directory / "all.npz").write_bytes(train(decisions))
+    return directory
 
 
-def url(folder: Path) -> str:
-    return f"sqlite+aiosqlite:///{folder}/tips.db"
+def evaluate(directory: Path, *arguments: str, **settings: str) -> CompletedProcess[str]:
+    return run(TIPS, "evaluate", *arguments, **{"DATABASE_URL": database_url(directory), "COLUMNS": "80", **settings})
 
 
-def evaluate(folder: Path, *arguments: str, **settings: str) -> CompletedProcess[str]:
-    return run(TIPS, "evaluate", *arguments, **{"DATABASE_URL": url(folder), "COLUMNS": "80", **settings})
-
-
-def words(ended: CompletedProcess[str]) -> str:
+def output(ended: CompletedProcess[str]) -> str:
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
 
 
 def columns(table: str) -> dict[str, list[str]]:
-    """The cells of each column by its name, without what draws the table."""
+    """Return the cells of each column of a table by the column's name."""
     lines = [re.split("[│┃]", line)[1:-1] for line in table.splitlines() if line[0] in "│┃"]
     return {name.strip(): [cell.strip() for cell in cells] for name, *cells in zip(*lines, strict=True)}
 
 
-def test_it_says_what_a_version_would_have_earned_by_every_estimator(folder: Path) -> None:
-    shown = words(evaluate(folder, "--policy", "v3"))
-    found = columns(shown)
+def test_the_reward_of_a_version_is_estimated_by_every_estimator(directory: Path) -> None:
+    text = output(evaluate(directory, "--policy", "v3"))
+    found = columns(text)
     assert [*found] == ["estimate", "the log", "sndr", "snips", "dr", "ips", "dm"]
     assert found.pop("estimate") == [
         *("mean reward", "at least", "at most"),
@@ -102,7 +99,7 @@ def test_it_says_what_a_version_would_have_earned_by_every_estimator(folder: Pat
         assert 0 < float(least) < float(gain) < float(most)
         assert 500 < int(effective) < 700
         assert (0.9 < float(mean) < 1.1, largest, trusted) == (True, "5.0", "yes")
-    *_, notes, verdict = shown.splitlines()
+    *_, notes, verdict = text.splitlines()
     assert notes == "2,856 decisions, 250 people. Believe sndr first, and snips beside it."
     best = found["sndr"]
     assert verdict == (
@@ -111,50 +108,51 @@ def test_it_says_what_a_version_would_have_earned_by_every_estimator(folder: Pat
     )
 
 
-def test_a_policy_that_learned_from_the_first_half_is_found_to_be_better_in_the_second(folder: Path) -> None:
-    shown = words(evaluate(folder, "--policy", str(folder / "half.npz")))
+def test_a_policy_trained_on_the_first_half_is_better_on_the_second_half(directory: Path) -> None:
+    text = output(evaluate(directory, "--policy", str(directory / "half.npz")))
     assert re.search(
-        r"^1,428 of 2,856 decisions are left out, because tips has learned from decisions up to ", shown, re.MULTILINE
+        r"^1,428 of 2,856 decisions are left out, because tips has learned from decisions up to ", text, re.MULTILINE
     )
-    assert shown.endswith("which can be trusted.\n")
-    gain = re.search(r"points \(\+([0-9.]+) to", shown)
+    assert text.endswith("which can be trusted.\n")
+    gain = re.search(r"points \(\+([0-9.]+) to", text)
     assert gain
     assert float(gain[1]) > 5
 
 
-def test_it_takes_thompson_sampling_weights_and_the_last_days_only(folder: Path) -> None:
-    assert "thompson would have earned" in words(evaluate(folder, "--policy", "thompson"))
-    shown = words(evaluate(folder, "--policy", "v1=90,v3=10", "--since", "10d"))
-    assert "v1=90,v3=10 would have earned" in shown
-    assert re.search(r"^1,296 decisions, ", shown, re.MULTILINE)
+def test_the_policy_can_be_a_prompt_policy_or_weights_and_the_period_can_be_limited(directory: Path) -> None:
+    assert "thompson would have earned" in output(evaluate(directory, "--policy", "thompson"))
+    text = output(evaluate(directory, "--policy", "v1=90,v3=10", "--since", "10d"))
+    assert "v1=90,v3=10 would have earned" in text
+    assert re.search(r"^1,296 decisions, ", text, re.MULTILINE)
 
 
-def test_a_tip_may_wait_longer_for_its_reaction(folder: Path) -> None:
-    shown = words(evaluate(folder, "--policy", "v3", REACTION_WINDOW_HOURS="240"))
-    assert re.search(r"^1,560 decisions, ", shown, re.MULTILINE)
+def test_a_longer_reaction_window_leaves_fewer_mature_tips(directory: Path) -> None:
+    text = output(evaluate(directory, "--policy", "v3", REACTION_WINDOW_HOURS="240"))
+    assert re.search(r"^1,560 decisions, ", text, re.MULTILINE)
 
 
-def test_what_is_worthless_is_said_in_words(folder: Path) -> None:
-    shown = words(evaluate(folder, "--policy", "v3", "--since", "36h"))
-    assert columns(shown)["sndr"][-1] == "refused"
-    assert "What v3 would have earned cannot be told from it: the log tells no more than" in shown
+def test_an_unreliable_estimate_is_refused(directory: Path) -> None:
+    text = output(evaluate(directory, "--policy", "v3", "--since", "36h"))
+    assert columns(text)["sndr"][-1] == "refused"
+    assert "What v3 would have earned cannot be told from it: the log tells no more than" in text
 
 
-def test_a_policy_in_the_registry_is_found_by_its_alias(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)  # where MLflow puts it
-    registry = f"sqlite:///{folder}/mlflow.db"
+def test_a_registered_policy_is_found_by_its_alias(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)  # MLflow writes artifacts to the current directory
+    registry = f"sqlite:///{directory}/mlflow.db"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own
-        register((folder / "half.npz").read_bytes(), "ranker", registry, alias="champion")
-    shown = words(evaluate(folder, "--policy", "models:/ranker@champion", MLFLOW_TRACKING_URI=registry))
-    assert shown.endswith("which can be trusted.\n")
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised inside MLflow
+        register((directory / "half.npz").read_bytes(), "ranker", registry, alias="champion")
+    text = output(evaluate(directory, "--policy", "models:/ranker@champion", MLFLOW_TRACKING_URI=registry))
+    assert text.endswith("which can be trusted.\n")
 
 
-def test_it_draws_the_estimates(folder: Path) -> None:
-    shown = words(evaluate(folder, "--policy", "v3", "--plot", str(folder / "plot.svg")))
-    texts = [text.text or "" for text in ET.parse(folder / "plot.svg").iter("{http://www.w3.org/2000/svg}text")]
+def test_the_estimates_are_drawn_to_a_file(directory: Path) -> None:
+    text = output(evaluate(directory, "--policy", "v3", "--plot", str(directory / "plot.svg")))
+    elements = ET.parse(directory / "plot.svg").iter("{http://www.w3.org/2000/svg}text")
+    texts = [element.text or "" for element in elements]
     assert {"the log", "sndr", "snips", "dr", "ips", "dm", "What v3 would have earned"} <= {*texts}
-    assert shown.splitlines()[-1] in " ".join(texts)
+    assert text.splitlines()[-1] in " ".join(texts)
 
 
 @pytest.mark.parametrize(
@@ -166,36 +164,36 @@ def test_it_draws_the_estimates(folder: Path) -> None:
         ),
         (("--policy", "v3", "--since", "2h"), "There is nothing to evaluate: the log holds no decision that is old "),
         (("--policy", "all.npz"), "There is nothing to evaluate. 2,856 of 2,856 decisions are left out, because tips "),
-        (("--policy", "tips.db"), "--policy: the policy is damaged, or is not a policy."),
-        (("--policy", "v3", "--plot", "taken.svg"), "taken.svg cannot be written."),
+        (("--policy", "tips.db"), "--policy: the policy is damaged, or is no policy."),
+        (("--policy", "v3", "--plot", "directory.svg"), "directory.svg cannot be written."),
     ],
 )
-def test_what_cannot_be_is_one_plain_sentence(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], sentence: str
+def test_an_impossible_evaluation_ends_with_one_sentence(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], sentence: str
 ) -> None:
-    monkeypatch.chdir(folder)
-    (folder / "taken.svg").mkdir(exist_ok=True)
-    ended = evaluate(folder, *arguments)
+    monkeypatch.chdir(directory)
+    (directory / "directory.svg").mkdir(exist_ok=True)
+    ended = evaluate(directory, *arguments)
     assert ended.returncode == 1
     assert ended.stderr.startswith(sentence)
     assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (("--plot", "plot.gif"), "in .svg or .png"),
-        (("--plot", "nowhere/plot.svg"), "in a folder that is there"),
+        (("--plot", "plot.gif"), "should be an .svg or .png file in an existing directory"),
+        (("--plot", "nowhere/plot.svg"), "should be an .svg or .png file in an existing directory"),
         (("--since", "30"), "such as 90d or 36h"),
     ],
 )
-def test_what_is_no_option_is_said_before_anything_is_read(folder: Path, arguments: Sequence[str], words: str) -> None:
-    ended = evaluate(folder, "--policy", "v3", *arguments, COLUMNS="200")
+def test_a_wrong_option_is_refused(directory: Path, arguments: Sequence[str], message: str) -> None:
+    ended = evaluate(directory, "--policy", "v3", *arguments, COLUMNS="200")
     assert ended.returncode == 2
-    assert words in ended.stderr
+    assert message in ended.stderr
 
 
-def test_on_an_empty_store_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
+def test_an_empty_database_has_nothing_to_evaluate(tmp_path: Path) -> None:
     ended = evaluate(tmp_path, "--policy", "v1")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "There is nothing to evaluate: the log holds no decision that is old enough.\n"

@@ -1,3 +1,5 @@
+"""The context of a prompt: the wording of signals, the quoting of free text, and the detection of a crisis."""
+
 import string
 
 import pytest
@@ -6,16 +8,17 @@ from hypothesis import strategies as st
 
 from ml.features.context import PromptContext, assemble_context
 from ml.features.definitions import SIGNALS, segments
-from ml.features.feature_types import Text, Texts, quote_free_text
+from ml.features.feature_types import Text, Texts
+from ml.features.free_text import quote_free_text
 from ml.features.request_schemas import Signals
 from ml.serving.prompts import PROMPTS
 
-LONGEST_MESSAGE = 4_000
+MAX_MESSAGE_LENGTH = 4_000
 
-anything = st.text(st.characters(), max_size=200) | st.text(string.printable, max_size=200)
+any_text = st.text(st.characters(), max_size=200) | st.text(string.printable, max_size=200)
 
 VALUES: dict[str, st.SearchStrategy[object]] = {
-    "goal": anything,
+    "goal": any_text,
     "mood": st.sampled_from(["great", "good", "okay", "low", "awful"]),
     "energy": st.integers(1, 10),
     "stress": st.integers(1, 10),
@@ -36,49 +39,49 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
 some_signals = st.fixed_dictionaries({}, optional=VALUES)
 
 
-def test_the_generated_signals_cover_every_signal() -> None:
+def test_generated_signals_cover_every_signal() -> None:
     assert VALUES.keys() == SIGNALS.keys()
 
 
 @given(some_signals)
-def test_any_signals_that_validate_render_to_bounded_messages(signals: dict[str, object]) -> None:
+def test_valid_signals_give_messages_of_bounded_length(signals: dict[str, object]) -> None:
     context = assemble_context(Signals.model_validate(signals).model_dump(exclude_none=True))
     for prompt in PROMPTS.values():
         message = prompt.render(context)[-1]["content"]
-        assert 0 < len(message) < LONGEST_MESSAGE
+        assert 0 < len(message) < MAX_MESSAGE_LENGTH
         assert "None" not in message or "None" in str(signals)
         assert "\n" not in context.text
 
 
 @given(some_signals)
-def test_no_signal_text_escapes_its_quotation_marks(signals: dict[str, object]) -> None:
+def test_free_text_never_leaves_its_quotation_marks(signals: dict[str, object]) -> None:
     context = assemble_context(Signals.model_validate(signals).model_dump(exclude_none=True))
     texts = [signals["goal"]] if "goal" in signals else []
     texts += signals.get("recent_tips", [])  # type: ignore[arg-type]
-    shown = [text for text in texts if quote_free_text(str(text), 280)]
-    # Outside the quotation marks only our own words remain, whatever was written inside them.
+    visible_texts = [text for text in texts if quote_free_text(str(text), 280)]
+    # Outside the quotation marks there is only the wording of the signals, whatever the text inside them is.
     outside = context.text.split('"')[::2]
-    assert len(outside) == len(shown) + 1 or not shown
-    harmless = (
-        {**signals, "goal": "x"} if "goal" in signals and quote_free_text(str(signals["goal"]), 200) else dict(signals)
-    )
-    harmless["recent_tips"] = ["x" for text in signals.get("recent_tips", []) if quote_free_text(text, 280)]  # type: ignore[attr-defined]
-    assert outside == assemble_context(harmless).text.split('"')[::2]
+    assert len(outside) == len(visible_texts) + 1 or not visible_texts
+    with_plain_text = dict(signals)
+    if quote_free_text(str(signals.get("goal", "")), 200):
+        with_plain_text["goal"] = "x"
+    with_plain_text["recent_tips"] = ["x" for text in signals.get("recent_tips", []) if quote_free_text(text, 280)]  # type: ignore[attr-defined]
+    assert outside == assemble_context(with_plain_text).text.split('"')[::2]
 
 
 @given(st.text(max_size=400), st.integers(1, 300))
-def test_quoted_text_is_one_bounded_line(text: str, longest: int) -> None:
-    line = quote_free_text(text, longest)
+def test_quoted_text_is_one_line_of_bounded_length(text: str, max_length: int) -> None:
+    line = quote_free_text(text, max_length)
     if line:
         assert line[0] == line[-1] == '"'
         assert '"' not in line[1:-1]
-        assert 1 <= len(line) - 2 <= longest
+        assert 1 <= len(line) - 2 <= max_length
         assert line.isprintable()
 
 
-def test_only_text_signals_carry_a_caller_s_own_words() -> None:
-    free = {name for name, signal in SIGNALS.items() if isinstance(signal.kind, Text | Texts)}
-    assert free == {"goal", "recent_tips"}
+def test_only_goal_and_recent_tips_are_free_text() -> None:
+    free_text = {name for name, signal in SIGNALS.items() if isinstance(signal.type, Text | Texts)}
+    assert free_text == {"goal", "recent_tips"}
 
 
 def test_control_characters_and_direction_overrides_are_removed() -> None:
@@ -94,16 +97,16 @@ def test_instructions_stay_inside_the_quotation_marks() -> None:
 
 
 @pytest.mark.parametrize("missing", [{}, {"goal": None}, {"goal": ""}, {"goal": " \n"}, {"recent_tips": []}])
-def test_what_is_missing_is_left_out(missing: dict[str, object]) -> None:
+def test_a_missing_or_blank_signal_is_left_out(missing: dict[str, object]) -> None:
     assert assemble_context(missing) == PromptContext()
 
 
-def test_a_name_that_is_not_a_signal_is_an_error() -> None:
+def test_an_unknown_signal_raises_a_key_error() -> None:
     with pytest.raises(KeyError, match="shoe_size"):
         assemble_context({"shoe_size": 43})
 
 
-def test_a_float_reads_short() -> None:
+def test_a_number_is_rounded_to_six_digits() -> None:
     assert "5.5 hours" in assemble_context({"sleep_hours": 5.5}).text
     assert "1 hour " in assemble_context({"sleep_hours": 1}).text
     assert "0 hours" in assemble_context({"sleep_hours": -0.0}).text
@@ -126,7 +129,7 @@ def test_a_float_reads_short() -> None:
         "je veux mourir",
     ],
 )
-def test_plain_words_of_a_crisis_are_noticed_and_change_what_is_asked(goal: str) -> None:
+def test_a_goal_that_states_a_crisis_is_detected_and_changes_the_request(goal: str) -> None:
     context = assemble_context({"goal": goal})
     assert context.crisis
     for prompt in PROMPTS.values():
@@ -146,11 +149,11 @@ def test_plain_words_of_a_crisis_are_noticed_and_change_what_is_asked(goal: str)
         "",
     ],
 )
-def test_everyday_words_are_not_a_crisis(goal: str) -> None:
+def test_an_everyday_goal_is_not_a_crisis(goal: str) -> None:
     assert not assemble_context({"goal": goal}).crisis
 
 
-# Everything a signal can say. These words are part of every released prompt version: change them with a new one.
+# The wording of every signal. It is part of every released prompt version: change it only together with a new version.
 WORDING = {
     ("goal", "sleep better"): 'My goal, in my own words: "sleep better".',
     ("mood", "low"): "My mood is low.",
@@ -171,13 +174,13 @@ WORDING = {
 }
 
 
-def test_how_released_signals_read_does_not_change() -> None:
+def test_the_wording_of_released_signals_does_not_change() -> None:
     assert {name for name, _ in WORDING} == SIGNALS.keys()
     for (name, value), sentence in WORDING.items():
         assert assemble_context({name: value}).text == sentence
 
 
-def test_people_belong_to_the_segments_of_their_categories_and_their_language() -> None:
-    known = {"locale": "de-AT", "mood": "low", "goal": "sleep", "energy": 3, "weekday": "friday"}
-    assert segments(known) == ("mood:low", "weekday:friday", "locale:de")
+def test_the_segments_of_a_user_are_their_categories_and_their_language() -> None:
+    signals = {"locale": "de-AT", "mood": "low", "goal": "sleep", "energy": 3, "weekday": "friday"}
+    assert segments(signals) == ("mood:low", "weekday:friday", "locale:de")
     assert segments({}) == segments({"mood": None, "locale": None}) == ()

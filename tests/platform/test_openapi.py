@@ -35,7 +35,7 @@ async def parsed_by_fastapi(body: Bicycle) -> None: ...
 def document() -> dict[str, Any]:
     app = FastAPI()
     app.include_router(router)
-    install_openapi(app)
+    install_openapi(app, needs_key=lambda path: path == "/parsed-by-handler")
     return app.openapi()
 
 
@@ -45,6 +45,15 @@ def test_both_ways_to_parse_a_body_are_described_in_the_same_way() -> None:
         paths[path]["post"]["requestBody"] for path in ("/parsed-by-handler", "/parsed-by-fastapi")
     )
     assert by_handler == by_fastapi
+
+
+def test_only_operations_that_need_a_key_declare_it() -> None:
+    by_handler, by_fastapi = (
+        document()["paths"][path]["post"] for path in ("/parsed-by-handler", "/parsed-by-fastapi")
+    )
+    assert by_handler["security"] == [{"HTTPBearer": []}]
+    assert "security" not in by_fastapi
+    assert document()["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
 
 
 def test_the_models_of_a_body_are_components() -> None:
@@ -60,5 +69,5 @@ def test_two_applications_with_the_same_router_have_the_same_document() -> None:
 def test_the_document_of_an_application_can_be_built_again() -> None:
     app = FastAPI()
     app.include_router(router)
-    install_openapi(app)
+    install_openapi(app, needs_key=lambda path: path == "/parsed-by-handler")
     assert app.openapi() == app.openapi()

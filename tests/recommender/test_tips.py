@@ -110,7 +110,7 @@ def test_the_timeout_of_the_caller_ends_the_call_of_the_model(
     http = start("hang", generate_timeout_seconds=600)
     answer = http.post("/tips", json={"user_id": "u-1"}, headers={"X-Request-Timeout-Ms": "1000"})
     assert (answer.status_code, answer.json()["type"]) == (504, "urn:tips:problem:deadline-exceeded")
-    assert eventually(lambda: upstream.abandoned == upstream.calls["hang"] == 1, 30)
+    assert eventually(lambda: upstream.disconnects == upstream.calls["hang"] == 1, 30)
     assert database.count("tip_scores") == 0
 
 
@@ -118,7 +118,7 @@ def test_serving_observes_the_timeout_of_its_caller(upstream: Upstream) -> None:
     with running(create_serving(of_model(upstream, "hang", generate_timeout_seconds=600))) as url:
         answer = httpx.post(f"{url}/generate", json={}, headers={"X-Request-Timeout-Ms": "300"}, timeout=60)
         assert (answer.status_code, answer.json()["type"]) == (504, "urn:tips:problem:deadline-exceeded")
-        assert eventually(lambda: upstream.abandoned == upstream.calls["hang"], 30)
+        assert eventually(lambda: upstream.disconnects == upstream.calls["hang"], 30)
         for invalid in ("0", "-1", "soon", "600001"):
             assert httpx.post(f"{url}/generate", json={}, headers={"X-Request-Timeout-Ms": invalid}).status_code == 422
 

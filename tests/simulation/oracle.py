@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ml.experiments.arrays import Floats
-from ml.simulation.people import _OUT_OF_CHARACTER, PERSONAS, TASTES
+from ml.simulation.people import _SIGNAL_OF_ANY_PERSONA, MEAN_PREFERENCES, PERSONAS
 
 DRAWS = 20_000
 BINS = {"sleep_hours": 2.0, "steps_today": 1 / 500, "open_tasks": 1 / 2}
@@ -17,7 +17,7 @@ BINS = {"sleep_hours": 2.0, "steps_today": 1 / 500, "open_tasks": 1 / 2}
 
 
 def expected_rewards(signals: Mapping[str, Any]) -> Floats:
-    """Return the expected reward of each prompt version in `TASTES`, given a user's signals.
+    """Return the expected reward of each prompt version in `MEAN_PREFERENCES`, given a user's signals.
 
     Choosing the version with the highest value is optimal for a policy that knows the signals only.
     By Bayes' theorem: all personas are equally common, and signals are independent given the persona. The frequencies
@@ -29,10 +29,14 @@ def expected_rewards(signals: Mapping[str, Any]) -> Floats:
             likelihoods = np.array(
                 [frequencies.get(_bin(name, signals[name]), 0.5 / DRAWS) for frequencies in frequencies_by_persona]
             )
-            log_likelihood += np.log((1 - _OUT_OF_CHARACTER) * likelihoods + _OUT_OF_CHARACTER * likelihoods.mean())
+            log_likelihood += np.log(
+                (1 - _SIGNAL_OF_ANY_PERSONA) * likelihoods + _SIGNAL_OF_ANY_PERSONA * likelihoods.mean()
+            )
     posterior = np.exp(log_likelihood - log_likelihood.max())
     rewards: Floats = (
-        posterior / posterior.sum() @ [[persona.taste(version) for version in TASTES] for persona in PERSONAS]
+        posterior
+        / posterior.sum()
+        @ [[persona.preference(version) for version in MEAN_PREFERENCES] for persona in PERSONAS]
     )
     return rewards
 
@@ -44,9 +48,9 @@ def _frequencies() -> dict[str, list[dict[Any, float]]]:
     return {
         name: [
             {value: count / DRAWS for value, count in Counter(_bin(name, draw(chance)) for _ in range(DRAWS)).items()}
-            for draw in (persona.says[name] for persona in PERSONAS)
+            for draw in (persona.signals[name] for persona in PERSONAS)
         ]
-        for name in PERSONAS[0].says
+        for name in PERSONAS[0].signals
     }
 
 

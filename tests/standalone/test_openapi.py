@@ -1,4 +1,4 @@
-"""The OpenAPI document: what it promises is what the service does."""
+"""The OpenAPI document, and whether the service conforms to it."""
 
 import re
 from typing import Any
@@ -26,7 +26,7 @@ def test_every_signal_is_in_the_document_with_its_bounds() -> None:
     assert (hours["minimum"], hours["maximum"], hours["x-unit"]) == (0, 24, "hour")
 
 
-def test_every_route_has_a_summary_and_examples_that_work(serve_both: Serve) -> None:
+def test_every_route_has_a_summary_and_a_valid_example(serve_both: Serve) -> None:
     assert all(route["summary"] for path in DOCUMENT["paths"].values() for route in path.values())
     examples = {
         name: schema["examples"][0]
@@ -43,7 +43,7 @@ def test_every_route_has_a_summary_and_examples_that_work(serve_both: Serve) -> 
     assert http.post("/reactions", json=reaction).json()["outcome"] == "recorded"
 
 
-def test_the_docs_page_needs_no_outside_address(serve: Serve) -> None:
+def test_the_docs_page_loads_nothing_from_other_hosts(serve: Serve) -> None:
     http = serve()
     page = http.get("/docs").text
     assert "openapi.json" in page
@@ -52,15 +52,15 @@ def test_the_docs_page_needs_no_outside_address(serve: Serve) -> None:
         assert http.get(asset).status_code == 200
 
 
-def test_the_document_asks_for_a_key_where_one_is_needed() -> None:
+def test_the_document_declares_keys_for_the_routes_that_need_one() -> None:
     document = create_app(ServingSettings(api_keys=("key",)), RecommenderSettings(api_keys=("key",))).openapi()
     for path in ("/generate", "/score", "/admin/reload", "/tips", "/reactions"):
         assert document["paths"][path]["post"]["security"] == [{"HTTPBearer": []}]
     assert "security" not in document["paths"]["/health/live"]["get"]
 
 
-UNSAID = re.compile("#/(signals/locale|user_id|candidates/[0-9]+/id|(reactions/[0-9]+/)?at|to|baseline)")
-"""Where a schema cannot say it: which locales exist, what can be printed, repeats, is in the future, or has tips."""
+NOT_EXPRESSIBLE = re.compile("#/(signals/locale|user_id|candidates/[0-9]+/id|(reactions/[0-9]+/)?at|to|baseline)")
+"""Fields with rules that JSON Schema cannot express: existing locales, printable text, uniqueness, no future time."""
 
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 
@@ -79,14 +79,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_service_keeps_to_its_document(case: schemathesis.Case[Any], url: str) -> None:
+def test_responses_conform_to_the_document(case: schemathesis.Case[Any], url: str) -> None:
     if re.fullmatch("[1-9][0-9]{0,2}", str(case.headers.get("X-Request-Timeout-Ms", ""))):
-        case.headers["X-Request-Timeout-Ms"] = "10000"  # in a millisecond, nothing but a 504 can be answered
+        case.headers["X-Request-Timeout-Ms"] = "10000"  # a shorter timeout gives a 504
     response = case.call(base_url=url)
     if case.path == "/health/ready" and response.status_code == 503:
         return  # LiteLLM is still being imported
     if response.status_code == 413:
-        return  # nor how long a whole body may be
-    if response.status_code == 422 and all(UNSAID.fullmatch(error["pointer"]) for error in response.json()["errors"]):
+        return  # the size limit of the body is not in the schema
+    if response.status_code == 422 and all(
+        NOT_EXPRESSIBLE.fullmatch(error["pointer"]) for error in response.json()["errors"]
+    ):
         return
     case.validate_response(response)

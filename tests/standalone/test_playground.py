@@ -1,4 +1,4 @@
-"""The start page, in a real browser, on the running service."""
+"""The start page, in a browser, on the running service."""
 
 from collections.abc import Iterator
 
@@ -21,16 +21,16 @@ def page(browser: Browser) -> Iterator[Page]:
     page.set_default_timeout(20_000)
     errors: list[object] = []
 
-    def remember(error: object) -> None:
+    def collect(error: object) -> None:
         errors.append(error)
 
-    page.on("pageerror", remember)
+    page.on("pageerror", collect)
     yield page
     context.close()
     assert not errors
 
 
-def write_tips(page: Page, http: httpx.Client) -> None:
+def request_tips(page: Page, http: httpx.Client) -> None:
     page.goto(str(http.base_url))
     page.get_by_label("Goal").fill("sleep <b>better</b>")
     page.get_by_label("Sleep hours").fill("5.5")
@@ -38,26 +38,26 @@ def write_tips(page: Page, http: httpx.Client) -> None:
     page.get_by_role("button", name="Write tips").click()
 
 
-def test_a_newcomer_gets_a_tip_from_every_version_reacts_and_sees_the_rewards_move(
+def test_a_visitor_gets_a_tip_of_every_version_and_reactions_change_the_rewards(
     serve_both: Serve, page: Page, upstream: Upstream
 ) -> None:
     http = serve_both()
-    write_tips(page, http)
+    request_tips(page, http)
     for version in PROMPTS:
         card = page.locator(f"[data-version={version}]")
         expect(card.locator(".text")).to_have_text(TIP)
         expect(card).to_contain_text(PROMPTS[version].digest[:8])
-    sent = [body["messages"][-1]["content"] for body in upstream.bodies]
-    assert len(sent) == len(PROMPTS)
-    assert all("sleep <b>better</b>" in text and "5.5 hours" in text for text in sent)
+    messages = [body["messages"][-1]["content"] for body in upstream.bodies]
+    assert len(messages) == len(PROMPTS)
+    assert all("sleep <b>better</b>" in message and "5.5 hours" in message for message in messages)
     assert all(body["stream"] for body in upstream.bodies)
     page.locator("[data-version=v1]").get_by_role("button", name="Helps").click()
-    expect(page.locator("[data-version=v1] .counted")).to_have_text("Counted: Helps.")
+    expect(page.locator("[data-version=v1] .message")).to_have_text("Reaction stored: Helps.")
     page.locator("[data-version=v2-mentor]").get_by_role("button", name="Helps").click()
     page.locator("[data-version=v2-mentor]").get_by_role("button", name="Does not help").click()
-    expect(page.locator("[data-version=v2-mentor] .counted")).to_have_text("Counted: Does not help.")
+    expect(page.locator("[data-version=v2-mentor] .message")).to_have_text("Reaction stored: Does not help.")
     expect(page.locator("[data-version=v2-mentor] [aria-pressed=true]")).to_have_text("Does not help")
-    variants = {one["label"]: one for one in http.get("/rewards").json()["variants"]}
+    variants = {variant["label"]: variant for variant in http.get("/rewards").json()["variants"]}
     assert [variants[version]["tips"] for version in PROMPTS] == [1, 1, 1]
     assert [variants[version]["reacted"] for version in PROMPTS] == [1, 1, 0]
     assert [variants[version]["reward"]["estimate"] for version in ("v1", "v2-mentor")] == [1, 0]
@@ -65,105 +65,103 @@ def test_a_newcomer_gets_a_tip_from_every_version_reacts_and_sees_the_rewards_mo
     expect(page.locator("body")).to_contain_text("v2-mentor")
 
 
-def test_its_tips_say_that_no_version_was_drawn(serve_both: Serve, page: Page) -> None:
+def test_tips_of_the_page_are_not_part_of_the_sample_ratio(serve_both: Serve, page: Page) -> None:
     http = serve_both(tip_prompt_version=(("v1", 1.0), ("v2-mentor", 1.0)))
-    write_tips(page, http)
+    request_tips(page, http)
     expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
     assert http.get("/rewards").json()["sample_ratio"] == {"taken": {}, "expected": {}, "p_value": 1, "alarm": False}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_finds_nothing_serious_and_it_fits_a_phone(
-    serve_both: Serve, browser: Browser, scheme: str, width: int
-) -> None:
+def test_the_page_is_accessible_and_fits_a_phone(serve_both: Serve, browser: Browser, scheme: str, width: int) -> None:
     http = serve_both()
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
     page = context.new_page()
-    write_tips(page, http)
+    request_tips(page, http)
     expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
     assert serious_problems(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
 
 
-def test_it_asks_nobody_else_for_anything(serve_both: Serve, page: Page) -> None:
+def test_the_page_loads_nothing_from_other_hosts(serve_both: Serve, page: Page) -> None:
     http = serve_both()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    write_tips(page, http)
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
+    request_tips(page, http)
     expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
-    assert all(url.startswith((str(http.base_url), "data:")) for url in asked)
+    assert all(url.startswith((str(http.base_url), "data:")) for url in urls)
 
 
-def test_it_has_a_field_for_every_signal(serve_both: Serve) -> None:
+def test_the_page_has_a_field_for_every_signal(serve_both: Serve) -> None:
     text = serve_both().get("/").text
     assert all(f'name="{name}"' in text for name in SIGNALS)
-    assert [form_field(name, signal.kind).name for name, signal in SIGNALS.items()] == [*SIGNALS]
+    assert [form_field(name, signal.type).name for name, signal in SIGNALS.items()] == [*SIGNALS]
 
 
-def test_a_version_that_fails_says_so_and_can_be_asked_again(serve_both: Serve, page: Page) -> None:
-    write_tips(page, serve_both("says-markup"))
+def test_a_failed_tip_shows_the_reason_and_can_be_requested_again(serve_both: Serve, page: Page) -> None:
+    request_tips(page, serve_both("says-markup"))
     cards = page.locator(".tip")
     for index in range(len(PROMPTS)):
-        expect(cards.nth(index).locator(".counted")).to_contain_text("cannot be shown")
+        expect(cards.nth(index).locator(".message")).to_contain_text("cannot be shown")
         expect(cards.nth(index).locator(".text")).to_be_empty()
     assert page.locator(".reactions:visible").count() == 0
     assert UNUSABLE["markup"] not in page.content()
     expect(page.get_by_role("button", name="Write tips")).to_be_enabled()
 
 
-def test_html_that_a_model_writes_is_text_even_while_it_streams(serve_both: Serve, page: Page) -> None:
+def test_html_from_a_model_is_shown_as_text_even_while_it_streams(serve_both: Serve, page: Page) -> None:
     page.add_init_script(
         "window.images = 0; new MutationObserver(() => window.images += document.images.length)"
         ".observe(document, { childList: true, subtree: true, characterData: true })"
     )
-    write_tips(page, serve_both("says-html"))
-    expect(page.locator("[data-version=v1] .counted")).to_contain_text("markup")
+    request_tips(page, serve_both("says-html"))
+    expect(page.locator("[data-version=v1] .message")).to_contain_text("markup")
     assert page.evaluate("window.images") == 0
 
 
-def test_a_busy_service_is_asked_again_until_every_version_has_its_turn(serve_both: Serve, page: Page) -> None:
+def test_a_busy_service_is_retried_until_every_version_has_a_tip(serve_both: Serve, page: Page) -> None:
     http = serve_both("slow", serving={"max_in_flight": 1})
-    write_tips(page, http)
+    request_tips(page, http)
     expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS), timeout=30_000)
 
 
-def test_a_mistake_in_the_form_is_told_in_the_service_s_words(serve_both: Serve, page: Page) -> None:
+def test_an_invalid_field_shows_the_error_of_the_service(serve_both: Serve, page: Page) -> None:
     http = serve_both()
     page.goto(str(http.base_url))
     page.get_by_label("Locale").fill("tlh-KLINGON")
     page.get_by_role("button", name="Write tips").click()
-    expect(page.locator("[data-version=v1] .counted")).to_contain_text("#/signals/locale")
+    expect(page.locator("[data-version=v1] .message")).to_contain_text("#/signals/locale")
 
 
-def test_keys_do_not_shut_the_page_but_a_password_does(serve_both: Serve, page: Page, browser: Browser) -> None:
+def test_the_page_needs_no_key_but_a_configured_password(serve_both: Serve, page: Page, browser: Browser) -> None:
     http = serve_both(api_keys=("key",))
-    write_tips(page, http)
+    request_tips(page, http)
     expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
-    guarded = serve_both(admin_password="open sesame")
+    protected = serve_both(admin_password="open sesame")
     for path in ("/", "/admin/rewards"):
-        assert guarded.get(path).status_code == 401
+        assert protected.get(path).status_code == 401
     body = {"user_id": "u", "signals": {}, "prompt_version": "v1"}
-    assert guarded.post("/playground/tips", json=body).status_code == 401
-    assert guarded.post("/playground/reactions", json={}).status_code == 401
+    assert protected.post("/playground/tips", json=body).status_code == 401
+    assert protected.post("/playground/reactions", json={}).status_code == 401
     context = browser.new_context(http_credentials={"username": "operator", "password": "open sesame"})
-    mine = context.new_page()
-    write_tips(mine, guarded)
-    expect(mine.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    authenticated_page = context.new_page()
+    request_tips(authenticated_page, protected)
+    expect(authenticated_page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
     context.close()
 
 
-def test_another_site_cannot_use_it_through_a_browser_on_this_machine(serve_both: Serve) -> None:
+def test_another_site_cannot_use_the_page_through_a_browser_on_this_machine(serve_both: Serve) -> None:
     http = serve_both()
     assert http.get("/", headers={"host": "evil.example"}).status_code == 403
     body = {"user_id": "u", "signals": {}, "prompt_version": "v1"}
     assert http.post("/playground/tips", json=body, headers={"host": "evil.example"}).status_code == 403
-    text = http.post("/playground/tips", content="{}", headers={"content-type": "text/plain"})
-    assert text.status_code == 415  # what a form of another site could send
+    form = http.post("/playground/tips", content="{}", headers={"content-type": "text/plain"})
+    assert form.status_code == 415  # the form of another site could send this content type
 
 
-def test_an_unknown_version_is_a_422_that_names_the_known_ones(serve_both: Serve) -> None:
+def test_an_unknown_prompt_version_is_a_422_that_names_the_known_versions(serve_both: Serve) -> None:
     body = {"user_id": "u", "signals": {}, "prompt_version": "v9"}
     answer = serve_both().post("/playground/tips", json=body)
     assert answer.status_code == 422
