@@ -63,12 +63,12 @@ def skewed_log(main: str, n: int, seed: int) -> list[LoggedDecision]:
 class HeldOut:
     """Visits that no policy was trained on.
 
-    `contexts`: shape (n, columns). `tastes`: the true expected reward of each version, shape (n, versions), given the
+    `contexts`: shape (n, columns). `preferences`: the true expected reward of each version, shape (n, versions), given the
     user's persona. `expected`: the same given the signals only.
     """
 
     contexts: Floats
-    tastes: Floats
+    preferences: Floats
     expected: Floats
 
     @classmethod
@@ -88,11 +88,11 @@ class HeldOut:
 
     def reward(self, scores: Floats) -> float:
         """Return the mean true reward if the version with the highest score is chosen."""
-        return float(self.tastes[np.arange(len(scores)), scores.argmax(axis=1)].mean())
+        return float(self.preferences[np.arange(len(scores)), scores.argmax(axis=1)].mean())
 
     def share_of_oracle(self, scores: Floats) -> float:
         """Return the gain over uniform, divided by the gain of the best choice by signals."""
-        uniform, oracle = float(self.tastes.mean()), self.reward(self.expected)
+        uniform, oracle = float(self.preferences.mean()), self.reward(self.expected)
         return (self.reward(scores) - uniform) / (oracle - uniform)
 
     def calibration_error(self, scores: Floats) -> float:
@@ -103,7 +103,7 @@ class HeldOut:
         """
         bins = np.minimum((scores * 10).astype(np.intp), 9)
         errors = [
-            (bins == number).mean() * abs(scores[bins == number].mean() - self.tastes[bins == number].mean())
+            (bins == number).mean() * abs(scores[bins == number].mean() - self.preferences[bins == number].mean())
             for number in np.unique(bins)
         ]
         return float(sum(errors))
