@@ -15,5 +15,5 @@ def purge(
         timedelta, typer.Option(parser=parse_age, metavar="AGE", help="In days or hours, such as 90d or 36h.")
     ],
 ) -> None:
-    """Delete the tips that are older than an age, with their reactions and counts."""
+    """Delete the tips of all full hours that are older than an age, with their reactions and counts."""
     print(f"removed: {with_tip_store(lambda store: store.purge(utc_now() - older_than))} tips")

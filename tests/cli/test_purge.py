@@ -1,20 +1,30 @@
 """`tips purge`."""
 
+import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests.cli.commands import database_url, model_settings
-from tests.process import TIPS, run, service
-from tests.upstream import Upstream
+from ml.store.database import migrate_database
+from ml.store.tips import open_tip_store
+from tests.cli.commands import database_url
+from tests.example_tips import a_tip
+from tests.process import TIPS, run
 
 
-def test_tips_older_than_the_age_are_deleted_and_others_are_kept(upstream: Upstream, tmp_path: Path) -> None:
-    settings = model_settings(upstream, DATABASE_URL=database_url(tmp_path))
-    with service(**settings) as both:
-        assert both.http.post("/tips", json={"user_id": "u"}).status_code == 200
-    ended = run(TIPS, "purge", "--older-than", "1d", **settings)
+async def store_tips(url: str, *ages: timedelta) -> None:
+    now = datetime.now(UTC)
+    async with open_tip_store(url, lambda: now) as store:
+        await store.add(*(a_tip(created_at=now - age) for age in ages))
+
+
+def test_tips_older_than_the_age_are_deleted_and_others_are_kept(tmp_path: Path) -> None:
+    url = database_url(tmp_path)
+    migrate_database(url)
+    asyncio.run(store_tips(url, timedelta(days=3), timedelta(days=2), timedelta(hours=20)))
+    ended = run(TIPS, "purge", "--older-than", "36h", DATABASE_URL=url)
+    assert (ended.returncode, ended.stdout) == (0, "removed: 2 tips\n")
+    ended = run(TIPS, "purge", "--older-than", "1d", DATABASE_URL=url)
     assert (ended.returncode, ended.stdout) == (0, "removed: 0 tips\n")
-    ended = run(TIPS, "purge", "--older-than", "0h", **settings)
-    assert (ended.returncode, ended.stdout) == (0, "removed: 1 tips\n")
 
 
 def test_a_wrong_age_is_refused() -> None:

@@ -19,12 +19,23 @@ UVICORN = (sys.executable, "-m", "uvicorn")
 UVICORN_SERVING = (*UVICORN, "ml.serving.main:app")
 
 BLOCK_IMPORT = """
-import os, sys, time
+import importlib.util, os, sys, time
 
 class BlockImport:
     def find_spec(self, name, path=None, target=None):
-        while name == "litellm" and not os.path.exists(os.environ["RELEASE_FILE"]):
-            time.sleep(0.01)
+        if name != "litellm":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def wait_and_execute(module):
+            while not os.path.exists(os.environ["RELEASE_FILE"]):
+                time.sleep(0.01)
+            execute(module)
+
+        spec.loader.exec_module = wait_and_execute
+        return spec
 
 sys.meta_path.insert(0, BlockImport())
 """

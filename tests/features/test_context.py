@@ -59,7 +59,7 @@ def test_free_text_never_leaves_its_quotation_marks(signals: dict[str, object]) 
     texts = [signals["goal"]] if "goal" in signals else []
     texts += signals.get("recent_tips", [])  # type: ignore[arg-type]
     visible_texts = [text for text in texts if quote_free_text(str(text), 280)]
-    # Outside the quotation marks there is only the wording of the signals, whatever the text inside them is.
+    # Outside the quotation marks there is only the wording of the signals, independent of the quoted text.
     outside = context.text.split('"')[::2]
     assert len(outside) == len(visible_texts) + 1 or not visible_texts
     with_plain_text = dict(signals)
