@@ -36,5 +36,5 @@ def decisions(n: int, seed: int = 1) -> list[LoggedDecision]:
 
 @cache
 def policy(name: str = "tips", *, n: int = 2_000, seed: int = 1) -> bytes:
-    """A policy that knows who expected_reward what."""
+    """Return a policy that is trained on `decisions`."""
     return train(decisions(n, seed), name=name)

@@ -25,7 +25,7 @@ _VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 @dataclass(frozen=True, slots=True)
 class PromptPolicy:
-    """How the prompt version of a tip is chosen.
+    """A method of choosing the prompt version of a tip.
 
     `summary`: one clause for help texts. `distribution`: returns the probability of each version, given its weight and
     the rewards known so far. `draw`: draws a version, given that distribution, a user id and a tip id; the hash of the

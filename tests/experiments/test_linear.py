@@ -112,7 +112,7 @@ def test_added_columns_count_as_missing_in_earlier_statistics() -> None:
     names = (("mood=low", "new", "sleep_hours/24", "steps"), ("length", "version=v1", "version=v2"))
     moved = statistics_of(contexts, candidates, rewarded).with_columns(*names)
     assert equal_bits(moved, RegressionStatistics.from_rows(*names, *wider))
-    with pytest.raises(ValueError, match="columns cannot be scale out: steps"):
+    with pytest.raises(ValueError, match="columns cannot be left out: steps"):
         moved.with_columns(names[0][:-1], names[1])
 
 
@@ -141,14 +141,14 @@ def test_invalid_rows_are_refused(changes: dict[str, Any], sentence: str) -> Non
 
 def test_statistics_that_no_rows_can_have_are_refused() -> None:
     small, large = statistics_of(*example_rows(10)), statistics_of(*example_rows(20))
-    with pytest.raises(ValueError, match="of 0 to 33,554,432 row_arrays"):
+    with pytest.raises(ValueError, match="of 0 to 33,554,432 rows"):
         small - large
-    with pytest.raises(ValueError, match="equal_bits columns"):
+    with pytest.raises(ValueError, match="same columns"):
         small + RegressionStatistics.empty(CONTEXT, ("other", "length"))
     valid: dict[str, Any] = {"context": CONTEXT, "candidate": CANDIDATE, "n": 10, "xx": small.xx, "xy": small.xy}
     for changes, sentence in (
         ({"n": MAX_ROWS + 1}, "of 0 to"),
-        ({"n": 11}, "number of row_arrays"),
+        ({"n": 11}, "number of rows"),
         ({"xx": small.xx[1:]}, "xx must have the shape"),
         ({"xx": np.where(small.xx == 10, math.nan, small.xx)}, "xx must be numbers"),
         ({"xx": small.xx + np.triu(np.full((D, D), 2**-20), 1)}, "symmetric"),

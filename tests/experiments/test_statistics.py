@@ -140,11 +140,11 @@ def test_equal_arms_tested_daily_for_60_days_rarely_differ_significantly(mean: f
 
 def test_arms_that_differ_are_significantly_different_eventually() -> None:
     increments = np.random.default_rng(7).binomial(500, [[[0.05], [0.08]]], size=(100, 2, 60))
-    found = [
+    significant = [
         difference(binary_sample(30_000, int(a)), binary_sample(30_000, int(b))).low > 0
         for a, b in increments.sum(axis=2)
     ]
-    assert sum(found) >= 99
+    assert sum(significant) >= 99
 
 
 # Observations needed

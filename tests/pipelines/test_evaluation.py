@@ -106,8 +106,8 @@ def test_decisions_without_the_version_among_the_candidates_are_left_out() -> No
     assert report.decisions == 4_000
     assert report.left_out == ("1,500 of 5,500 decisions are left out, because v3 was not a candidate.",)
     assert report.earned.low < 0.31 < report.earned.high
-    both = evaluate([*before, *after], target("v1,v3"))
-    assert both.decisions == 4_000
+    two_versions = evaluate([*before, *after], target("v1,v3"))
+    assert two_versions.decisions == 4_000
     assert evaluate([*before, *after], target("v1")).decisions == 5_500
     # Both versions are in the log, but never in the same decision.
     apart = [decision(candidates=(LoggedCandidate(version, 1.0),)) for version in ("v1", "v2")]
@@ -169,15 +169,15 @@ def test_thompson_sampling_has_a_significant_gain() -> None:
 
 def compute_directly(decisions: Sequence[LoggedDecision], window: float) -> list[list[float]]:
     """Return the distributions of Thompson sampling that is updated before each decision."""
-    found = []
+    distributions = []
     for one in decisions:
         earned = {candidate.prompt_version: Sample() for candidate in one.candidates}
         for past in decisions:
             version = past.candidates[past.chosen].prompt_version
             if past.at + window < one.at and version in earned:
                 earned[version] += Sample(1, past.reward, past.reward**2)
-        found.append([*Sampling().distribution(earned).values()])
-    return found
+        distributions.append([*Sampling().distribution(earned).values()])
+    return distributions
 
 
 def test_thompson_sampling_learns_from_rewards_only_after_the_reaction_window() -> None:
@@ -185,10 +185,10 @@ def test_thompson_sampling_learns_from_rewards_only_after_the_reaction_window() 
     log = [replace(one, at=2 * HOUR * index) for index, one in enumerate(log_of(190))]
     log[100:] = [replace(one, candidates=one.candidates[:2], chosen=one.chosen % 2) for one in log[100:]]
     for window in (0.0, DAY):
-        found = [
+        distributions = [
             [] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", window).distributions(log)
         ]
-        assert found == [pytest.approx(each) for each in compute_directly(log, window)]
+        assert distributions == [pytest.approx(each) for each in compute_directly(log, window)]
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 3 * DAY))

@@ -291,6 +291,16 @@ def test_a_file_that_is_not_a_policy_is_refused(file: Callable[[], bytes]) -> No
         RankingPolicy.from_bytes(file())
 
 
+def test_the_number_of_members_is_checked_before_the_directory_is_read() -> None:
+    with pytest.raises(ValueError, match="there is no archive of a few members"):
+        npz_archive.member_names(zip_of({str(number): b"" for number in range(5_000)}))
+    # The directory of a ZIP64 archive is found by a locator, and not by the record that is checked.
+    blob = small_policy()
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, len(blob) - 22, 1)
+    with pytest.raises(ValueError, match="ZIP64"):
+        npz_archive.member_names(blob[:-22] + locator + blob[-22:])
+
+
 def test_a_policy_of_an_earlier_release_is_refused_with_a_specific_message() -> None:
     earlier = zip_of({"card.json": b"{}", "model.vw": b"\x00" * 100}, zipfile.ZIP_DEFLATED)
     with pytest.raises(UnusablePolicyError, match=r"^was written by an earlier release; train it again$"):
