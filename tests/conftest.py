@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 
 from ml.recommender.settings import RecommenderSettings
@@ -45,6 +46,10 @@ __all__ = [
     "sqlite_template",
     "start_recommender",
 ]
+
+# No deadline per example: on a busy machine any example can take longer than one.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 Serve = Callable[..., httpx.Client]
 

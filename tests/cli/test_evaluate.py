@@ -89,22 +89,25 @@ def test_the_reward_of_a_version_is_estimated_by_every_estimator(directory: Path
     assert found.pop("estimate") == [
         *("mean reward", "at least", "at most"),
         *("gain in points", "at least", "at most"),
-        *("effective sample size", "mean weight", "largest weight", "trusted"),
+        *("effective sample size", "mean weight", "largest weight", "significant"),
     ]
     log = found.pop("the log")
     assert log[3:] == ["", "", "", "2,856", "1.00", "1.0", ""]
-    for reward, low, high, gain, least, most, effective, mean, largest, trusted in found.values():
+    for reward, low, high, gain, least, most, effective, mean, largest, significant in found.values():
         assert float(low[:-1]) < 40 < float(high[:-1])
         assert float(low[:-1]) < float(reward[:-1]) < float(high[:-1])
         assert 0 < float(least) < float(gain) < float(most)
         assert 500 < int(effective) < 700
-        assert (0.9 < float(mean) < 1.1, largest, trusted) == (True, "5.0", "yes")
+        assert (0.9 < float(mean) < 1.1, largest, significant) == (True, "5.0", "yes")
     *_, notes, verdict = text.splitlines()
-    assert notes == "2,856 decisions, 250 people. Believe sndr first, and snips beside it."
+    assert notes == (
+        "2,856 decisions, 250 users. Use sndr as the estimate and snips as a check; the 95% intervals are valid for a "
+        "single look."
+    )
     best = found["sndr"]
     assert verdict == (
         f"The log earned {log[0]} ({log[1]} to {log[2]}). v3 would have earned {best[0]} ({best[1]} to {best[2]}): "
-        f"{best[3]} points ({best[4]} to {best[5]}), which can be trusted."
+        f"{best[3]} points ({best[4]} to {best[5]}), statistically significant."
     )
 
 
@@ -113,7 +116,7 @@ def test_a_policy_trained_on_the_first_half_is_better_on_the_second_half(directo
     assert re.search(
         r"^1,428 of 2,856 decisions are left out, because tips has learned from decisions up to ", text, re.MULTILINE
     )
-    assert text.endswith("which can be trusted.\n")
+    assert text.endswith("statistically significant.\n")
     gain = re.search(r"points \(\+([0-9.]+) to", text)
     assert gain
     assert float(gain[1]) > 5
@@ -134,7 +137,7 @@ def test_a_longer_reaction_window_leaves_fewer_mature_tips(directory: Path) -> N
 def test_an_unreliable_estimate_is_refused(directory: Path) -> None:
     text = output(evaluate(directory, "--policy", "v3", "--since", "36h"))
     assert columns(text)["sndr"][-1] == "refused"
-    assert "What v3 would have earned cannot be told from it: the log tells no more than" in text
+    assert "What v3 would have earned cannot be estimated: the effective sample size is" in text
 
 
 def test_a_registered_policy_is_found_by_its_alias(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +147,7 @@ def test_a_registered_policy_is_found_by_its_alias(directory: Path, monkeypatch:
         warnings.simplefilter("ignore", DeprecationWarning)  # raised inside MLflow
         register((directory / "half.npz").read_bytes(), "ranker", registry, alias="champion")
     text = output(evaluate(directory, "--policy", "models:/ranker@champion", MLFLOW_TRACKING_URI=registry))
-    assert text.endswith("which can be trusted.\n")
+    assert text.endswith("statistically significant.\n")
 
 
 def test_the_estimates_are_drawn_to_a_file(directory: Path) -> None:
@@ -160,7 +163,7 @@ def test_the_estimates_are_drawn_to_a_file(directory: Path) -> None:
     [
         (
             ("--policy", "v9"),
-            "There is nothing to evaluate: the log never had the choice of v9; the versions in it are v1, v2, v3.",
+            "There is nothing to evaluate: v9 was never a candidate; the prompt versions in the log are v1, v2, v3.",
         ),
         (("--policy", "v3", "--since", "2h"), "There is nothing to evaluate: the log holds no decision that is old "),
         (("--policy", "all.npz"), "There is nothing to evaluate. 2,856 of 2,856 decisions are left out, because tips "),

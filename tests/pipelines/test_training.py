@@ -63,8 +63,8 @@ def skewed_log(main: str, n: int, seed: int) -> list[LoggedDecision]:
 class HeldOut:
     """Visits that no policy was trained on.
 
-    `contexts`: shape (n, columns). `preferences`: the true expected reward of each version, shape (n, versions), given the
-    user's persona. `expected`: the same given the signals only.
+    `contexts`: shape (n, columns). `preferences`: the true expected reward of each version, shape (n, versions), given
+    the user's persona. `expected`: the same given the signals only.
     """
 
     contexts: Floats

@@ -252,7 +252,7 @@ def test_a_policy_that_cannot_be_loaded_is_a_409_and_the_previous_one_stays(star
         policy_file.write_bytes(blob)
         answer = http.post("/admin/reload")
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:tips:problem:policy-unusable")
-        assert answer.json()["detail"] == "SCORE_POLICY: the policy is damaged, or is no policy."
+        assert answer.json()["detail"] == "SCORE_POLICY: the policy is damaged, or is not a policy."
     policy_file.unlink()
     assert http.post("/admin/reload").json()["detail"] == "SCORE_POLICY: the policy is not a file that can be read."
     assert http.post("/score", json=body()).json() == before
@@ -271,15 +271,15 @@ def test_a_reload_needs_a_key_or_a_caller_on_this_machine(start: Start) -> None:
 def test_a_policy_that_cannot_be_used_is_a_configuration_error(policy_file: Path, name: str) -> None:
     policy_file.write_bytes(policy()[:500])
     settings: dict[str, Any] = {**NO_MODEL, name: str(policy_file)}
-    with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: the policy is damaged, or is no policy\.$"):
+    with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: the policy is damaged, or is not a policy\.$"):
         create_app(ServingSettings(**settings))
 
 
 def test_a_configuration_error_ends_the_program_with_one_sentence(policy_file: Path, tmp_path: Path) -> None:
     policy_file.write_bytes(policy()[:500])
     for settings, sentence in (
-        ({"SCORE_POLICY": f"{tmp_path}/missing.zip"}, "SCORE_POLICY: the value is neither a file that can be read"),
-        ({"SCORE_POLICY": str(policy_file)}, "SCORE_POLICY: the policy is damaged, or is no policy."),
+        ({"SCORE_POLICY": f"{tmp_path}/missing.npz"}, "SCORE_POLICY: the value is neither a file that can be read"),
+        ({"SCORE_POLICY": str(policy_file)}, "SCORE_POLICY: the policy is damaged, or is not a policy."),
         ({"SCORE_POLICY_SHADOW": "models:/tips"}, "SCORE_POLICY_SHADOW: the value should be models:/NAME@ALIAS"),
         ({"ONLINE_STORE_URL": "redis://localhost"}, "ONLINE_STORE_URL: the value should be sqlite:///FILE"),
         (
