@@ -167,7 +167,7 @@ def test_the_estimates_are_drawn_to_a_file(directory: Path) -> None:
         ),
         (("--policy", "v3", "--since", "2h"), "There is nothing to evaluate: the log holds no decision that is old "),
         (("--policy", "all.npz"), "There is nothing to evaluate. 2,856 of 2,856 decisions are left out, because tips "),
-        (("--policy", "tips.db"), "--policy: the policy is damaged, or is no policy."),
+        (("--policy", "tips.db"), "--policy: the policy is damaged, or is not a policy."),
         (("--policy", "v3", "--plot", "directory.svg"), "directory.svg cannot be written."),
     ],
 )

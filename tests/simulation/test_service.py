@@ -37,7 +37,7 @@ def test_the_interval_of_every_version_contains_its_mean_preference(database: Pa
         assert len(variant["days"]) > 10
     assert not report["sample_ratio"]["alarm"]
     assert report["simulated"] == sum(variant["tips"] for variant in report["variants"])
-    assert "people who do not exist" in page
+    assert "tips here were written for simulated users" in page
 
 
 def test_a_segment_shows_the_version_that_its_users_prefer(database: Path, upstream: Upstream) -> None:
