@@ -55,6 +55,7 @@ def build_service(
         lifespan=lifespan,
         redoc_url=None,
         static_url="/docs/static",  # /docs loads nothing from other hosts
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ml.platform.telemetry has its own
     )
     for router in (*routers, *open_routers, _operations(telemetry)):
         app.include_router(router)
