@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ml.features.definitions import AGGREGATES, CANDIDATE, SIGNALS
-from ml.features.feature_types import FeatureType, Floats, PromptVersion, Values
+from ml.features.feature_types import FeatureType, Floats, PromptVersion, ScaledNumber, Values, scaled_numbers
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,31 @@ class FeatureEncoder:
         """Encode rows, shape (number of rows, number of columns); a feature that a row does not have is missing."""
         # At least one feature, because its column also carries the number of rows.
         present = set().union(*rows) & self._slices.keys() or {next(iter(self._slices))}
-        return self.encode_columns({name: _object_array([row.get(name) for row in rows]) for name in present})
+        return self.encode_columns({name: [row.get(name) for row in rows] for name in present})
 
     def encode_columns(self, values: Mapping[str, Values]) -> Floats:
         """Encode n rows that are given as columns, shape (n, number of columns); NaN is missing.
 
-        `values`: at least one of the features, each of shape (n,); features that are left out are missing. Raises
+        `values`: at least one of the features, each with n values; features that are left out are missing. Raises
         KeyError for an unknown name.
         """
         if unknown := values.keys() - self.feature_types.keys():
             raise KeyError(*sorted(unknown))
         numbers = np.full((len(next(iter(values.values()))), len(self.columns)), np.nan)
-        for name, columns in self._slices.items():
-            if name in values:
-                numbers[:, columns] = self.feature_types[name].numbers(values[name])
+        scaled = [name for name in self._scaled if name in values]
+        if scaled:
+            columns = [self._slices[name].start for name in scaled]
+            numbers[:, columns] = scaled_numbers(
+                [values[name] for name in scaled], [self._scaled[name] for name in scaled]
+            )
+        for name in self._slices.keys() & values.keys() - self._scaled.keys():
+            numbers[:, self._slices[name]] = self.feature_types[name].numbers(values[name])
         return numbers
+
+    @cached_property
+    def _scaled(self) -> Mapping[str, ScaledNumber]:
+        """The types of the features that are scaled numbers."""
+        return {name: type_ for name, type_ in self.feature_types.items() if isinstance(type_, ScaledNumber)}
 
     @cached_property
     def _slices(self) -> Mapping[str, slice]:
@@ -66,7 +76,3 @@ def candidate_encoder(versions: Sequence[str]) -> FeatureEncoder:
 def candidate_row(prompt_version: str | None, tip: str | None) -> dict[str, Any]:
     """Return the features of a candidate as a row of a `candidate_encoder`."""
     return {"prompt_version": prompt_version, "tip": tip}
-
-
-def _object_array(values: Sequence[Any]) -> Values:
-    return np.fromiter(values, object, len(values))  # np.array would make a matrix of a list of sequences
