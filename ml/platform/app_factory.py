@@ -87,6 +87,12 @@ def freeze_gc() -> None:
     gc.freeze()
 
 
+def freeze_gc_again() -> None:
+    """Exclude what was loaded since as well, if an entry point has called `freeze_gc`."""
+    if gc.get_freeze_count():
+        freeze_gc()
+
+
 def build_app_or_exit(build: Callable[[], FastAPI]) -> FastAPI:
     """Build the app of an entry point; on a ConfigurationError, exit with its sentence and a non-zero status."""
     configure_logging()

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from fastapi import FastAPI
 
 from ml.features.online_store import OnlineStoreUnavailable, open_online_store
-from ml.platform.app_factory import build_service, warn_if_unauthenticated
+from ml.platform.app_factory import build_service, freeze_gc_again, warn_if_unauthenticated
 from ml.platform.background import run_in_background
 from ml.platform.errors import NotReady, PolicyReloadFailed
 from ml.platform.middleware.in_flight_limit import InFlightLimit
@@ -57,8 +57,12 @@ async def open_state(
         scorer = stack.enter_context(Scorer(policies, lambda: load_policies(settings), online_store, telemetry))
         stack.enter_context(_reload_on_hangup(scorer))
         default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
-        warm_up = gateway.warm_up([prompt.prefix for _, prompt in default_first])
-        await stack.enter_async_context(run_in_background(warm_up))
+
+        async def warm_up() -> None:
+            await gateway.warm_up([prompt.prefix for _, prompt in default_first])
+            freeze_gc_again()  # LiteLLM is large, and is loaded after the start
+
+        await stack.enter_async_context(run_in_background(warm_up()))
 
         async def check_ready() -> None:
             if gateway.missing:
