@@ -37,7 +37,8 @@ class FeatureEncoder:
         """
         if unknown := values.keys() - self.feature_types.keys():
             raise KeyError(*sorted(unknown))
-        numbers = np.full((len(next(iter(values.values()))), len(self.columns)), np.nan)
+        numbers = np.empty((len(next(iter(values.values()))), len(self.columns)))
+        numbers.fill(np.nan)
         scaled = [name for name in self._scaled if name in values]
         if scaled:
             columns = [self._slices[name].start for name in scaled]

@@ -278,8 +278,13 @@ _MISSING = -1
 
 def _one_hot_options(values: Values, options: tuple[str, ...]) -> Floats:
     """Return a column for each option, shape (n, k)."""
-    indices = {option: index for index, option in enumerate(options)}
+    indices = _option_indices(options)
     return _one_hot([indices.get(value, _MISSING) for value in values], len(options))
+
+
+@cache
+def _option_indices(options: tuple[str, ...]) -> Mapping[str, int]:
+    return {option: index for index, option in enumerate(options)}
 
 
 def _one_hot(indices: Sequence[int], k: int) -> Floats:

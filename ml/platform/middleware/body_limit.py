@@ -1,8 +1,7 @@
 """Middleware that reads the request body, up to a limit, before the handler runs."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,32 +40,24 @@ class BodyLimitMiddleware:
         async def receive_body() -> Message:
             if unread:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            # A disconnect cancels the handler, below, so the handler never sees one.
+            # A disconnect is handled below, by cancelling the handler, so the handler never sees it.
             await asyncio.Future()
             raise AssertionError("the future is never resolved")
 
-        async with _cancelled_on_disconnect(receive):
-            await self.app(scope, receive_body, send)
+        # In a task of its own, even if it never waits: requests that arrive meanwhile reach `InFlightLimitMiddleware`
+        # first, which can then see how many there are and refuse some, instead of waiting unseen in the event loop.
+        handler = asyncio.ensure_future(self.app(scope, receive_body, send))
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait({handler, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            disconnected.cancel()
+            if not handler.done():
+                handler.cancel()
+        with suppress(asyncio.CancelledError):
+            await handler
 
 
-@asynccontextmanager
-async def _cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the block when the client disconnects, and leave it normally."""
-    task, disconnected = asyncio.current_task(), False
-    assert task is not None  # noqa: S101 - ASGI servers run each request in a task
-
-    async def watch() -> None:
-        nonlocal disconnected
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        disconnected = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not disconnected or task.uncancel():  # something else cancelled the request as well
-            raise
-    finally:
-        watcher.cancel()
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
