@@ -30,6 +30,9 @@ MAX_BODY_BYTES = 64 * 1024
 OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
 """The paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
 
+GC_THRESHOLD = 20_000
+"""New objects before a collection: by default 700, so that each request would cause some."""
+
 ReadinessCheck = Callable[[], Awaitable[None]]
 """A check that raises NotReady, or another error with status 503, while a part of the service is not usable."""
 
@@ -85,6 +88,7 @@ def freeze_gc() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
 
 def freeze_gc_again() -> None:
