@@ -7,6 +7,7 @@ name of a column includes its scale, so that a policy that knows the name knows 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,7 +56,7 @@ class _NotEncoded:
         return np.empty((len(values), 0))
 
 
-class ScaledNumber:
+class ScaledNumber(ABC):
     """A feature type whose values are numbers, encoded as one column: their share of `scale`, or the root of it."""
 
     __slots__ = ()
@@ -63,9 +64,9 @@ class ScaledNumber:
     is_root: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def scale(self) -> float:
         """The largest value."""
-        raise NotImplementedError
 
     def columns(self, name: str) -> tuple[str, ...]:
         scale = self.scale
