@@ -35,13 +35,12 @@ def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
 
 
 class Service:
-    """A running service: its process, its address, a client, and the seconds until its first answer."""
+    """A running service: its process, its address and a client."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=60)
-        self.seconds_to_live = 0.0
         self._output: list[str] = []
         self._reader = threading.Thread(target=self._read_output, daemon=True)
         self._reader.start()
@@ -55,7 +54,6 @@ class Service:
                 assert self.process.poll() is None, self.complete_output()
                 time.sleep(0.01)
             else:
-                self.seconds_to_live = time.monotonic() - started
                 return
         raise AssertionError("the service did not answer")
 

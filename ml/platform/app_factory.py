@@ -61,7 +61,7 @@ def build_service(
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ml.platform.telemetry has its own
     )
     for router in (*routers, *open_routers, _operations(telemetry)):
-        # Not include_router: it keeps routers nested, and matching through them costs a tenth of a ranking.
+        # Not include_router: it keeps routers nested, and matching through them takes 0.05 ms of each request.
         app.router.routes.extend(router.routes)
     all_open_paths = (*OPEN_PATHS, *open_paths)
     install_openapi(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path, all_open_paths))

@@ -48,5 +48,4 @@ def _move_definitions(operation: dict[str, Any], document: dict[str, Any]) -> No
     schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     definitions = schema.pop("$defs", {})
     if definitions:
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        components |= definitions
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
