@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from ml.platform.dependencies import from_state
 from ml.platform.middleware.bearer_keys import BearerKeyMiddleware, is_open
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
+from ml.platform.middleware.disconnect import DisconnectMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
 from ml.platform.openapi import install_openapi
@@ -26,6 +27,8 @@ from ml.platform.telemetry import Telemetry, configure_logging
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 64 * 1024
+
+BODY_TIMEOUT_SECONDS = 10.0
 
 OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
 """The paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
@@ -46,6 +49,7 @@ def build_service(
     open_routers: Sequence[APIRouter] = (),
     open_paths: Collection[str] = (),
     limits: Sequence[InFlightLimit] = (),
+    body_timeout: float = BODY_TIMEOUT_SECONDS,
 ) -> FastAPI:
     """Return an application with middleware around the routers.
 
@@ -67,9 +71,11 @@ def build_service(
     install_openapi(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path, all_open_paths))
     install_problem_handlers(app)
     # The middleware added last is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(DisconnectMiddleware)
     for limit in limits:
         app.add_middleware(InFlightLimitMiddleware, limit=limit)
+    # Outside of the limit: a request takes a slot once it is complete, so that slow clients hold none.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES, timeout=body_timeout)
     app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=all_open_paths)
     app.add_middleware(RequestTelemetryMiddleware, telemetry=telemetry)
     return app

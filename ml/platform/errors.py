@@ -6,6 +6,7 @@
     │   └── PasswordNeeded      401  an admin page without its password
     ├── Forbidden               403
     ├── UnknownTip              404
+    ├── RequestTimeout          408  the client is too slow in sending the request
     ├── PolicyReloadFailed      409  a ranking policy cannot be loaded; the previous one stays active
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
@@ -100,6 +101,14 @@ class Forbidden(TipsError):
 
 class UnknownTip(TipsError):
     status, slug = HTTPStatus.NOT_FOUND, "unknown-tip"
+
+
+class RequestTimeout(TipsError):
+    status, slug = HTTPStatus.REQUEST_TIMEOUT, "request-timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
 
 
 class PolicyReloadFailed(TipsError):

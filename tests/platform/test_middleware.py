@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from ml.features.definitions import SIGNALS
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
+from ml.platform.middleware.disconnect import DisconnectMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.serving.app import create_app
 from ml.serving.prompts import PROMPTS
@@ -178,8 +179,9 @@ def test_above_the_limit_requests_are_refused_even_if_no_handler_ever_waits() ->
     limit = InFlightLimit(frozenset({"/work"}), max_requests=3)
     app = FastAPI()
     app.post("/work")(_answer_at_once)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=10)
+    app.add_middleware(DisconnectMiddleware)
     app.add_middleware(InFlightLimitMiddleware, limit=limit)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=10, timeout=60)
 
     async def send_all_at_once() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as http:

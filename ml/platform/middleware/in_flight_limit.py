@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml.platform.errors import Busy
 from ml.platform.problem_json import problem_response
@@ -17,7 +17,10 @@ class InFlightLimit:
 
 
 class InFlightLimitMiddleware:
-    """Answers 503 immediately when the limit is reached, so that no queue builds up."""
+    """Answers 503 immediately when the limit is reached, so that no queue builds up.
+
+    A request holds its slot until the last byte of its response is sent.
+    """
 
     def __init__(self, app: ASGIApp, limit: InFlightLimit) -> None:
         self.app = app
@@ -33,7 +36,22 @@ class InFlightLimitMiddleware:
             await problem_response(error)(scope, receive, send)
             return
         self.in_flight += 1
+        holds_slot = True
+
+        def release() -> None:
+            nonlocal holds_slot
+            if holds_slot:
+                holds_slot = False
+                self.in_flight -= 1
+
+        async def send_and_release(message: Message) -> None:
+            # Before the last byte, not when the handler has ended: a caller that has the whole response may send its
+            # next request before that.
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                release()
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_and_release)
         finally:
-            self.in_flight -= 1
+            release()
