@@ -12,6 +12,7 @@
     ├── UnsupportedMediaType    415
     ├── UnprocessableRequest    422  a field has a value that is not accepted
     │   └── ContentRefused      422  the model's provider declined the content of the signals
+    ├── HeadersTooLarge         431
     ├── UnusableTip             502  the model's text cannot be shown to a person
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
@@ -129,6 +130,10 @@ class UnprocessableRequest(TipsError):
 
 class ContentRefused(UnprocessableRequest):
     slug = "content-refused"
+
+
+class HeadersTooLarge(TipsError):
+    status, slug = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"
 
 
 class UnusableTip(TipsError):

@@ -12,7 +12,6 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from ml.platform.app_factory import ReadinessCheck
 from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
 from ml.platform.errors import TipsError
-from ml.platform.middleware.in_flight_limit import InFlightLimit
 from ml.platform.openapi import request_body
 from ml.platform.problem_json import problem_responses
 from ml.serving.generate import Tip, TipGenerator, TipStream
@@ -30,9 +29,7 @@ from ml.serving.schemas import (
 from ml.serving.score import Scorer
 from ml.serving.settings import ServingSettings
 
-GENERATION_PATHS = frozenset({"/generate"})
-
-SCORE_LIMIT = InFlightLimit(frozenset({"/score"}), max_requests=8)
+MAX_CONCURRENT_RANKINGS = 8
 """A ranking takes about 2 ms of CPU: more concurrent ones would exceed the latency budget."""
 
 

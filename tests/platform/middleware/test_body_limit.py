@@ -3,10 +3,10 @@
 from contextlib import ExitStack
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter
 
-from ml.platform.middleware.body_limit import BodyLimitMiddleware
 from tests.conftest import Serve
+from tests.platform.small_service import small_service
 from tests.raw_http import connected, head, incomplete_request, read_to_end, status
 from tests.server import running
 
@@ -23,10 +23,7 @@ def test_clients_that_do_not_send_their_body_do_not_keep_others_waiting(
 
 
 def test_a_body_that_does_not_arrive_in_time_is_a_408_and_the_connection_is_closed() -> None:
-    app = FastAPI()
-    app.post("/work")(_answer_at_once)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=100, timeout=0.2)
-    with running(app) as url, connected(url, incomplete_request("/work")) as connection:
+    with running(small_service(body_timeout=0.2)) as url, connected(url, incomplete_request("/work")) as connection:
         response = read_to_end(connection)
     assert status(response) == 408
     assert b"application/problem+json" in response
@@ -35,16 +32,12 @@ def test_a_body_that_does_not_arrive_in_time_is_a_408_and_the_connection_is_clos
 
 
 def test_a_body_in_pieces_is_complete_for_the_handler() -> None:
-    app = FastAPI()
-    app.post("/echo")(_echo)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=100, timeout=60)
+    router = APIRouter()
+    router.post("/echo")(_echo)
     request = head("/echo", "content-type: application/json", "content-length: 9", "connection: close")
-    with running(app) as url, connected(url, request + b'\r\n{"a"') as connection:
+    with running(small_service(router)) as url, connected(url, request + b'\r\n{"a"') as connection:
         connection.sendall(b": 12}")
         assert read_to_end(connection).endswith(b'{"a":12}')
-
-
-async def _answer_at_once() -> None: ...
 
 
 async def _echo(body: dict[str, int]) -> dict[str, int]:
