@@ -45,6 +45,7 @@ def serve(
         access_log=False,
         server_header=False,
         http=LimitedHttpProtocol,
+        limit_concurrency=settings.max_connections,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.generate_timeout_seconds) + 1,

@@ -79,7 +79,7 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
             "description": "The tip; with `stream`, server-sent events: `meta`, `delta`…, then `done` or `error`.",
             "content": {"text/event-stream": {"schema": _EVENT_SCHEMA, "example": _STREAM_EXAMPLE}},
         },
-        **problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
+        **problem_responses(400, 401, 408, 413, 415, 422, 502, 503, 504),
     },
 )
 async def generate(
@@ -98,7 +98,7 @@ async def generate(
     "/score",
     summary="Rank candidate tips and draw the one to show",
     response_model=ScoreResponse,
-    responses=problem_responses(400, 401, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 408, 413, 415, 422, 503),
     openapi_extra=request_body(ScoreRequest),
 )
 async def score(request: Request) -> Response:
