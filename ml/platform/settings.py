@@ -61,6 +61,7 @@ class ServiceSettings(BaseSettings):
     generate_timeout_seconds: float = Field(default=30, gt=0, le=600)
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_commas)] = ()
     allow_anonymous: bool = False
+    max_connections: int = Field(default=500, ge=1)
     otel_exporter_otlp_endpoint: Address | None = None
 
     @classmethod

@@ -57,7 +57,6 @@ def create_app(
         telemetry=telemetry,
         routers=[router, rewards_router],
         open_routers=[pages.build_router(settings.admin_password)],
-        open_paths=pages.PATHS,
     )
 
 

@@ -52,7 +52,7 @@ router = APIRouter()
     "/tips",
     summary="Write a tip for a user",
     dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
+    responses=problem_responses(400, 401, 408, 413, 415, 422, 502, 503, 504),
 )
 async def tips(body: TipRequest, recommender: RecommenderDep, timeout: CallerTimeout) -> TipResponse:
     """Draw a prompt version, generate the tip, store it durably, then answer."""
@@ -63,7 +63,7 @@ async def tips(body: TipRequest, recommender: RecommenderDep, timeout: CallerTim
     "/reactions",
     summary="Report a reaction to a tip",
     dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 404, 408, 413, 415, 422, 503),
 )
 async def react(
     body: ReactionRequest, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
@@ -77,7 +77,7 @@ async def react(
     "/reactions/batch",
     summary="Report several reactions",
     dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 404, 408, 413, 415, 422, 503),
 )
 async def react_batch(
     body: ReactionBatch, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep

@@ -22,9 +22,6 @@ from ml.rewards.report import ALPHA, ReportWindow, RewardReport, Variant
 from ml.rewards.routes import ReportDep, ReporterDep
 from ml.store.reactions import REACTIONS
 
-PATHS = ("/admin/rewards", "/admin/rewards.csv")
-"""Paths protected by the admin password instead of a bearer key, which browsers do not send."""
-
 _CATEGORIES = tuple(
     f"{name}:{option}"
     for name, signal in SIGNALS.items()

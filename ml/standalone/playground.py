@@ -26,11 +26,6 @@ from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import GeneratorDep, event_stream
 
-PATHS = ("/", "/playground")
-"""Protected by the password instead of keys: a browser sends no keys."""
-
-GENERATION_PATHS = frozenset({"/playground/tips"})
-
 REACTION_LABELS = {"helpful": "Helps", "not_helpful": "Does not help"}
 
 _TEMPLATES = PageTemplates(Path(__file__).with_name("templates"))
