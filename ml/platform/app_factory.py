@@ -13,12 +13,13 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
+from ml.platform import api_docs
 from ml.platform.dependencies import from_state
 from ml.platform.middleware.bearer_keys import BearerKeyMiddleware, is_open
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
 from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
-from ml.platform.openapi import install_openapi
+from ml.platform.openapi import Tag, install_openapi
 from ml.platform.problem_json import install_problem_handlers, problem_responses
 from ml.platform.settings import ConfigurationError, ServiceSettings
 from ml.platform.telemetry import Telemetry, configure_logging
@@ -56,11 +57,12 @@ def build_service(
         title="Tips",
         summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
         lifespan=lifespan,
+        docs_url=None,  # api_docs has a page of its own
         redoc_url=None,
-        static_url="/docs/static",  # /docs loads nothing from other hosts
+        static_url=api_docs.STATIC_URL,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ml.platform.telemetry has its own
     )
-    for router in (*routers, *open_routers, _operations(telemetry)):
+    for router in (*routers, *open_routers, api_docs.router, _operations(telemetry)):
         # Not include_router: it keeps routers nested, and matching through them takes 0.05 ms of each request.
         app.router.routes.extend(router.routes)
     all_open_paths = (*OPEN_PATHS, *open_paths)
@@ -115,7 +117,7 @@ class Health(BaseModel):
 
 
 def _operations(telemetry: Telemetry) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(tags=[Tag.OPERATIONS])
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> Health:

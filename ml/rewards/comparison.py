@@ -1,4 +1,4 @@
-"""The comparison of a variant with the baseline: the difference of their mean rewards, the verdict, and its sentence."""
+"""The comparison of a variant with the baseline: the difference of their mean rewards, and the verdict."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +16,9 @@ VerdictKind = Literal["helps more", "helps less", "not yet known"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One side of a comparison: the label of a variant, the rewards of its counted tips, and the number of excluded tips.
+    """One side of a comparison.
 
-    `excluded`: the number of its dependent tips, which are not counted.
+    `label`: of the variant. `sample`: the rewards of its counted tips. `excluded`: the number of its dependent tips.
     """
 
     label: str

@@ -56,9 +56,9 @@ class Variant:
     """A prompt version with one digest, and what was counted for it.
 
     `tips`: all of them, of which `reacted` have a reaction. `dependent`: the tips that a learned policy chose among
-    candidates, or whose version was drawn per user. `counted`: the other tips with a reaction, and the other mature tips
-    without one: `reward`, `probability_best`, `comparison` and `days` are over these only, and None or empty without
-    them. `reactions`, and the means per tip `input_tokens`, `output_tokens` and `ms`, are over all tips.
+    candidates, or whose version was drawn per user. `counted`: the other tips with a reaction, and the other mature
+    tips without one: `reward`, `probability_best`, `comparison` and `days` are over these only, and None or empty
+    without them. `reactions`, and the means per tip `input_tokens`, `output_tokens` and `ms`, are over all tips.
     """
 
     prompt_version: str
@@ -105,8 +105,8 @@ class SampleRatio:
 class RewardReport:
     """All variants, the baseline first, and the tips of the window in total.
 
-    `tips`: those of the variants: `counted`, `waiting` and `dependent` ones. Tips of a `fallback` model and candidates that
-    were `not_shown` are not among them. `simulated`: of all stored tips.
+    `tips`: those of the variants: `counted`, `waiting` and `dependent` ones. Tips of a `fallback` model and candidates
+    that were `not_shown` are not among them. `simulated`: of all stored tips.
     """
 
     window: ReportWindow
@@ -224,8 +224,8 @@ class _Tally:
             self.reactions[count.reaction] += count.tips
             # Mature tips are counted above, with or without a reaction.
             rewards = Sample(0 if count.mature else count.tips, count.reward, count.reward_squared)
-        # The mean of ranked tips is the one of the best among several candidates. Tips of one user are correlated: where
-        # a user has one version, intervals that count tips are too narrow.
+        # The mean of ranked tips is the one of the best among several candidates. Tips of one user are correlated:
+        # where a user has one version, intervals that count tips are too narrow.
         if not count.dependent:
             self.days[count.day] += rewards
 

@@ -50,8 +50,8 @@ class VariantResponse(BaseModel):
     )
     waiting: int = Field(description="Independent young tips without a reaction, which may still get one.")
     dependent: int = Field(
-        description="Tips that a learned policy chose among candidates, or whose version was drawn per user (`sticky`). "
-        "They are excluded from `counted`, `reward`, `probability_best`, `comparison` and `days`."
+        description="Tips that a learned policy chose among candidates, or whose version was drawn per user "
+        "(`sticky`). They are excluded from `counted`, `reward`, `probability_best`, `comparison` and `days`."
     )
     reactions: dict[str, int] = Field(description="The number of tips with each reaction; the sum is `reacted`.")
     reward: IntervalResponse | None = Field(description="The mean reward of the counted tips; None without any.")

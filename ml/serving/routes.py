@@ -13,7 +13,7 @@ from ml.platform.app_factory import ReadinessCheck
 from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
 from ml.platform.errors import TipsError
 from ml.platform.middleware.in_flight_limit import InFlightLimit
-from ml.platform.openapi import request_body
+from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
 from ml.serving.generate import Tip, TipGenerator, TipStream
 from ml.serving.prompts import PROMPTS
@@ -50,7 +50,7 @@ GeneratorDep = Annotated[TipGenerator, from_state("generator")]
 ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.SERVING])
 
 _EVENT_SCHEMA = {
     "type": "object",

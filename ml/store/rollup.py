@@ -78,8 +78,8 @@ class TipDimensions:
     def dependent(self) -> bool:
         """Whether the tip is not an independent sample of its prompt version's tips.
 
-        A learned policy chose it among candidates, so that it is the best of several; or its version was drawn per user,
-        so that it is correlated with the user's other tips.
+        A learned policy chose it among candidates, so that it is the best of several; or its version was drawn per
+        user, so that it is correlated with the user's other tips.
         """
         return self.drawn_per_user or self.score_policy not in _INDEPENDENT_SCORE_POLICIES
 

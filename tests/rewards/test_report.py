@@ -161,8 +161,8 @@ def test_equal_rates_are_reported_as_about_equal() -> None:
     comparison = report_on(day("v1", 2000, 400), day("v2", 2000, 400)).variants[1].comparison
     assert comparison
     assert comparison.words == (
-        "It is not yet known whether v2 helps more than v1: their rates are about equal so far, and a verdict would need "
-        "more than a million tips."
+        "It is not yet known whether v2 helps more than v1: their rates are about equal so far, and a verdict would "
+        "need more than a million tips."
     )
     assert comparison.more_tips is None
 

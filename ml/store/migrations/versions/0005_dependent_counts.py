@@ -1,7 +1,7 @@
 """Count dependent tips apart, so that verdicts can leave them out.
 
-The column `dependent` of the hourly counts becomes a part of their key; it was a sum. During the upgrade, recommenders of
-the previous release cannot store tips.
+The column `dependent` of the hourly counts becomes a part of their key; it was a sum. During the upgrade, recommenders
+of the previous release cannot store tips.
 """
 
 from collections import defaultdict
@@ -85,7 +85,7 @@ def _move_dependent_tips(table: sa.Table) -> None:
 
 def _dependent_counts() -> Iterator[tuple[tuple[Any, ...], tuple[float, ...]]]:
     """Yield the key of each counter that a dependent tip changed, and by how much."""
-    columns = {
+    columns: dict[str, sa.types.TypeEngine[Any]] = {
         "created_at": sa.DateTime(timezone=True),
         "segments": sa.JSON(),
         **dict.fromkeys(("prompt_version", "prompt_digest", "reaction", "policy", "score_policy"), sa.String()),
