@@ -4,6 +4,7 @@ import gc
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -55,6 +56,7 @@ def build_service(
     """
     app = FastAPIOffline(
         title="Tips",
+        version=metadata.version("tip-service"),
         summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
         lifespan=lifespan,
         docs_url=None,  # api_docs has a page of its own

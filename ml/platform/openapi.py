@@ -54,16 +54,15 @@ def install_openapi(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
 
     def openapi() -> dict[str, Any]:
         document = build_document()
-        used = {
-            tag for operations in document["paths"].values() for item in operations.values() for tag in item["tags"]
-        }
+        operations = [operation for path in document["paths"].values() for operation in path.values()]
+        used = {tag for operation in operations for tag in operation.get("tags", ())}
         document["tags"] = [
             {"name": tag.value, "description": description}
             for tag, description in TAG_DESCRIPTIONS.items()
             if tag in used
         ]
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
+        for path, path_operations in document["paths"].items():
+            for operation in path_operations.values():
                 _move_definitions(operation, document)
                 if needs_key(path):
                     operation["security"] = [{"HTTPBearer": []}]
