@@ -188,10 +188,10 @@ def test_the_page_displays_the_figures_of_get_rewards(browser: Browser, full: st
         assert f"{100 * variant['reward']['estimate']:.1f}%" in cells
         assert variant["comparison"] is None or variant["comparison"]["verdict"] in cells
     counts = numbers_of(page, "#counts-table tbody tr")
-    for variant, row in zip(report["variants"], counts, strict=True):
+    for variant, numbers in zip(report["variants"], counts, strict=True):
         kinds = variant["reactions"].values()
         names = ("tips", "counted", "waiting", "dependent", "reacted")
-        assert row[: 5 + len(kinds)] == [*(variant[name] for name in names), *kinds]
+        assert numbers[: 5 + len(kinds)] == [*(variant[name] for name in names), *kinds]
     page.context.close()
 
 

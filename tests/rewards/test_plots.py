@@ -18,7 +18,7 @@ DAY = date(2026, 3, 1)
 def variant(label: str, *days: DayReward) -> Variant:
     counted = sum(day.counted for day in days)
     reward = Interval(0.3, 0.2, 0.4) if counted else None
-    return Variant(label, "a" * 64, label, 10, 0, counted, 0, {}, reward, reward and 0.5, None, 1, 1, 1, days)
+    return Variant(label, "a" * 64, label, 10, 0, counted, 0, {}, reward, 0.5 if counted else None, None, 1, 1, 1, days)
 
 
 def test_figures_are_deterministic_and_share_no_id() -> None:
