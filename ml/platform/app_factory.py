@@ -4,6 +4,7 @@ import gc
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -14,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
+from ml.platform import api_docs
 from ml.platform.dependencies import from_state
 from ml.platform.middleware.bearer_keys import BearerKeyMiddleware
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
@@ -22,7 +24,7 @@ from ml.platform.middleware.in_flight_limit import InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
 from ml.platform.middleware.route_rules import NO_ROUTE, InFlightLimit, RouteRules, RouteRulesMiddleware
 from ml.platform.middleware.server_limits import ServerLimitsMiddleware
-from ml.platform.openapi import install_openapi
+from ml.platform.openapi import Tag, install_openapi
 from ml.platform.problem_json import install_problem_handlers, problem_responses
 from ml.platform.settings import ConfigurationError, ServiceSettings
 from ml.platform.telemetry import Telemetry, configure_logging
@@ -58,14 +60,16 @@ def build_service(
     """
     app = FastAPIOffline(
         title="Tips",
+        version=metadata.version("tip-service"),
         summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
         lifespan=lifespan,
+        docs_url=None,  # api_docs has a page of its own
         redoc_url=None,
-        static_url="/docs/static",  # /docs loads nothing from other hosts
+        static_url=api_docs.STATIC_URL,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ml.platform.telemetry has its own
     )
     # Also the documents, health and metrics, for developers, load balancers and scrapers: there is no personal data.
-    open_routers = [*open_routers, _operations(telemetry)]
+    open_routers = [*open_routers, api_docs.router, _operations(telemetry)]
     open_routes = [*app.routes, *(route for router in open_routers for route in router.routes)]
     for router in (*routers, *open_routers):
         # Not include_router: it keeps routers nested, and matching through them takes 0.05 ms of each request.
@@ -137,7 +141,7 @@ class Health(BaseModel):
 
 
 def _operations(telemetry: Telemetry) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(tags=[Tag.OPERATIONS])
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> Health:

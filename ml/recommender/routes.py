@@ -10,6 +10,7 @@ from ml.platform.app_factory import ReadinessCheck
 from ml.platform.clock import Clock
 from ml.platform.dependencies import CallerTimeout, RequireJson, from_state
 from ml.platform.errors import FieldError, UnknownTip, UnprocessableRequest
+from ml.platform.openapi import Tag
 from ml.platform.problem_json import problem_responses
 from ml.platform.telemetry import Telemetry
 from ml.recommender.recommend import Recommender
@@ -45,7 +46,7 @@ RecommenderDep = Annotated[Recommender, from_state("recommender")]
 TipStoreDep = Annotated[TipStore, from_state("tip_store")]
 TelemetryDep = Annotated[Telemetry, from_state("telemetry")]
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.TIPS])
 
 
 @router.post(

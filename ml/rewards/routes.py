@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ml.platform.clock import Clock
 from ml.platform.dependencies import from_state
 from ml.platform.errors import FieldError, UnprocessableRequest
+from ml.platform.openapi import Tag
 from ml.platform.problem_json import problem_responses
 from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
 from ml.rewards.schemas import RewardsResponse
@@ -58,7 +59,7 @@ async def _report(
 ReportDep = Annotated[RewardReport, Depends(_report)]
 """The report that the query parameters describe."""
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.REWARDS])
 
 
 @router.get("/rewards", summary="Rewards per prompt version", responses=problem_responses(401, 422, 503))

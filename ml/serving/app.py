@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from fastapi import FastAPI
 
 from ml.features.online_store import OnlineStoreUnavailable, open_online_store
+from ml.platform import api_docs
 from ml.platform.app_factory import build_service, freeze_gc_again, warn_if_unauthenticated
 from ml.platform.background import run_in_background
 from ml.platform.errors import NotReady, PolicyReloadFailed
@@ -42,6 +43,7 @@ def create_app(settings: ServingSettings) -> FastAPI:
         settings=settings,
         telemetry=telemetry,
         routers=[router],
+        open_routers=[api_docs.start_router],
         limits={generate: InFlightLimit(settings.generation_limit), score: InFlightLimit(MAX_CONCURRENT_RANKINGS)},
     )
 

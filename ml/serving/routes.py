@@ -12,7 +12,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from ml.platform.app_factory import ReadinessCheck
 from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
 from ml.platform.errors import TipsError
-from ml.platform.openapi import request_body
+from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
 from ml.serving.generate import Tip, TipGenerator, TipStream
 from ml.serving.prompts import PROMPTS
@@ -47,7 +47,7 @@ GeneratorDep = Annotated[TipGenerator, from_state("generator")]
 ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.SERVING])
 
 _EVENT_SCHEMA = {
     "type": "object",

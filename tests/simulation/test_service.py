@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ml.rewards.report import MIN_TIPS
+from ml.rewards.comparison import MIN_TIPS
 from ml.serving.prompts import PROMPTS
 from ml.simulation.people import MEAN_PREFERENCES
 from tests.process import TIPS, run, service

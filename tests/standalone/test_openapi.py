@@ -8,6 +8,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 
 from ml.features.definitions import SIGNALS
+from ml.recommender.app import create_app as create_recommender
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app
@@ -48,8 +49,18 @@ def test_the_docs_page_loads_nothing_from_other_hosts(serve: Serve) -> None:
     page = http.get("/docs").text
     assert "openapi.json" in page
     assert "://" not in page
-    for asset in re.findall(r'(?:src|href)="([^"]+)"', page):
+    for asset in re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page):
         assert http.get(asset).status_code == 200
+
+
+def test_every_operation_is_in_one_group_and_every_group_has_a_description() -> None:
+    groups = {tag["name"]: tag["description"] for tag in DOCUMENT["tags"]}
+    assert [*groups] == ["Tips", "Rewards", "Serving", "Operations"]
+    assert all(groups.values())
+    used = [operation["tags"] for path in DOCUMENT["paths"].values() for operation in path.values()]
+    assert {tag for (tag,) in used} == groups.keys()
+    recommender = create_recommender(RecommenderSettings(serving_url="http://127.0.0.1:9")).openapi()
+    assert [tag["name"] for tag in recommender["tags"]] == ["Tips", "Rewards", "Operations"]
 
 
 def test_the_document_declares_keys_for_the_routes_that_need_one() -> None:
