@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ml.cli.stores import needs_recommender_extra
-from ml.platform.dependencies import is_loopback
+from ml.platform.local_request import is_loopback
 from ml.platform.settings import ConfigurationError, ServiceSettings
 
 

@@ -11,6 +11,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ml.platform.head_requests import without_head
+
 _REF_TEMPLATE = "#/components/schemas/{model}"
 
 
@@ -30,7 +32,7 @@ def install_openapi(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
     build_document = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = build_document()
+        document = without_head(build_document)
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 _move_definitions(operation, document)

@@ -23,6 +23,10 @@ MAX_NAME_LENGTH = 60
 MAX_DETAIL_LENGTH = 500
 
 _NOT_JSON = "The request body is not valid JSON."
+_FRAMEWORK_DETAILS = {
+    HTTPStatus.NOT_FOUND: "There is no such path.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not have this method; the `Allow` header names its methods.",
+}
 
 
 def error_from_problem(document: Any, retry_after: int | None) -> TipsError | None:
@@ -95,17 +99,20 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install_problem_handlers(app: FastAPI) -> None:
     """Make `app` answer all errors, its own and the framework's, with problem+json."""
 
+    # Async, since FastAPI runs plain functions in a thread.
     @app.exception_handler(TipsError)
-    def tips_error(_: Request, error: TipsError) -> JSONResponse:
+    async def tips_error(_: Request, error: TipsError) -> JSONResponse:
         return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
-    def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         return problem_response(error_from_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
-    def framework_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def framework_error(_: Request, error: HTTPException) -> JSONResponse:
         members = {"type": "about:blank", "title": HTTPStatus(error.status_code).phrase, "status": error.status_code}
+        if error.status_code in _FRAMEWORK_DETAILS:
+            members["detail"] = _FRAMEWORK_DETAILS[HTTPStatus(error.status_code)]
         return JSONResponse(members, error.status_code, headers=error.headers, media_type=PROBLEM_JSON)
 
 

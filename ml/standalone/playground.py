@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from ml.experiments.policies import PLAYGROUND, POLICIES
 from ml.features.definitions import SIGNALS
 from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, Text, Texts, TimeOfDay
-from ml.platform.dependencies import CallerTimeout, RequireJson, require_admin
+from ml.platform.dependencies import CallerTimeout, json_body, require_admin
 from ml.platform.pages import PageTemplates
 from ml.recommender.routes import RecommenderDep, react
 from ml.recommender.schemas import ReactionResponse, TipRequest
@@ -46,8 +46,8 @@ def build_router(password: SecretStr | None) -> APIRouter:
     """Return the routes of the page. They need `password`; if it is None, the browser must run on this machine."""
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
     router.get("/")(show_page)
-    router.post("/playground/tips", dependencies=[RequireJson])(stream_tip)
-    router.post("/playground/reactions", dependencies=[RequireJson], response_model=ReactionResponse)(react)
+    router.post("/playground/tips")(stream_tip)
+    router.post("/playground/reactions", response_model=ReactionResponse)(react)
     return router
 
 
@@ -64,7 +64,10 @@ async def show_page() -> HTMLResponse:
 
 
 async def stream_tip(
-    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, timeout: CallerTimeout
+    body: Annotated[PlaygroundRequest, json_body(PlaygroundRequest)],
+    generator: GeneratorDep,
+    recommender: RecommenderDep,
+    timeout: CallerTimeout,
 ) -> EventSourceResponse:
     """Stream a tip as /generate does; the `done` event follows when the tip is durable, and has its id."""
     started = time.perf_counter()
