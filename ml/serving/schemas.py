@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
+from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel, UserId
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.score import ActivePolicies, ScoreResult
@@ -23,8 +23,10 @@ class GenerateRequest(StrictModel):
     )
 
     signals: Signals = Field(default_factory=Signals)
-    prompt_version: Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROMPTS)})] | None = Field(
-        default=None, description="One of the versions in GET /prompts; without it, the service's default."
+    prompt_version: str | None = Field(
+        default=None,
+        examples=[*PROMPTS],
+        description="One of the versions in GET /prompts, otherwise 422; without it, the service's default.",
     )
     stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")
 
@@ -40,7 +42,7 @@ class TipMetadata(BaseModel):
     """The origin of a tip."""
 
     generation_id: str
-    prompt_version: str = Field(description="The prompt version that wrote the tip.")
+    prompt_version: str = Field(examples=[*PROMPTS], description="The prompt version that wrote the tip.")
     prompt_digest: str = Field(description="SHA-256 of that version's content.")
     model: str = Field(description="The model that answered.")
     fallback: bool = Field(description="Whether that is a fallback model.")
@@ -115,14 +117,15 @@ class ScoreRequest(StrictModel):
     )
 
     event_id: Id | None = Field(default=None, description="The same id gets the same choice; by default, a new id.")
-    user_id: str | None = Field(
+    user_id: UserId | None = Field(
         default=None,
-        min_length=1,
-        max_length=128,
         description="The user whose aggregates are read from the online store.",
     )
     signals: Signals = Field(default_factory=Signals)
-    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=MAX_CANDIDATES)]
+    candidates: Annotated[
+        list[Candidate],
+        Field(min_length=1, max_length=MAX_CANDIDATES, description="Each with its own id; equal ids are a 422."),
+    ]
 
 
 class PolicyInfo(BaseModel):
