@@ -80,7 +80,7 @@ class TipResponse(BaseModel):
 
     tip_id: UUID = Field(description="The id to report reactions with.")
     tip: str
-    prompt_version: str = Field(description="The prompt version that wrote the tip.")
+    prompt_version: str = Field(examples=["v2-mentor"], description="The prompt version that wrote the tip.")
     prompt_digest: str = Field(description="SHA-256 of the prompt version's content.")
     model: str = Field(description="The model that answered.")
     fallback: bool = Field(description="Whether a fallback model answered instead of the first configured one.")

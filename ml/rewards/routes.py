@@ -57,7 +57,7 @@ async def _report(
     ] = None,
 ) -> RewardReport:
     window = ReportWindow(first, last, segment)
-    if not window.hours:
+    if first and last and last < first:
         raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
     return await reporter.report(window, clock(), baseline=baseline or None)
 
