@@ -68,7 +68,7 @@ _PROBLEM_SCHEMA = {
     "title": "Problem",
     "description": "An error (RFC 9457).",
     "type": "object",
-    "required": ["type", "title", "status"],
+    "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
@@ -110,9 +110,13 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(_: Request, error: HTTPException) -> JSONResponse:
-        members = {"type": "about:blank", "title": HTTPStatus(error.status_code).phrase, "status": error.status_code}
-        if error.status_code in _FRAMEWORK_DETAILS:
-            members["detail"] = _FRAMEWORK_DETAILS[HTTPStatus(error.status_code)]
+        status = HTTPStatus(error.status_code)
+        members = {
+            "type": "about:blank",
+            "title": status.phrase,
+            "status": error.status_code,
+            "detail": _FRAMEWORK_DETAILS.get(status, f"{status.phrase}."),
+        }
         return JSONResponse(members, error.status_code, headers=error.headers, media_type=PROBLEM_JSON)
 
 

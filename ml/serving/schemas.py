@@ -1,7 +1,7 @@
 """Request and response schemas of serving."""
 
 from dataclasses import asdict
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
@@ -13,6 +13,11 @@ from ml.serving.score import ActivePolicies, ScoreResult
 from ml.serving.tip import MAX_TIP_LENGTH
 
 MAX_CANDIDATES = 50
+
+
+def _drop_default(schema: dict[str, Any]) -> None:
+    """Remove the default from a schema, since openapi-typescript makes a field with a default required."""
+    del schema["default"]
 
 
 class GenerateRequest(StrictModel):
@@ -28,7 +33,11 @@ class GenerateRequest(StrictModel):
         examples=[*PROMPTS],
         description="One of the versions in GET /prompts, otherwise 422; without it, the service's default.",
     )
-    stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")
+    stream: bool = Field(
+        default=False,
+        description="Answer with server-sent events: meta, delta…, done or error. By default false.",
+        json_schema_extra=_drop_default,
+    )
 
 
 class UsageResponse(BaseModel):

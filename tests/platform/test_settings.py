@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -185,7 +186,8 @@ def test_no_setting_shows_a_password_in_an_address(
     values: list[object] = [*ADDRESSES, *((address,) for address in ADDRESSES)]
     for value in values:
         with suppress(ValidationError):
-            shown = settings_class(**{name: value})
+            fields: dict[str, Any] = {name: value}
+            shown = settings_class(**fields)
             assert "top-secret" not in f"{shown} {shown!r}"
 
 
@@ -201,7 +203,8 @@ def test_an_address_with_a_password_is_accepted(
 ) -> None:
     for name in names:
         scheme = "postgresql+asyncpg" if name == "database_url" else "https"
-        settings = settings_class(**{name: f"{scheme}://user:top-secret@host/name"})
+        fields: dict[str, Any] = {name: f"{scheme}://user:top-secret@host/name"}
+        settings = settings_class(**fields)
         assert getattr(settings, name)
         assert f"{name}=" in repr(settings)
 
