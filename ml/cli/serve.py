@@ -10,8 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from ml.cli.stores import needs_recommender_extra
-from ml.platform.dependencies import is_loopback
 from ml.platform.http_protocol import LimitedHttpProtocol
+from ml.platform.local_request import is_loopback
 from ml.platform.settings import ConfigurationError, ServiceSettings
 
 KEEP_ALIVE_SECONDS = 75

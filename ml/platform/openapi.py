@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ml.platform.head_requests import without_head
+
 
 class Tag(StrEnum):
     """The groups of operations."""
@@ -53,7 +55,7 @@ def install_openapi(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
     build_document = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = build_document()
+        document = without_head(build_document)
         operations = [operation for path in document["paths"].values() for operation in path.values()]
         used = {tag for operation in operations for tag in operation.get("tags", ())}
         document["tags"] = [

@@ -39,7 +39,9 @@ async def _report(
     clock: ClockDep,
     *,
     first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
-    last: Annotated[Day, Query(alias="to", description="Last day (UTC), included.")] = None,
+    last: Annotated[
+        Day, Query(alias="to", description="Last day (UTC), included; a day before `from` is a 422.")
+    ] = None,
     segment: Annotated[
         str,
         Query(
@@ -48,10 +50,15 @@ async def _report(
             description="Only users of one segment, such as `mood:low` or `locale:de`.",
         ),
     ] = "",
-    baseline: Annotated[str | None, Query(max_length=64, description="The prompt version to compare with.")] = None,
+    baseline: Annotated[
+        str | None,
+        Query(
+            max_length=64, description="The prompt version to compare with; one without tips in the window is a 422."
+        ),
+    ] = None,
 ) -> RewardReport:
     window = ReportWindow(first, last, segment)
-    if not window.hours:
+    if first and last and last < first:
         raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
     return await reporter.report(window, clock(), baseline=baseline or None)
 

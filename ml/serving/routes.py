@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ml.platform.app_factory import ReadinessCheck
-from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
+from ml.platform.dependencies import CallerTimeout, from_state, json_body, read_json, require_local_request
 from ml.platform.errors import TipsError
 from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
@@ -72,7 +72,6 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
 @router.post(
     "/generate",
     summary="Write one tip",
-    dependencies=[RequireJson],
     response_model=GenerateResponse,
     responses={
         200: {
@@ -81,9 +80,10 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
         },
         **problem_responses(400, 401, 408, 413, 415, 422, 502, 503, 504),
     },
+    openapi_extra=request_body(GenerateRequest),
 )
 async def generate(
-    body: GenerateRequest,
+    body: Annotated[GenerateRequest, json_body(GenerateRequest)],
     generator: GeneratorDep,
     timeout: CallerTimeout,
 ) -> Any:

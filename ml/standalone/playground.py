@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from ml.experiments.policies import PLAYGROUND, POLICIES
 from ml.features.definitions import SIGNALS
 from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, Text, Texts, TimeOfDay
-from ml.platform.dependencies import CallerTimeout, RequireJson, require_admin
+from ml.platform.dependencies import CallerTimeout, json_body, require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PageTemplates
 from ml.recommender.routes import RecommenderDep, react
@@ -89,8 +89,8 @@ def build_router(password: SecretStr | None) -> APIRouter:
     """Return the routes of the page. They need `password`; if it is None, the browser must run on this machine."""
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
     router.get("/", summary="Start", tags=[PAGE])(show_page)
-    router.post("/playground/tips", dependencies=[RequireJson])(stream_tip)
-    router.post("/playground/reactions", dependencies=[RequireJson], response_model=ReactionResponse)(react)
+    router.post("/playground/tips")(stream_tip)
+    router.post("/playground/reactions", response_model=ReactionResponse)(react)
     return router
 
 
@@ -109,7 +109,10 @@ async def show_page(request: Request) -> HTMLResponse:
 
 
 async def stream_tip(
-    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, timeout: CallerTimeout
+    body: Annotated[PlaygroundRequest, json_body(PlaygroundRequest)],
+    generator: GeneratorDep,
+    recommender: RecommenderDep,
+    timeout: CallerTimeout,
 ) -> EventSourceResponse:
     """Stream a tip as /generate does; the `done` event follows when the tip is durable, and has its id."""
     started = time.perf_counter()

@@ -1,10 +1,12 @@
 """The settings of both services, from the environment."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
@@ -154,6 +156,57 @@ def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigurationError, match="DATABASE_URL") as raised:
         RecommenderSettings.from_environment()
     assert "top-secret" not in str(raised.value)
+
+
+FIELDS = [
+    (settings_class, name)
+    for settings_class in (ServingSettings, RecommenderSettings)
+    for name in settings_class.model_fields
+]
+ADDRESSES = [
+    f"{scheme}://{rest}"
+    for scheme in (
+        "http",
+        "https",
+        "postgresql+asyncpg",
+        "postgresql",
+        "mysql+pymysql",
+        "redis",
+        "rediss",
+        "databricks",
+    )
+    for rest in ("user:top-secret@host/name", "host/name?password=top-secret", ":top-secret@host:1/0")
+] + ["sqlite:///top-secret.db", "sqlite+aiosqlite:///top-secret.db"]
+
+
+@pytest.mark.parametrize(("settings_class", "name"), FIELDS)
+def test_no_setting_shows_a_password_in_an_address(
+    settings_class: type[ServingSettings | RecommenderSettings], name: str
+) -> None:
+    values: list[object] = [*ADDRESSES, *((address,) for address in ADDRESSES)]
+    for value in values:
+        with suppress(ValidationError):
+            fields: dict[str, Any] = {name: value}
+            shown = settings_class(**fields)
+            assert "top-secret" not in f"{shown} {shown!r}"
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "names"),
+    [
+        (ServingSettings, {"tip_model_api_base", "mlflow_tracking_uri", "otel_exporter_otlp_endpoint"}),
+        (RecommenderSettings, {"serving_url", "database_url", "otel_exporter_otlp_endpoint"}),
+    ],
+)
+def test_an_address_with_a_password_is_accepted(
+    settings_class: type[ServingSettings | RecommenderSettings], names: set[str]
+) -> None:
+    for name in names:
+        scheme = "postgresql+asyncpg" if name == "database_url" else "https"
+        fields: dict[str, Any] = {name: f"{scheme}://user:top-secret@host/name"}
+        settings = settings_class(**fields)
+        assert getattr(settings, name)
+        assert f"{name}=" in repr(settings)
 
 
 @pytest.mark.parametrize(
