@@ -28,6 +28,9 @@ UNUSABLE = {
     "refusal": "I'm sorry, but I can't help with that.",
 }
 
+ADDRESS_VARIABLES = ("OPENAI_BASE_URL", "ANTHROPIC_API_BASE", "GEMINI_API_BASE")
+"""The variables from which LiteLLM takes the addresses of the providers."""
+
 
 @dataclass
 class Upstream:
@@ -42,6 +45,10 @@ class Upstream:
     disconnects: int = 0
     calls: Counter[str] = field(default_factory=Counter)
     released: threading.Event = field(default_factory=threading.Event)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that make this server the usual address of OpenAI, with a key."""
+        return {"OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "k"}
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/v1/chat/completions", self._answer, methods=["POST"])])
