@@ -72,9 +72,7 @@ class Gateway:
                 task.cancel()
             await asyncio.wait(loading)
             if not self._litellm.cancelled() and not self._litellm.exception():
-                litellm = self._litellm.result().module
-                await litellm.close_litellm_async_clients()
-                litellm.in_memory_llm_clients_cache.flush_cache()
+                await self._litellm.result().aclose()
 
     @property
     def missing(self) -> dict[str, str]:
@@ -91,6 +89,8 @@ class Gateway:
         """Wait until all parts are loaded; the embedded model, if configured, then reads these prompt prefixes."""
         for reason in filter(None, self._missing_keys):
             log.error("model_not_ready", reason=reason)
+        if all(self._missing_keys):
+            return
         try:
             await self._litellm
             embedded_model = self._embedded and await self._embedded

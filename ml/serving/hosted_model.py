@@ -54,9 +54,7 @@ class HostedModel:
             "reasoning_effort": self.effort,
             "max_completion_tokens" if "max_tokens" in refused else "max_tokens": limit,
         }
-        if (
-            "claude" in self.address["model"]
-        ):  # takes one of the two, and temperature is the one that is documented first
+        if "claude" in self.address["model"]:  # the newer ones take only one of the two
             refused |= {"top_p"}
         return {name: value for name, value in arguments.items() if value is not None and name not in refused}
 

@@ -65,10 +65,12 @@ class LiteLLM:
                         yield Chunk(chunk.text, chunk.usage)
                 break
             except self.exceptions as error:
-                parameter = _refused_parameter(model, error, refused)
+                parameter = _refused_parameter(model, error, observer.status, refused)
                 if has_text or parameter is None:
-                    raise map_upstream_error(error) from None
+                    raise map_upstream_error(error, status=observer.status) from None
                 refused |= {parameter}
+            finally:
+                await observer.aclose()
         if refused != model.refused:
             model.refused = refused
             log.warning("parameters_refused", model=model.address["model"], parameters=sorted(refused))
@@ -76,6 +78,14 @@ class LiteLLM:
         if finish_reason is FinishReason.LENGTH and not has_text:
             model.reasons = True  # the tokens were spent before the answer began
         yield Chunk(finish_reason=finish_reason)
+
+    async def aclose(self) -> None:
+        """Close LiteLLM's connections."""
+        await self.module.close_litellm_async_clients()
+        self.module.in_memory_llm_clients_cache.flush_cache()
+        # Streams of some providers use one client outside of that cache; it is made when it is first used.
+        if (shared := vars(self.module).get("module_level_aclient")) is not None:
+            await shared.close()
 
     async def _responses(
         self, model: HostedModel, request: CompletionRequest, refused: frozenset[str], *, stream: bool
@@ -130,11 +140,9 @@ def _finish_reason(observer: ResponseObserver, reason: str | None, *, has_text: 
 _LITELLM_REASONS = {reason.value: reason for reason in FinishReason}
 
 
-def _refused_parameter(model: HostedModel, error: Exception, refused: frozenset[str]) -> str | None:
-    status = getattr(error, "status_code", None)
-    if status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
-        return None
-    return model.refused_parameter(str(error), refused)
+def _refused_parameter(model: HostedModel, error: Exception, status: int, refused: frozenset[str]) -> str | None:
+    is_refusal = status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
+    return model.refused_parameter(str(error), refused) if is_refusal else None
 
 
 def import_litellm() -> LiteLLM:

@@ -55,6 +55,7 @@ class ResponseObserver:
 
     `finish_reason`: the last one that has arrived. `is_known_format`: it is an answer in a format that ends with a
     reason. `has_events`: a server-sent event has arrived. `is_observed`: there was an HTTP response that can be read.
+    `status`: its status, 0 before it has arrived.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,23 @@ class ResponseObserver:
         self.is_known_format = False
         self.has_events = False
         self.is_observed = False
+        self.status = 0
         self._tail = b""
+        self._streams: list[httpx.AsyncByteStream] = []
+
+    def observe(self, response: httpx.Response) -> None:
+        """Read the body of this response as it passes by."""
+        self.status = response.status_code
+        if isinstance(response.stream, httpx.AsyncByteStream):
+            self._streams.append(response.stream)
+            if response.headers.get("content-encoding", "identity") == "identity":
+                self.is_observed = True
+                response.stream = _ObservedStream(response.stream, self)
+
+    async def aclose(self) -> None:
+        """Close the responses: LiteLLM leaves some open when it cannot read them or the caller leaves."""
+        for stream in self._streams:
+            await stream.aclose()
 
     def feed(self, data: bytes) -> None:
         """Search the next bytes of the response."""
@@ -74,19 +91,10 @@ class ResponseObserver:
         self._tail = window[-_LONGEST_MATCH:]
 
 
-_observer: ContextVar[ResponseObserver | None] = ContextVar("response_observer", default=None)
-
-
-def observe_responses(observer: ResponseObserver) -> None:
-    """Make `observer` read the responses to the requests that the current task sends from now on."""
-    _observer.set(observer)
-
-
 class _ObservedStream(httpx.AsyncByteStream):
     def __init__(self, stream: httpx.AsyncByteStream, observer: ResponseObserver) -> None:
         self._stream = stream
         self._observer = observer
-        observer.is_observed = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for data in self._stream:
@@ -95,6 +103,14 @@ class _ObservedStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+_observer: ContextVar[ResponseObserver | None] = ContextVar("response_observer", default=None)
+
+
+def observe_responses(observer: ResponseObserver) -> None:
+    """Make `observer` read the responses to the requests that the current task sends from now on."""
+    _observer.set(observer)
 
 
 def install_observer(aiohttp_transport: Any) -> None:
@@ -113,8 +129,7 @@ def install_observer(aiohttp_transport: Any) -> None:
                 return await super().handle_async_request(request)  # type: ignore[no-any-return]
             request.headers["accept-encoding"] = "identity"
             response: httpx.Response = await super().handle_async_request(request)
-            if response.headers.get("content-encoding", "identity") == "identity":
-                response.stream = _ObservedStream(response.stream, observer)  # type: ignore[arg-type]
+            observer.observe(response)
             return response
 
     if not getattr(aiohttp_transport.LiteLLMAiohttpTransport, "is_observed", False):

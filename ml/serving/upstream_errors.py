@@ -99,9 +99,14 @@ def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
     )
 
 
-def map_upstream_error(error: Exception) -> TipsError:
-    """Return this project's error for a vendor's exception; for an unknown one, UpstreamFailed."""
+def map_upstream_error(error: Exception, *, status: int = 0) -> TipsError:
+    """Return this project's error for a vendor's exception; for an unknown one, UpstreamFailed.
+
+    `status`: that of the provider's response, 0 if there was none. LiteLLM invents one for answers that it cannot read.
+    """
     error_class = _error_class(error)
+    if error_class is UpstreamRefused and status == HTTPStatus.OK:
+        error_class = UpstreamFailed
     retry_after = _retry_after(error) if error_class is UpstreamOverloaded else None
     return error_class(DETAILS[error_class], retry_after=retry_after)
 
