@@ -57,9 +57,8 @@ def check_provider(model: str) -> None:
     """Raise ValueError unless LiteLLM knows the provider of this model id."""
     provider = model.partition("/")[0]
     if provider not in PROVIDERS:
-        similar = difflib.get_close_matches(provider, PROVIDERS, n=1)
-        hint = f"; do you mean {similar[0]}?" if similar else ", such as openai or anthropic"
-        raise ValueError(f"{model!r} should begin with a provider that LiteLLM knows{hint}")
+        example = next(iter(difflib.get_close_matches(provider, PROVIDERS, n=1)), "openai")
+        raise ValueError(f"{model!r} should begin with a provider that LiteLLM knows, such as {example}")
 
 
 def missing_key(model: str, environment: Mapping[str, str]) -> str:

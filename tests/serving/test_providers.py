@@ -38,8 +38,8 @@ def test_a_key_in_any_of_its_variables_is_enough_and_an_empty_one_is_none() -> N
 @pytest.mark.parametrize(
     ("model", "hint"),
     [
-        ("opnai/gpt-4o-mini", "do you mean openai?"),
-        ("qqq/model", "such as openai or anthropic"),
+        ("anthropc/claude", "such as anthropic"),
+        ("qqq/model", "such as openai"),
         ("gpt-4o-mini", "with its provider"),
         ("embedded/other", EMBEDDED_MODEL),
     ],
