@@ -57,6 +57,8 @@ def validate_tip(text: str, *, locale: str | None = None, finish_reason: str = "
     reason = next((reason for reason, is_broken in _RULES.items() if is_broken(tip)), None)
     if finish_reason == "length":
         reason = "was cut off"
+    elif finish_reason != "stop":
+        reason = "was not finished"
     elif reason is None and len(_sentences(tip, locale)) > MAX_SENTENCES:
         reason = f"has more than {MAX_SENTENCES} sentences"
     if reason:

@@ -9,7 +9,7 @@ import pytest
 
 from ml.serving.prompts import PROMPTS
 from tests.conftest import Serve, becomes_ready, eventually
-from tests.upstream import SECRET, TIP, Upstream
+from tests.upstream import NONSENSE, SECRET, TIP, Upstream
 
 BODY = {"signals": {"energy": 3}, "stream": True}
 
@@ -61,7 +61,8 @@ def test_a_fallback_model_streams_after_an_error_of_the_first_model(serve: Serve
         ("status-500", 502, "upstream-failed"),
         ("hang", 504, "deadline-exceeded"),
         ("says-empty", 502, "unusable-tip"),
-        ("nonsense-html", 502, "unusable-tip"),
+        ("status-529", 503, "upstream-overloaded"),
+        *((f"nonsense-{kind}", 502, "upstream-failed") for kind in ("html", "json", *NONSENSE)),
     ],
 )
 def test_an_error_before_the_first_text_is_a_problem_document(serve: Serve, model: str, status: int, slug: str) -> None:
