@@ -15,7 +15,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.experiments.decisions import LoggedDecision
-from ml.platform.background import run_in_background
+from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
 from ml.store import decision_log, tables
 from ml.store.counts import Counts
@@ -72,17 +72,19 @@ class _AddTips:
 
 
 @asynccontextmanager
-async def open_tip_store(url: str, clock: Clock) -> AsyncIterator["TipStore"]:
+async def open_tip_store(
+    url: str, clock: Clock, background: BackgroundTasks | None = None
+) -> AsyncIterator["TipStore"]:
     """Open the store at `url`, with its writer, until the block ends.
 
-    An SQLite database is created or migrated. Raises ConfigurationError when a PostgreSQL database does not have the
+    `background`: the tasks of the service, of which the writer becomes one. An SQLite database is created or migrated. Raises ConfigurationError when a PostgreSQL database does not have the
     newest schema, and StorageUnavailable when the database cannot be reached.
     """
     database = Database(url)
     store = TipStore(database, clock)
     try:
         await database.prepare()
-        async with run_in_background(store.writer.run()):
+        async with (background or BackgroundTasks()).run("writer", store.writer.run()):
             yield store
     finally:
         await database.close()
