@@ -2,15 +2,18 @@
 
     TipsError
     ├── InvalidRequest          400  not JSON
+    ├── InvalidHeader           400  a request header has a value that is not accepted
     ├── Unauthorized            401  no bearer key, or a wrong one
     │   └── PasswordNeeded      401  an admin page without its password
     ├── Forbidden               403
     ├── UnknownTip              404
     ├── PolicyReloadFailed      409  a ranking policy cannot be loaded; the previous one stays active
+    ├── RequestInProgress       409  another request with the same Idempotency-Key has not ended
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
     ├── UnprocessableRequest    422  a field has a value that is not accepted
-    │   └── ContentRefused      422  the model's provider declined the content of the signals
+    │   ├── ContentRefused      422  the model's provider declined the content of the signals
+    │   └── IdempotencyKeyReused 422  the same Idempotency-Key came with another body
     ├── UnusableTip             502  the model's text cannot be shown to a person
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
@@ -78,6 +81,10 @@ class InvalidRequest(TipsError):
     status, slug = HTTPStatus.BAD_REQUEST, "invalid-json"
 
 
+class InvalidHeader(TipsError):
+    status, slug = HTTPStatus.BAD_REQUEST, "invalid-header"
+
+
 class Unauthorized(TipsError):
     status, slug = HTTPStatus.UNAUTHORIZED, "unauthorized"
 
@@ -106,6 +113,10 @@ class PolicyReloadFailed(TipsError):
     status, slug = HTTPStatus.CONFLICT, "policy-unusable"
 
 
+class RequestInProgress(TipsError):
+    status, slug = HTTPStatus.CONFLICT, "request-in-progress"
+
+
 class PayloadTooLarge(TipsError):
     status, slug = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large"
 
@@ -120,6 +131,10 @@ class UnprocessableRequest(TipsError):
 
 class ContentRefused(UnprocessableRequest):
     slug = "content-refused"
+
+
+class IdempotencyKeyReused(UnprocessableRequest):
+    slug = "idempotency-key-reused"
 
 
 class UnusableTip(TipsError):

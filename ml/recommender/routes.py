@@ -10,6 +10,7 @@ from ml.platform.app_factory import ReadinessCheck
 from ml.platform.clock import Clock
 from ml.platform.dependencies import CallerTimeout, RequireJson, from_state
 from ml.platform.errors import FieldError, UnknownTip, UnprocessableRequest
+from ml.platform.idempotency_key import IdempotencyKey, OptionalIdempotencyKey
 from ml.platform.problem_json import problem_responses
 from ml.platform.telemetry import Telemetry
 from ml.recommender.recommend import Recommender
@@ -52,24 +53,39 @@ router = APIRouter()
     "/tips",
     summary="Write a tip for a user",
     dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
+    responses=problem_responses(400, 401, 409, 413, 415, 422, 502, 503, 504),
 )
-async def tips(body: TipRequest, recommender: RecommenderDep, timeout: CallerTimeout) -> TipResponse:
-    """Draw a prompt version, generate the tip, store it durably, then answer."""
-    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), timeout=timeout))
+async def tips(
+    body: TipRequest, recommender: RecommenderDep, timeout: CallerTimeout, idempotency_key: OptionalIdempotencyKey
+) -> TipResponse:
+    """Draw a prompt version, generate the tip, store it durably, then answer.
+
+    With an `Idempotency-Key`, the same request gets the same tip for 24 hours: 409 while the first one is in progress,
+    422 for another body.
+    """
+    key = idempotency_key.with_body(body) if idempotency_key else None
+    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), timeout=timeout, key=key))
 
 
 @router.post(
     "/reactions",
     summary="Report a reaction to a tip",
     dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 404, 409, 413, 415, 422, 503),
 )
 async def react(
-    body: ReactionRequest, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
+    body: ReactionRequest,
+    tip_store: TipStoreDep,
+    clock: ClockDep,
+    telemetry: TelemetryDep,
+    idempotency_key: OptionalIdempotencyKey,
 ) -> ReactionResponse:
-    """Store a reaction durably, then answer. The latest reaction is effective; a repeated one changes nothing."""
-    (result,) = await _store_reactions([body], "#", tip_store, clock, telemetry)
+    """Store a reaction durably, then answer. The latest reaction is effective; a repeated one changes nothing.
+
+    With an `Idempotency-Key`, the same request gets the same answer for 24 hours; 422 for another body.
+    """
+    key = idempotency_key.with_body(body) if idempotency_key else None
+    (result,) = await _store_reactions([body], "#", tip_store, clock, telemetry, key=key)
     return ReactionResponse.of(result)
 
 
@@ -88,7 +104,13 @@ async def react_batch(
 
 
 async def _store_reactions(
-    reactions: Sequence[ReactionRequest], pointer: str, tip_store: TipStore, clock: Clock, telemetry: Telemetry
+    reactions: Sequence[ReactionRequest],
+    pointer: str,
+    tip_store: TipStore,
+    clock: Clock,
+    telemetry: Telemetry,
+    *,
+    key: IdempotencyKey | None = None,
 ) -> list[ReactionResult]:
     """Store all reactions. `pointer`: the format of the JSON pointer to the reaction at an index of the body."""
     latest = clock() + MAX_CLOCK_SKEW
@@ -97,10 +119,11 @@ async def _store_reactions(
         errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in in_future]
         raise UnprocessableRequest("A reaction is in the future; nothing has been stored.", errors=errors)
     try:
-        results = await tip_store.react([reaction.as_reaction() for reaction in reactions])
+        results = await tip_store.react([reaction.as_reaction() for reaction in reactions], key)
     except UnknownTipsError as unknown:
         errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in unknown.indexes]
         raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None
     for reaction, result in zip(reactions, results, strict=True):
-        telemetry.reactions.labels(reaction.reaction, result.outcome).inc()
+        if not result.replayed:
+            telemetry.reactions.labels(reaction.reaction, result.outcome).inc()
     return results

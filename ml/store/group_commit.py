@@ -24,8 +24,8 @@ class GroupCommit(Generic[Operation]):
     async def submit(self, operation: Operation) -> Any:
         """Return the operation's result once it is durable.
 
-        Raises Busy when too many operations wait, StorageUnavailable, also when the writer has ended, or the operation's
-        own error.
+        Raises Busy when too many operations wait, StorageUnavailable, which includes that the writer has ended, or the
+        operation's own error.
         """
         if self._has_ended:
             raise _writer_has_ended()
