@@ -75,14 +75,14 @@ class Run:
         self.now += by.total_seconds()
 
     async def other_body(self, store: TipStore) -> None:
-        self._expire()
-        if self.model:
+        if self.model and not self._has_expired(self.model):
             with pytest.raises(IdempotencyKeyReused):
                 async with store.reserve(IdempotencyKey(self.key, "other"), "u-1", [], LEASE):
                     pass
 
     async def request(self, store: TipStore) -> None:
-        self._expire()
+        if self.model and self._has_expired(self.model):
+            self.model = None
         self.number += 1
         draw, stack = [f"draw-{self.number}"], AsyncExitStack()
         reserving = store.reserve(IdempotencyKey(self.key, "body"), "u-1", draw, LEASE)
@@ -131,9 +131,8 @@ class Run:
         if self.attempts:
             self.crashed.append(self.attempts.pop(0))  # kept, since the end of its block would release the key
 
-    def _expire(self) -> None:
-        if self.model and self.now - self.model.first_at >= RETENTION.total_seconds():
-            self.model = None
+    def _has_expired(self, model: KeyModel) -> bool:
+        return self.now - model.first_at >= RETENTION.total_seconds()
 
 
 STEPS = (
