@@ -16,6 +16,7 @@ from ml.cli.stores import needs_recommender_extra
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import configure_logging
+from ml.serving.prompts import PROMPTS
 
 
 def simulate(
@@ -59,7 +60,7 @@ def _compare_policies(
         from ml.simulation.regret import compare_policies
 
         try:
-            comparison = compare_policies(users=users, days=days, seed=seed, progress=progress)
+            comparison = compare_policies([*PROMPTS], users=users, days=days, seed=seed, progress=progress)
             draw(comparison, file)
         except OSError:
             raise ConfigurationError(f"{file} cannot be written.") from None

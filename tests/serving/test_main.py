@@ -4,11 +4,12 @@ import sys
 
 import pytest
 
+from ml.serving.prompts import PROMPTS
 from tests.process import run
 from tests.upstream import TIP, Upstream
 
 UVICORN = (sys.executable, "-m", "uvicorn", "ml.serving.main:app", "--port", "0")
-VERSIONS = "v1, v2-mentor, v3-few-shot"
+VERSIONS = ", ".join(PROMPTS)
 
 
 def python(script: str, **settings: str) -> list[str]:

@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from ml.rewards.report import MIN_TIPS
-from ml.serving.prompts import PROMPTS
-from ml.simulation.people import MEAN_PREFERENCES
+from ml.simulation.people import LISTED_VERSIONS, mean_preference
 from tests.process import TIPS, run, service
 from tests.upstream import Upstream
 
@@ -17,7 +16,11 @@ from tests.upstream import Upstream
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("simulation") / "tips.db"
-    ended = run(TIPS, "simulate", "--users", "120", "--days", "12", DATABASE_URL=f"sqlite+aiosqlite:///{path}")
+    ended = run(
+        *(TIPS, "simulate", "--users", "120", "--days", "12"),
+        DATABASE_URL=f"sqlite+aiosqlite:///{path}",
+        TIP_PROMPT_VERSION=",".join(LISTED_VERSIONS),
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("simulated: ")
     assert "Simulating" in ended.stderr
@@ -29,11 +32,11 @@ def test_the_interval_of_every_version_contains_its_mean_preference(database: Pa
     with service(DATABASE_URL=url, TIP_MODEL="openai/good", TIP_MODEL_API_BASE=f"{upstream.url}/v1") as both:
         report = both.http.get("/rewards").json()
         page = both.http.get("/admin/rewards").text
-    assert {variant["prompt_version"] for variant in report["variants"]} == set(PROMPTS)
+    assert {variant["prompt_version"] for variant in report["variants"]} == {*LISTED_VERSIONS}
     for variant in report["variants"]:
         reward = variant["reward"]
         assert variant["counted"] > MIN_TIPS
-        assert reward["low"] < MEAN_PREFERENCES[variant["prompt_version"]] < reward["high"]
+        assert reward["low"] < mean_preference(variant["prompt_version"]) < reward["high"]
         assert len(variant["days"]) > 10
     assert not report["sample_ratio"]["alarm"]
     assert report["simulated"] == sum(variant["tips"] for variant in report["variants"])
