@@ -1,7 +1,6 @@
 """`tips generate`: write one tip without a service."""
 
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -12,7 +11,8 @@ from pydantic import ValidationError
 
 from ml.features.definitions import SIGNALS
 from ml.platform.problem_json import error_from_validation
-from ml.platform.telemetry import Telemetry, configure_logging
+from ml.platform.settings import ConfigurationError
+from ml.platform.telemetry import Telemetry
 from ml.serving.app import build_gateway, build_generator, check_settings
 from ml.serving.generate import Tip, TipGenerator
 from ml.serving.prompts import resolve_prompt
@@ -29,7 +29,6 @@ def generate(
     check_settings(settings)
     request = _parse_request(signal or [], prompt_version)
     resolve_prompt(request.prompt_version, settings.default_prompt_version)
-    configure_logging(logging.CRITICAL, sys.stderr)
     asyncio.run(_generate(settings, request))
 
 
@@ -59,7 +58,7 @@ def _parse_request(pairs: Sequence[str], prompt_version: str | None) -> Generate
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise typer.BadParameter("should be NAME=VALUE, such as sleep_hours=5.5", param_hint="--signal")
+            raise typer.BadParameter(f"{pair!r} should be NAME=VALUE, such as sleep_hours=5.5", param_hint="--signal")
         if name == "recent_tips":
             signals[name] = [*signals.get(name, []), value]
         else:
@@ -67,4 +66,6 @@ def _parse_request(pairs: Sequence[str], prompt_version: str | None) -> Generate
     try:
         return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
     except ValidationError as error:
-        raise error_from_validation(error.errors()) from None
+        first = error_from_validation(error.errors()).errors[0]
+        name, detail = first.pointer.removeprefix("#/signals/"), first.detail.removeprefix("Input ")
+        raise ConfigurationError(f"--signal {name}: {detail}.") from None

@@ -19,7 +19,7 @@ NO_EMBEDDED_MODEL = (
 
 def _check_model_id(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9_]+/\S+", value):
-        raise ValueError(f"{value!r} should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
+        raise ValueError("should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
     return value
 
 

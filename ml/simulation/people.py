@@ -60,7 +60,7 @@ class Persona:
     signals: Mapping[str, _Sampler]
 
     def preference(self, prompt_version: str) -> float:
-        """Return the probability that a tip of a prompt version helps; a hash of its name decides if it is not listed."""
+        """Return the probability that a tip of a version helps; a hash of its name decides if it is not listed."""
         position = hash_to_unit_interval("preference", self.name, prompt_version)
         other = MIN_OTHER_PREFERENCE + position * (MAX_OTHER_PREFERENCE - MIN_OTHER_PREFERENCE)
         return self.preferences.get(prompt_version, other)

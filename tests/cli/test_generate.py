@@ -41,10 +41,14 @@ def test_the_tip_is_streamed_to_a_terminal(upstream: Upstream) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--prompt-version", "v9"], 1, f"The prompt version is not known; it should be one of {', '.join(PROMPTS)}."),
-        (["--signal", "shoe_size=43"], 1, ", ".join(SIGNALS)),
-        (["--signal", "energy=eleven"], 1, "#/signals/energy"),
-        (["--signal", "energy"], 2, "should be NAME=VALUE, such as sleep_hours=5.5"),
+        (["--prompt-version", "v9"], 1, f"version 'v9' is not known; it should be one of {', '.join(PROMPTS)}."),
+        (
+            ["--signal", "shoe_size=43"],
+            1,
+            f"--signal shoe_size: is not known; the known ones are {', '.join(SIGNALS)}",
+        ),
+        (["--signal", "energy=eleven"], 1, "--signal energy: should be a"),
+        (["--signal", "energy"], 2, "'energy' should be NAME=VALUE, such as sleep_hours=5.5"),
     ],
 )
 def test_a_wrong_argument_gives_an_error_message(arguments: list[str], code: int, message: str) -> None:
