@@ -1,5 +1,6 @@
 """`tips simulate`: simulated users, for the reward page or for a comparison of policies."""
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from ml.cli.options import check_figure_file, whole_number
 from ml.cli.progress import tracked
-from ml.cli.stores import needs_recommender_extra
+from ml.cli.stores import database_name, needs_recommender_extra
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
 from ml.serving.prompts import PROMPTS
@@ -43,12 +44,19 @@ def simulate(
         return
     with needs_recommender_extra():
         from ml.recommender.settings import RecommenderSettings
+        from ml.simulation.service import SimulationFailed
         from ml.simulation.service import simulate as run_simulation
         from ml.store.database import prepare_database
     settings = RecommenderSettings.from_environment()
     prepare_database(settings.database_url.get_secret_value())
-    result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
-    print(f"simulated: {result.tips} tips, {result.reactions} reactions; `tips serve` shows them on /admin/rewards")
+    try:
+        result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
+    except SimulationFailed as error:
+        sys.exit(f"The simulation ended early, and nothing is stored. {error}")
+    print(
+        f"simulated: {result.tips} tips, {result.reactions} reactions in {database_name()}; "
+        "`tips serve` shows them on /admin/rewards"
+    )
 
 
 def _compare_policies(
