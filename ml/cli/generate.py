@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from ml.cli.progress import working
 from ml.features.definitions import SIGNALS
 from ml.platform.problem_json import error_from_validation
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry
 from ml.serving.app import build_gateway, build_generator, check_settings
 from ml.serving.generate import Tip, TipGenerator
-from ml.serving.prompts import resolve_prompt
+from ml.serving.prompts import Prompt, resolve_prompt
 from ml.serving.schemas import GenerateRequest
 from ml.serving.settings import ServingSettings
 
@@ -24,26 +25,30 @@ def generate(
     signal: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUE; names: {', '.join(SIGNALS)}.")] = None,
     prompt_version: Annotated[str | None, typer.Option(help="One of the versions that `tips prompts` shows.")] = None,
 ) -> None:
-    """Write one tip; a terminal shows it while it is written."""
+    """Write one tip; a terminal shows it while it is written. The first one waits until the model is loaded."""
     settings = ServingSettings.from_environment()
     check_settings(settings)
     request = _parse_request(signal or [], prompt_version)
-    resolve_prompt(request.prompt_version, settings.default_prompt_version)
-    asyncio.run(_generate(settings, request))
+    _, prompt = resolve_prompt(request.prompt_version, settings.default_prompt_version)
+    asyncio.run(_generate(settings, request, prompt))
 
 
-async def _generate(settings: ServingSettings, request: GenerateRequest) -> None:
+async def _generate(settings: ServingSettings, request: GenerateRequest, prompt: Prompt) -> None:
     async with build_gateway(settings).running() as gateway:
         generator = build_generator(settings, gateway, Telemetry())
-        await gateway.warm_up(())  # loading may take longer than the time for one tip
+        with working("Loading the model"):  # not a part of the time for the tip, since it may take longer
+            await gateway.warm_up([prompt.prefix])
         if sys.stdout.isatty():
             await _print_stream(generator, request)
         else:
-            print((await generator.generate(request.signals.known(), request.prompt_version)).text)
+            with working("Writing the tip"):
+                tip = await generator.generate(request.signals.known(), request.prompt_version)
+            print(tip.text)
 
 
 async def _print_stream(generator: TipGenerator, request: GenerateRequest) -> None:
-    stream = await generator.stream(request.signals.known(), request.prompt_version)
+    with working("Writing the tip"):
+        stream = await generator.stream(request.signals.known(), request.prompt_version)
     try:
         async with aclosing(stream.pieces) as pieces:
             async for piece in pieces:
