@@ -12,8 +12,12 @@ from fastapi import FastAPI
 
 from ml.cli.options import choice, whole_number
 from ml.cli.stores import needs_recommender_extra
-from ml.platform.dependencies import is_loopback
+from ml.platform.http_protocol import LimitedHttpProtocol
+from ml.platform.local_request import is_loopback
 from ml.platform.settings import ConfigurationError, ServiceSettings
+
+KEEP_ALIVE_SECONDS = 75
+"""For idle connections: longer than clients and proxies keep them, so that a request never meets a closing one."""
 
 _SERVICES = ("serving", "recommender")
 
@@ -46,6 +50,10 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        http=LimitedHttpProtocol,
+        limit_concurrency=settings.max_connections,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.generate_timeout_seconds) + 1,
     )
 

@@ -231,7 +231,13 @@ class Language(_NotEncoded):
 
     @property
     def annotation(self) -> Any:
-        syntax = Field(min_length=2, max_length=20, pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$")
+        syntax = Field(
+            min_length=2,
+            max_length=20,
+            pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*$",
+            examples=["en-GB", "de-DE"],
+            description="A BCP 47 locale that Unicode CLDR knows; another one is a 422.",
+        )
         return Annotated[str, syntax, AfterValidator(_known_locale)]
 
     def words(self, value: str) -> str:

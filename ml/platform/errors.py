@@ -6,11 +6,13 @@
     │   └── PasswordNeeded      401  an admin page without its password
     ├── Forbidden               403
     ├── UnknownTip              404
+    ├── RequestTimeout          408  the client is too slow in sending the request
     ├── PolicyReloadFailed      409  a ranking policy cannot be loaded; the previous one stays active
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
     ├── UnprocessableRequest    422  a field has a value that is not accepted
     │   └── ContentRefused      422  the model's provider declined the content of the signals
+    ├── HeadersTooLarge         431
     ├── UnusableTip             502  the model's text cannot be shown to a person
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
@@ -102,6 +104,14 @@ class UnknownTip(TipsError):
     status, slug = HTTPStatus.NOT_FOUND, "unknown-tip"
 
 
+class RequestTimeout(TipsError):
+    status, slug = HTTPStatus.REQUEST_TIMEOUT, "request-timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
+
+
 class PolicyReloadFailed(TipsError):
     status, slug = HTTPStatus.CONFLICT, "policy-unusable"
 
@@ -120,6 +130,10 @@ class UnprocessableRequest(TipsError):
 
 class ContentRefused(UnprocessableRequest):
     slug = "content-refused"
+
+
+class HeadersTooLarge(TipsError):
+    status, slug = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"
 
 
 class UnusableTip(TipsError):

@@ -3,7 +3,9 @@
 An empty variable counts as unset. A wrong value is a `ConfigurationError`: one sentence, without secrets.
 """
 
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 from urllib.parse import urlsplit
@@ -44,7 +46,7 @@ def _check_address(value: str) -> str:
 
 
 def _check_file(value: Path) -> Path:
-    if not value.is_file():
+    if not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
         raise ValueError("is not a file that can be read")
     return value
 
@@ -53,15 +55,24 @@ Address = Annotated[str, AfterValidator(_check_address)]
 ReadableFile = Annotated[Path, AfterValidator(_check_file)]
 
 
+HIDDEN = "**********"
+
+
 class ServiceSettings(BaseSettings):
     """The settings that all services have; each field is the environment variable of the same name in capitals."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
     generate_timeout_seconds: float = Field(default=30, gt=0, le=600)
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_commas)] = ()
     allow_anonymous: bool = False
+    max_connections: int = Field(default=500, ge=1)
     otel_exporter_otlp_endpoint: Address | None = None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Yield the fields for `repr` and `str`, without addresses, which can contain a password."""
+        for name, value in super().__repr_args__():
+            yield name, HIDDEN if "://" in str(value) else value
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -77,8 +88,8 @@ class ServiceSettings(BaseSettings):
             ) from None
 
 
-_CREDENTIALS = re.compile(r"://.*@|:[^/].*@")
-"""A user name and password in an address."""
+_CREDENTIALS = re.compile(r"://.*[@?]|:[^/].*@")
+"""A place for a password in an address: before the host, or in a parameter."""
 
 _NUMBER_KINDS = {float: "a number", int: "a whole number"}
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}

@@ -13,6 +13,7 @@ from ml.platform.app_factory import build_service, warn_if_unauthenticated
 from ml.platform.clock import Clock, utc_now
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
+from ml.recommender import start_page
 from ml.recommender.recommend import Recommender
 from ml.recommender.routes import RecommenderState, router
 from ml.recommender.selection import REFRESH_SECONDS, PromptSelector, keep_learning
@@ -63,8 +64,7 @@ def create_app(
         settings=settings,
         telemetry=telemetry,
         routers=[router, rewards_router],
-        open_routers=[pages.build_router(settings.admin_password)],
-        open_paths=pages.PATHS,
+        open_routers=[pages.build_router(settings.admin_password), start_page.build_router(settings.admin_password)],
     )
 
 

@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ml.platform.http_protocol import LimitedHttpProtocol
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.prompts import PROMPTS
@@ -207,9 +208,13 @@ def _model() -> Starlette:
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
-    """Serve `app` on a free port of this machine, in a thread, until the block ends; yield its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+def listening(app: ASGIApp, **options: Any) -> Iterator[str]:
+    """Serve `app` on a free port of this machine, in a thread, until the block ends; yield its address.
+
+    `options`: further options of uvicorn.
+    """
+    options = {"http": LimitedHttpProtocol, "ws": "none", "timeout_graceful_shutdown": 5, **options}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -5,14 +5,17 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ml.serving.prompts import PROMPTS
 from tests.cli.commands import database_url, model_settings, tips_without
 from tests.conftest import Serve, eventually
 from tests.process import TIPS, run, service
+from tests.raw_http import connected, incomplete_request
 from tests.upstream import SECRET, TIP, Upstream
 
 UVICORN = (sys.executable, "-m", "uvicorn")
@@ -94,6 +97,35 @@ def test_sigterm_finishes_the_requests_in_flight_and_exits_with_0(upstream: Upst
         upstream.released.set()
         assert response.result().json()["tip"] == TIP
         assert running.process.wait(300) == 0
+
+
+LIMITED_UVICORN = (*UVICORN_SERVING, "--http", "ml.platform.http_protocol:LimitedHttpProtocol")
+
+
+@pytest.mark.parametrize("command", [(TIPS, "serve"), LIMITED_UVICORN], ids=["tips serve", "uvicorn"])
+def test_the_server_limits_headers_and_says_so(upstream: Upstream, command: tuple[str, ...]) -> None:
+    with service(*command, **model_settings(upstream)) as running:
+        response = running.http.post("/generate", json={}, headers={f"x-{number}": "" for number in range(101)})
+        assert response.status_code == 431
+        assert running.http.post("/generate", json={}).status_code == 200
+        _, log = running.stop()
+    assert not [line for line in log if line["event"] == "server_without_limits"]
+
+
+def test_a_server_without_limits_is_warned_of_once(upstream: Upstream) -> None:
+    with service(*UVICORN_SERVING, **model_settings(upstream)) as running:
+        for _ in range(3):
+            running.http.get("/health/live")
+        _, log = running.stop()
+    assert [line["level"] for line in log if line["event"] == "server_without_limits"] == ["warning"]
+
+
+def test_the_number_of_connections_is_a_setting(upstream: Upstream) -> None:
+    with service(**model_settings(upstream, MAX_CONNECTIONS="3")) as running, ExitStack() as stack:
+        running.http.close()
+        for _ in range(3):
+            stack.enter_context(connected(running.url, incomplete_request("/generate")))
+        assert eventually(lambda: httpx.get(f"{running.url}/health/live").status_code == 503)
 
 
 def accepts_connections(url: str) -> bool:

@@ -1,12 +1,14 @@
 """The settings of both services, from the environment."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
@@ -158,6 +160,57 @@ def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatc
     assert "top-secret" not in str(raised.value)
 
 
+FIELDS = [
+    (settings_class, name)
+    for settings_class in (ServingSettings, RecommenderSettings)
+    for name in settings_class.model_fields
+]
+ADDRESSES = [
+    f"{scheme}://{rest}"
+    for scheme in (
+        "http",
+        "https",
+        "postgresql+asyncpg",
+        "postgresql",
+        "mysql+pymysql",
+        "redis",
+        "rediss",
+        "databricks",
+    )
+    for rest in ("user:top-secret@host/name", "host/name?password=top-secret", ":top-secret@host:1/0")
+] + ["sqlite:///top-secret.db", "sqlite+aiosqlite:///top-secret.db"]
+
+
+@pytest.mark.parametrize(("settings_class", "name"), FIELDS)
+def test_no_setting_shows_a_password_in_an_address(
+    settings_class: type[ServingSettings | RecommenderSettings], name: str
+) -> None:
+    values: list[object] = [*ADDRESSES, *((address,) for address in ADDRESSES)]
+    for value in values:
+        with suppress(ValidationError):
+            fields: dict[str, Any] = {name: value}
+            shown = settings_class(**fields)
+            assert "top-secret" not in f"{shown} {shown!r}"
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "names"),
+    [
+        (ServingSettings, {"tip_model_api_base", "mlflow_tracking_uri", "otel_exporter_otlp_endpoint"}),
+        (RecommenderSettings, {"serving_url", "database_url", "otel_exporter_otlp_endpoint"}),
+    ],
+)
+def test_an_address_with_a_password_is_accepted(
+    settings_class: type[ServingSettings | RecommenderSettings], names: set[str]
+) -> None:
+    for name in names:
+        scheme = "postgresql+asyncpg" if name == "database_url" else "https"
+        fields: dict[str, Any] = {name: f"{scheme}://user:top-secret@host/name"}
+        settings = settings_class(**fields)
+        assert getattr(settings, name)
+        assert f"{name}=" in repr(settings)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -172,6 +225,7 @@ def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatc
             "'b' should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini",
         ),
         ("TIP_MODEL_API_BASE", "localhost:8080", "'localhost:8080' should be an http:// or https:// address"),
+        ("ONLINE_STORE_URL", "redis://host/0?password=top-secret", "should be sqlite:///FILE"),
         ("TIP_MODEL_API_BASE", "user:top-secret@host", "should be an http:// or https:// address"),
         ("EMBEDDED_MODEL_PATH", "/nowhere/model.gguf", "'/nowhere/model.gguf' is not a file that can be read"),
         ("GENERATE_TIMEOUT_SECONDS", "0", "'0' should be a number, above 0 and at most 600"),
@@ -201,7 +255,7 @@ PUBLIC_SETTINGS = sorted(
 
 
 @pytest.mark.parametrize("name", PUBLIC_SETTINGS)
-@given(value=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="@,"), min_size=1))
+@given(value=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="@,?"), min_size=1))
 def test_every_error_names_the_value_once_and_has_no_words_of_the_library(name: str, value: str) -> None:
     field = name.lower()
     settings = ServingSettings if field in ServingSettings.model_fields else RecommenderSettings

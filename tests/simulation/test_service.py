@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ml.recommender.settings import RecommenderSettings
-from ml.rewards.report import MIN_TIPS
+from ml.rewards.comparison import MIN_TIPS
 from ml.simulation.people import LISTED_VERSIONS, mean_preference, visits
 from ml.simulation.service import SimulationFailed, _Simulation, listening, simulate
 from ml.store.database import migrate_database
