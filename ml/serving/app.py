@@ -100,7 +100,7 @@ def check_settings(settings: ServingSettings) -> None:
             with open_online_store(settings.online_store_url):
                 pass
         except OnlineStoreUnavailable as error:
-            raise ConfigurationError(f"ONLINE_STORE_URL: the file {error}.") from None
+            raise ConfigurationError(f"ONLINE_STORE_URL: {error}.") from None
 
 
 def load_policies(settings: ServingSettings) -> ActivePolicies:

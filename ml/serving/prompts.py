@@ -107,6 +107,9 @@ best, small enough to finish in ten minutes, and say how many minutes, steps or 
 
 BASELINE_VERSION = "v1"
 
+MAX_SHOWN_LENGTH = 64
+"""The number of characters of an unknown version that an error shows."""
+
 PROMPTS: Mapping[str, Prompt] = MappingProxyType(
     {
         BASELINE_VERSION: Prompt(
@@ -157,7 +160,7 @@ def resolve_prompt(prompt_version: str | None, default: str) -> tuple[str, Promp
         known = tuple(PROMPTS)
         detail = f"should be one of {', '.join(known)}"
         raise UnprocessableRequest(
-            f"The prompt version is not known; it {detail}.",
+            f"The prompt version {resolved[:MAX_SHOWN_LENGTH]!r} is not known; it {detail}.",
             errors=[FieldError("#/prompt_version", detail, known)],
         )
     return resolved, PROMPTS[resolved]

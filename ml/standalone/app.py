@@ -48,6 +48,7 @@ def create_app(
     """
     check_settings(settings, recommender_settings)
     policies = serving.load_policies(settings)
+    recommender.warn_if_candidates_are_ranked(recommender_settings, policies.policy.name)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
     state: dict[str, Any] = {}
 

@@ -252,7 +252,7 @@ def test_a_wrong_setting_of_serving_ends_the_program_with_one_sentence(
 RECOMMENDER_MISTAKES = [
     ({"SERVING_URL": ""}, "SERVING_URL: must be the address of serving"),
     ({"TIP_PROMPT_VERSION": "v1,v9"}, f"TIP_PROMPT_VERSION: serving does not know v9; it knows {', '.join(PROMPTS)}."),
-    ({"TIP_PROMPT_VERSION": "v1,,"}, "TIP_PROMPT_VERSION: the value should be one prompt version, or"),
+    ({"TIP_PROMPT_VERSION": "v1,,"}, "TIP_PROMPT_VERSION: the value 'v1,,' should be one prompt version, or"),
     ({"DATABASE_URL": "tips.db"}, "DATABASE_URL: the value should be sqlite+aiosqlite:///FILE or "),
     ({"DATABASE_URL": "sqlite+aiosqlite:////nowhere/tips.db"}, "DATABASE_URL: the database cannot be opened"),
     (

@@ -61,8 +61,8 @@ def test_a_visitor_gets_a_tip_of_every_version_and_reactions_change_the_rewards(
     expect(page.locator("[data-version=v2-mentor] .message")).to_have_text("Reaction stored: Does not help.")
     expect(page.locator("[data-version=v2-mentor] [aria-pressed=true]")).to_have_text("Does not help")
     variants = {variant["label"]: variant for variant in http.get("/rewards").json()["variants"]}
-    assert [variants[version]["tips"] for version in PROMPTS] == [1, 1, 1]
-    assert [variants[version]["reacted"] for version in PROMPTS] == [1, 1, 0]
+    assert [variants[version]["tips"] for version in PROMPTS] == [1] * len(PROMPTS)
+    assert [variants[version]["reacted"] for version in [*PROMPTS][:3]] == [1, 1, 0]
     assert [variants[version]["reward"]["estimate"] for version in ("v1", "v2-mentor")] == [1, 0]
     page.get_by_role("link", name="Rewards").click()
     expect(page.locator("body")).to_contain_text("v2-mentor")
