@@ -1,10 +1,10 @@
 """The context of a prompt, assembled from signals. A pure function; its text has a bounded length."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ml.features.crisis import states_crisis
 from ml.features.definitions import SIGNALS
 
 
@@ -40,19 +40,5 @@ def assemble_context(signals: Mapping[str, Any]) -> PromptContext:
     return PromptContext(
         sentences=tuple(sentence.format(wording) for sentence, wording in wordings if wording),
         locale=signals.get("locale"),
-        crisis=bool(_CRISIS.search(signals.get("goal") or "")),
+        crisis=states_crisis(signals.get("goal") or ""),
     )
-
-
-# The plainest expressions in a few languages. Every prompt asks the model to notice the others; a small model needs
-# explicit instructions. No list of words is a safety system.
-_CRISIS = re.compile(
-    r"suicid|suizid|suicíd|selbstmord"
-    r"|\b(kill|hurt|harm|cut)(ing)? (my ?self)\b|\bself[- ]?harm|\bend(ing)? (my life|it all)\b"
-    r"|\b(want|wish|going|ready) (to|i could) die\b|\bbetter off dead\b|\bno reason to live\b"
-    r"|\b(don['’]?t|do not|no longer) (want|wish) to (live|be alive|exist|wake up)\b"
-    r"|\b(mich|mir) (umbringen|das leben nehmen)\b|\bnicht mehr leben\b|\bsterben will\b|\bwill sterben\b"
-    r"|\b(quiero|quisiera) morir|\bmatarme\b|\bno quiero (vivir|seguir viviendo)\b"
-    r"|\b(veux|voudrais) mourir\b|\bme tuer\b|\b(veux|voudrais) plus vivre\b",
-    re.IGNORECASE,
-)
