@@ -6,6 +6,8 @@ from typing import Any
 
 from ml.features.crisis import states_crisis
 from ml.features.definitions import SIGNALS
+from ml.features.feature_types import FreeText, Text
+from ml.features.instructions import gives_instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +15,8 @@ class PromptContext:
     """The signals of one request as English sentences.
 
     `sentences`: one sentence for each signal that is set, in the order of `SIGNALS`; double quotes delimit free text
-    and appear nowhere else. `locale`: the BCP 47 locale to write in, if given. `crisis`: the user's goal states plainly
-    that they may harm themselves.
+    and appear nowhere else. `locale`: the BCP 47 locale to write in, if given. `crisis`: a free text states plainly
+    that the user may harm themselves.
     """
 
     sentences: tuple[str, ...] = ()
@@ -27,18 +29,31 @@ class PromptContext:
         return " ".join(self.sentences)
 
 
-def assemble_context(signals: Mapping[str, Any]) -> PromptContext:
+def assemble_context(signals: Mapping[str, Any], *, with_free_text: bool = True) -> PromptContext:
     """Return the context of validated `signals`; a signal that is missing, None or blank is left out.
+
+    So is free text that gives instructions to the model, and all free text unless `with_free_text`. A crisis that it
+    states is detected in any case.
 
     Raises KeyError for a name that is not in `SIGNALS`.
     """
     unknown = signals.keys() - SIGNALS.keys()
     if unknown:
         raise KeyError(*sorted(unknown))
-    values = ((signal, signals.get(name)) for name, signal in SIGNALS.items())
-    wordings = ((signal.sentence, signal.type.words(value)) for signal, value in values if value is not None)
-    return PromptContext(
-        sentences=tuple(sentence.format(wording) for sentence, wording in wordings if wording),
-        locale=signals.get("locale"),
-        crisis=states_crisis(signals.get("goal") or ""),
-    )
+    sentences, crisis = [], False
+    for name, signal in SIGNALS.items():
+        if (value := signals.get(name)) is None:
+            continue
+        if isinstance(signal.type, FreeText):
+            texts = signal.type.texts(value)
+            crisis = crisis or any(map(states_crisis, texts))
+            if not with_free_text or gives_instructions(" ".join(texts)):
+                continue
+        if wording := signal.type.words(value):
+            sentences.append(signal.sentence.format(wording))
+    return PromptContext(tuple(sentences), signals.get("locale"), crisis)
+
+
+def own_words(signals: Mapping[str, Any]) -> str:
+    """Return the texts that the user wrote, without earlier tips, as one text."""
+    return "\n".join(value for name, value in signals.items() if value and isinstance(SIGNALS[name].type, Text))

@@ -5,9 +5,10 @@ languages; every prompt asks the model to notice the others. No list of words is
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+
+from ml.features.free_text import normalise_words
 
 Phrases = tuple[tuple[str, ...], ...]
 """The alternatives for each part of a phrase, in order. Lower case, no apostrophes; `*` stands for any ending."""
@@ -91,16 +92,9 @@ def crisis_pattern(phrases: Iterable[Phrases]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(phrase_patterns)})\b")
 
 
-def normalise(text: str) -> str:
-    """Return the words of a text in lower case without apostrophes, separated by single spaces."""
-    return _NO_WORDS.sub(" ", _APOSTROPHES.sub("", unicodedata.normalize("NFKC", text).lower()))
-
-
 def states_crisis(text: str) -> bool:
     """Return whether a text states a crisis plainly."""
-    return bool(_CRISIS.search(normalise(text)))
+    return bool(_CRISIS.search(normalise_words(text)))
 
 
-_APOSTROPHES = re.compile(r"['\u2019\u02bc]")
-_NO_WORDS = re.compile(r"\W+")
 _CRISIS = crisis_pattern(CRISIS_PHRASES.values())

@@ -12,6 +12,7 @@
     ├── UnprocessableRequest    422  a field has a value that is not accepted
     │   └── ContentRefused      422  the model's provider declined the content of the signals
     ├── UnusableTip             502  the model's text cannot be shown to a person
+    │   └── UnsuitableTip       502  because of its content, which free text may have asked for
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
     ├── UpstreamUnreachable     502
@@ -124,6 +125,10 @@ class ContentRefused(UnprocessableRequest):
 
 class UnusableTip(TipsError):
     status, slug = HTTPStatus.BAD_GATEWAY, "unusable-tip"
+
+
+class UnsuitableTip(UnusableTip):
+    pass
 
 
 class UpstreamRefused(TipsError):
