@@ -52,7 +52,8 @@ CONTENT: Mapping[str, tuple[str, ...]] = MappingProxyType(
             r"doses?\b(?! of (?:\w+ )?(?:sun\w*|light|daylight|air|nature|laughter|humou?r|fun|kindness))",
             r"(?:dosed|dosages?|overdos\w+|pills?|medicines?|medications?|painkillers?|meds|"
             r"take (?:an?|one|two|[0-9]+|another|some|your) (?:\w+ )?tablets?(?! to)|prescri\w+|"
-            r"supplements?|sleep aids?|antidepressants?|antibiotics?|sedatives?|opioids?|steroids?|drugs?|cannabis|marijuana|cocaine|cures?|cured|remedy|remedies|diagnos\w+)\b",
+            r"supplements?|sleep aids?|antidepressants?|antibiotics?|sedatives?|opioids?|"
+            r"steroids?|drugs?|cannabis|marijuana|cocaine|cures?|cured|remedy|remedies|diagnos\w+)\b",
             r"(?:ibuprofen\w*|ibuprofène|paracetamol|paracétamol|acetaminophen|aspirin\w*|melaton\w*|mélatonine|valium|xanax|"
             r"diazepam|zolpidem|insulin\w*|tylenol|advil|prozac|adderall|ritalin)\b",
             r"(?:dosis|dosier\w*|tabletten?|pillen?|medikament\w*|arznei\w*|schmerzmittel|schlafmittel|antibiotik\w*|"
