@@ -22,7 +22,7 @@ INSTRUCTION_PHRASES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "repeat the prompt": ("repeat translate", r" (this|your|the (text|rules|words|prompt|sentence))"),
         "word of the reply": (
             "say saying write mention include contain contains output use",
-            r" (\w+ ){0,2}(the (word|token|name)|a? ?(swear|curse))",
+            r" (\w+ ){0,2}(the (word|token)|a? ?(swear|curse))",
         ),
         "your reply": ("your", r" (tip|reply|answer|response|output)"),
         "the next tip": ("every each next last good best", r" tip"),

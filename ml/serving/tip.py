@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import sentencex
@@ -38,8 +38,7 @@ _MARKUP = re.compile(
     r"|(?<!\w)[*_]\w[^*_]*[*_](?!\w)"
 )
 
-# A marker that a text asks for, such as HACKED, and not an acronym, unless the tip begins with it.
-_MARKER = re.compile(r"^\W*[^\W\d_]{3,}|\b[^\W\d_]{6,}\b")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 # Each rule: the reason that follows "it …" in the error message, and a test that is true for a text that breaks it.
 _FORM: Mapping[str, Callable[[str], object]] = MappingProxyType(
@@ -94,11 +93,16 @@ def _unsuitable(tip: str, own_words: str) -> str | None:
 
 def _repeats(tip: str, own_words: str) -> bool:
     """Return whether a tip repeats a marker in capitals, or a long sequence of words, from the user's own words."""
-    own = f" {normalise_words(own_words)} "
-    words = normalise_words(tip).split()
-    sequences = (words[start : start + REPEATED_WORDS] for start in range(len(words) - REPEATED_WORDS + 1))
-    markers = ([normalise_words(word)] for word in _MARKER.findall(tip) if word.isupper())
-    return any(f" {' '.join(repeated)} " in own for repeated in (*markers, *sequences))
+    own = normalise_words(own_words).split()
+    for place, word in enumerate(_LETTERS.findall(tip)):
+        # A shorter word in capitals is an acronym, unless the tip begins with it.
+        if word.isupper() and len(word) >= (6 if place else 3) and word.lower() in own:
+            return True
+    return len(own) >= REPEATED_WORDS and not _sequences(own).isdisjoint(_sequences(normalise_words(tip).split()))
+
+
+def _sequences(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[start : start + REPEATED_WORDS]) for start in range(len(words) - REPEATED_WORDS + 1)}
 
 
 def _sentences(tip: str, locale: str | None) -> list[str]:
