@@ -25,6 +25,7 @@ UNUSABLE = {
     "essay": "Drink water. " * 40,
     "three": "Drink water. Stand up. Look outside.",
     "lines": "Drink water.\nStand up.",
+    "purchase": "Buy a can of MegaBoost now.",
     "refusal": "I'm sorry, but I can't help with that.",
 }
 
@@ -82,7 +83,7 @@ class Upstream:
             case "slow":
                 await asyncio.sleep(0.7)
             case "improves" if is_first:
-                return _reply(body, UNUSABLE["preamble"])
+                return _reply(body, UNUSABLE[argument or "preamble"])
             case "cut":
                 return _reply(body, "Dim the lights and", "length")
             case "says":

@@ -17,6 +17,7 @@
     │   └── IdempotencyKeyReused 422  the same Idempotency-Key came with another body
     ├── HeadersTooLarge         431
     ├── UnusableTip             502  the model's text cannot be shown to a person
+    │   └── UnsuitableTip       502  because of its content, which free text may have asked for
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
     ├── UpstreamUnreachable     502
@@ -153,6 +154,10 @@ class HeadersTooLarge(TipsError):
 
 class UnusableTip(TipsError):
     status, slug = HTTPStatus.BAD_GATEWAY, "unusable-tip"
+
+
+class UnsuitableTip(UnusableTip):
+    pass
 
 
 class UpstreamRefused(TipsError):

@@ -77,7 +77,7 @@ def test_an_unknown_version_is_a_422(serve: Serve) -> None:
     assert serve().post("/generate", json={**BODY, "prompt_version": "v9"}).status_code == 422
 
 
-@pytest.mark.parametrize("model", ["says-three", "says-markup", "says-preamble", "cut"])
+@pytest.mark.parametrize("model", ["says-three", "says-markup", "says-preamble", "says-purchase", "cut"])
 def test_an_unusable_text_ends_with_an_error_event(serve: Serve, model: str) -> None:
     *_, (last, problem) = stream(serve(model))
     assert (last, problem["type"], problem["status"]) == ("error", "urn:tips:problem:unusable-tip", 502)
