@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml.features.definitions import SIGNALS
@@ -14,12 +14,13 @@ class PromptContext:
 
     `sentences`: one sentence for each signal that is set, in the order of `SIGNALS`; double quotes delimit free text
     and appear nowhere else. `locale`: the BCP 47 locale to write in, if given. `crisis`: the user's goal states plainly
-    that they may harm themselves.
+    that they may harm themselves. `signals`: the signals themselves.
     """
 
     sentences: tuple[str, ...] = ()
     locale: str | None = None
     crisis: bool = False
+    signals: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def text(self) -> str:
@@ -41,6 +42,7 @@ def assemble_context(signals: Mapping[str, Any]) -> PromptContext:
         sentences=tuple(sentence.format(wording) for sentence, wording in wordings if wording),
         locale=signals.get("locale"),
         crisis=bool(_CRISIS.search(signals.get("goal") or "")),
+        signals=signals,
     )
 
 

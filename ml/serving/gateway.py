@@ -185,7 +185,8 @@ class Gateway:
         options: dict[str, Any] = dict(self._models[model])
         litellm = self._litellm.result()
         if model == EMBEDDED_MODEL:
-            options["extra_body"] = {"locale": request.locale, "crisis": request.crisis}
+            reader = {"locale": request.locale, "crisis": request.crisis}
+            options["extra_body"] = {**reader, "opening": request.opening}
         elif not stream:
             options["litellm_logging_obj"] = litellm.make_log(options["model"], request.messages)
         if "api_base" in options:  # the operator's own server, which may continue the trace

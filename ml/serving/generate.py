@@ -125,7 +125,10 @@ class TipGenerator:
         deadline = asyncio.get_running_loop().time() + min(self._timeout, timeout or self._timeout)
         prompt_version, prompt = resolve_prompt(prompt_version, self._default_prompt_version)
         context = assemble_context(signals)
-        request = CompletionRequest(prompt.render(context), prompt.parameters, context.locale, context.crisis)
+        rendered = prompt.render(context)
+        request = CompletionRequest(
+            rendered.messages, prompt.parameters, context.locale, context.crisis, rendered.opening
+        )
         return _Generation(prompt_version, prompt.digest, request, deadline)
 
 
