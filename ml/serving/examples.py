@@ -86,7 +86,8 @@ def load_library(name: str) -> Library:
 _GOAL = 3.0
 _ACTIVITY = 1.0  # within one moment: a chair instead of a sofa
 _TIME = 2.0
-_UNUSED = 0.5  # a signal of the user to which the example does not respond
+_UNKNOWN_TIME = 0.5
+_UNUSED = 1.0  # a signal of the user to which the example does not respond
 _TOLD = 100.0
 
 _NEUTRAL_GOAL = 0.6
@@ -168,7 +169,7 @@ class _Situation:
             apart = abs(self.hour - example.hour)
             distance += _TIME * min(1.0, min(apart, 24 - apart) / _FURTHEST_HOURS)
         elif self.hour is not example.hour:
-            distance += _TIME
+            distance += _UNKNOWN_TIME
         return distance
 
     def _goal_distance(self, other: frozenset[str] | None) -> float:

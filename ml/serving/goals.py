@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-# The words of each topic. A hyphen joins words that belong to the topic only together.
-_TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
+TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
     {
         "sleep": "sleep sleeping asleep awake insomnia rest rested bed bedtime night nights sleeper tired",
         "waking": "wake waking snooze snoozing early earlier riser alarm mornings get-up getting-up out-of-bed",
@@ -44,7 +43,7 @@ _TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         ),
         "studying": (
             "exam exams study studying studies test tests finals course class homework maths math revise "
-            "revision university degree certificate license licence learn learning"
+            "revision university degree certificate license licence"
         ),
         "coding": "coding code program programming python software",
         "language": (
@@ -54,7 +53,7 @@ _TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         ),
         "reading": "read reading reader books book novels literature classics pages",
         "music": (
-            "guitar piano violin ukulele drums drum cello flute saxophone trumpet bass instrument sing "
+            "guitar piano violin ukulele drums drum cello flute saxophone trumpet harp bass instrument sing "
             "singing music song songs choir"
         ),
         "hobby": (
@@ -96,11 +95,12 @@ _TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         "happiness": "happy happier happiness mood grateful gratitude confidence confident positive joy cheerful",
     }
 )
+"""The words of each topic. A hyphen joins words that belong to the topic only together."""
 
 _TOPICS_BY_WORD: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        word: frozenset(topic for topic, others in _TOPIC_WORDS.items() if word in others.split())
-        for words in _TOPIC_WORDS.values()
+        word: frozenset(topic for topic, others in TOPIC_WORDS.items() if word in others.split())
+        for words in TOPIC_WORDS.values()
         for word in words.split()
     }
 )

@@ -2,18 +2,18 @@
 
 from types import MappingProxyType
 
-# No grammar limits the length: a limit would cut a word in two and add a full stop. The limit of tokens ends a text that
-# is too long, and the text is then refused as cut off.
+# No grammar limits the length: a limit would cut a word in two and add a full stop. The limit of tokens ends a text
+# that is too long, and the text is then refused as cut off.
 #
-# English is limited to plain ASCII, in which the small model makes the fewest mistakes: words in lower case that may begin
-# with a capital, numbers, and times of day.
+# English is limited to plain ASCII, in which the small model makes the fewest mistakes: words in lower case that may
+# begin with a capital, numbers, and times of day.
 _ENGLISH_WORDS = """
 words ::= ([,;]? " " item)+ [.]
 item ::= word | number
 word ::= [A-Z]? [a-z]+ ([-'] [a-z]+)* | "I"
 number ::= [0-9]{1,4} ("-" [a-z]+)? | ([01]? [0-9] | "2" [0-3]) ":" [0-5] [0-9]
 """
-ENGLISH_GRAMMAR = 'root ::= sentence (" " sentence)?\nsentence ::= [A-Z] [a-z]* words' + _ENGLISH_WORDS
+ENGLISH_GRAMMAR = 'root ::= sentence (" " sentence)?\nsentence ::= [A-Z] [a-z]* ("\'" [a-z]+)? words' + _ENGLISH_WORDS
 ENGLISH_REST_GRAMMAR = "root ::= words" + _ENGLISH_WORDS
 """The grammar of the words that complete an opening."""
 

@@ -6,7 +6,7 @@ versions. To change the wording, add an entry to `PROMPTS` and run `tips prompts
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from ml.features.context import PromptContext, assemble_context
 from ml.features.definitions import SIGNALS
 from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.serving.examples import Example, load_library
+from ml.serving.goals import TOPIC_WORDS
 from ml.serving.golden_situations import GOLDEN_SITUATIONS
 from ml.serving.grammar import AVOIDED_WORDS, AVOIDED_WORDS_BIAS, grammar, is_english
 
@@ -74,11 +75,11 @@ class Prompt:
         content = asdict(self) | {
             "description": None,
             "library": library and library.digest,
+            "topics_of_goals": library and dict(TOPIC_WORDS),
             "avoided_words": [AVOIDED_WORDS, AVOIDED_WORDS_BIAS],
         }
         digest = hashlib.sha256(_canonical_json(content))
-        own_situations = [example.signals for example in library.examples] if library else []
-        for signals in (*GOLDEN_SITUATIONS, *own_situations):
+        for signals in (*GOLDEN_SITUATIONS, *_own_situations(library.examples if library else ())):
             context = assemble_context(signals)
             rendered = self.render(context)
             rules = grammar(context.locale, crisis=context.crisis, opened=bool(rendered.opening))
@@ -104,6 +105,14 @@ class Prompt:
         if self.library is None or context.crisis:
             return None
         return load_library(self.library).nearest(context.signals)
+
+
+def _own_situations(examples: Sequence[Example]) -> Iterator[Mapping[str, Any]]:
+    """Yield a situation that chooses each example, and some in which it was told recently."""
+    for number, example in enumerate(examples):
+        yield example.signals
+        if number % 10 == 0:
+            yield {**example.signals, "recent_tips": (example.tip,)}
 
 
 def _canonical_json(content: Any) -> bytes:

@@ -47,7 +47,7 @@ def test_generated_signals_cover_every_signal() -> None:
 def test_valid_signals_give_messages_of_bounded_length(signals: dict[str, object]) -> None:
     context = assemble_context(Signals.model_validate(signals).model_dump(exclude_none=True))
     for prompt in PROMPTS.values():
-        message = prompt.render(context)[-1]["content"]
+        message = prompt.render(context).messages[-1]["content"]
         assert 0 < len(message) < MAX_MESSAGE_LENGTH
         assert "None" not in message or "None" in str(signals)
         assert "\n" not in context.text
@@ -133,7 +133,7 @@ def test_a_goal_that_states_a_crisis_is_detected_and_changes_the_request(goal: s
     context = assemble_context({"goal": goal})
     assert context.crisis
     for prompt in PROMPTS.values():
-        assert "crisis line" in prompt.render(context)[-1]["content"]
+        assert "crisis line" in prompt.render(context).messages[-1]["content"]
 
 
 @pytest.mark.parametrize(
