@@ -53,8 +53,8 @@ def show(version: Version, signal: SignalOption = None) -> None:
 @app.command()
 def diff(first: Version, second: Version, signal: SignalOption = None) -> None:
     """Show how two versions differ in what the model reads for a user with these signals."""
-    descriptions = [[*_describe(version, _context(version, signal))] for version in (first, second)]
-    print("\n".join(difflib.unified_diff(*descriptions, first, second, lineterm="")) or "no difference")
+    before, after = ([*_describe(version, _context(version, signal))] for version in (first, second))
+    print("\n".join(difflib.unified_diff(before, after, first, second, lineterm="")) or "no difference")
 
 
 def _context(version: str, pairs: list[str] | None) -> PromptContext:

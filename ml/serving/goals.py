@@ -7,11 +7,14 @@ from types import MappingProxyType
 TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
     {
         "sleep": "sleep sleeping asleep awake insomnia rest rested bed bedtime night nights sleeper tired",
-        "waking": "wake waking snooze snoozing early earlier riser alarm mornings get-up getting-up out-of-bed",
+        "waking": (
+            "wake waking oversleep oversleeping snooze snoozing early earlier riser alarm mornings get-up getting-up "
+            "out-of-bed"
+        ),
         "punctuality": "punctual punctuality late on-time",
         "fitness": (
             "fit fitter fitness shape exercise exercising workout workouts gym sport sports train training "
-            "active athletic stamina endurance cardio ski skiing hike hiking swim swimming cycle cycling "
+            "active athletic stamina endurance cardio ski skiing hike hiking swim swimming swimmer cycle cycling "
             "tennis football climbing"
         ),
         "strength": (
@@ -56,9 +59,11 @@ TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
             "guitar piano violin ukulele drums drum cello flute saxophone trumpet harp bass instrument sing "
             "singing music song songs choir"
         ),
+        "drawing": "draw drawing paint painting sketch sketching watercolour watercolor",
+        "gardening": "garden gardening herbs plants balcony",
         "hobby": (
-            "hobby hobbies draw drawing paint painting sketch sketching photography photos knit knitting "
-            "crochet craft crafts pottery chess sewing woodwork garden gardening herbs plants"
+            "hobby hobbies photography photos knit knitting crochet craft crafts pottery chess sewing woodwork model "
+            "juggle juggling magic"
         ),
         "phone": (
             "phone smartphone screen screens scroll scrolling instagram tiktok facebook youtube online "

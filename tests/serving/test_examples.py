@@ -31,7 +31,7 @@ def library(*examples: tuple[Mapping[str, Any], str]) -> Library:
 
 def opening(examples: Library, **signals: Any) -> str | None:
     nearest = examples.nearest(signals)
-    return nearest and nearest.opening
+    return nearest.opening if nearest else None
 
 
 def test_every_prompt_version_with_a_library_has_its_own() -> None:
