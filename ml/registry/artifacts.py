@@ -39,7 +39,7 @@ _EARLIER_MEMBERS = {"card.json", "model.vw"}
 EARLIER_RELEASE = "was written by an earlier release; train it again"
 _DAMAGED = "is damaged, or is not a policy"
 _UNREADABLE = "is not a file that can be read"
-_TOO_LARGE = "is larger than a policy can be"
+TOO_LARGE = "is larger than a policy can be"
 
 Column = Annotated[str, Field(pattern=r"^[!-~]{1,100}$")]
 
@@ -135,7 +135,7 @@ class RankingPolicy:
     def from_bytes(cls, blob: bytes) -> Self:
         """Load a policy from the content of its file. Raises UnusablePolicyError for any other bytes."""
         if len(blob) > MAX_BYTES:
-            raise UnusablePolicyError(_TOO_LARGE)
+            raise UnusablePolicyError(TOO_LARGE)
         try:
             policy = cls(*_read_card_and_model(blob))
         except ValueError:
@@ -199,7 +199,7 @@ def read_artifact(path: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise UnusablePolicyError("is not a regular file")
         if status.st_size > MAX_BYTES:
-            raise UnusablePolicyError(_TOO_LARGE)
+            raise UnusablePolicyError(TOO_LARGE)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_BYTES + 1)
     except OSError:

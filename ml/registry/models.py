@@ -4,9 +4,17 @@ import os
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 from ml.platform.settings import ConfigurationError
-from ml.registry.artifacts import EARLIER_RELEASE, RankingPolicy, UnusablePolicyError, read_artifact
+from ml.registry.artifacts import (
+    EARLIER_RELEASE,
+    MAX_BYTES,
+    TOO_LARGE,
+    RankingPolicy,
+    UnusablePolicyError,
+    read_artifact,
+)
 
 # MLflow reads these variables when it is imported. Without them it sends telemetry, draws progress bars, and logs.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -39,22 +47,26 @@ def fetch(uri: str, tracking_uri: str) -> bytes:
             version = client.get_model_version_by_alias(name, alias)
         else:
             version = client.get_model_version(*name.rsplit("/", 1))
-        _refuse_earlier_release(version.source, tracking_uri)
+        _check_files(version.source, tracking_uri)
+        # A local file is read in place: a copy of a device would never end.
+        is_local = urlsplit(version.source).scheme in {"", "file"}
         with TemporaryDirectory() as directory:
             file = mlflow.artifacts.download_artifacts(
-                f"{version.source}/{_POLICY}", dst_path=directory, tracking_uri=tracking_uri
+                f"{version.source}/{_POLICY}", dst_path=None if is_local else directory, tracking_uri=tracking_uri
             )
             return read_artifact(file)
     except (MlflowException, OSError):
         raise UnusablePolicyError("is not in MLflow's registry, or the registry cannot be reached") from None
 
 
-def _refuse_earlier_release(folder: str, tracking_uri: str) -> None:
-    """Raise UnusablePolicyError if the folder has only a policy of an earlier release."""
+def _check_files(folder: str, tracking_uri: str) -> None:
+    """Raise UnusablePolicyError if the folder has only a policy of an earlier release, or one that is too large."""
     artifacts = mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri)
-    files = {Path(artifact.path).name for artifact in artifacts}
-    if _EARLIER_POLICY in files and _POLICY not in files:
+    sizes = {Path(artifact.path).name: artifact.file_size or 0 for artifact in artifacts}
+    if _EARLIER_POLICY in sizes and _POLICY not in sizes:
         raise UnusablePolicyError(EARLIER_RELEASE)
+    if sizes.get(_POLICY, 0) > MAX_BYTES:
+        raise UnusablePolicyError(TOO_LARGE)
 
 
 def register(blob: bytes, name: str, tracking_uri: str, *, alias: str | None = None) -> str:
