@@ -60,11 +60,16 @@ def test_a_policy_that_an_earlier_release_registered_is_refused(uri: str, monkey
         load_policy("models:/earlier/1", uri)
 
 
+def make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     ("replace", "message"),
     [
         (lambda file: os.truncate(file, 10 * 2**30), "is larger than a policy can be"),
-        (lambda file: (file.unlink(), os.mkfifo(file)), "is not a regular file"),
+        (make_pipe, "is not a regular file"),
         (lambda file: (file.unlink(), file.symlink_to("/dev/zero")), "is not in MLflow's registry"),
         (lambda file: (file.unlink(), file.mkdir()), "is a directory, not a file"),
     ],
