@@ -133,13 +133,18 @@ class RankingPolicy:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Self:
-        """Load a policy from the content of its file. Raises UnusablePolicyError for any other bytes."""
+        """Load a policy from the content of its file; the largest takes 0.3 GB for a second.
+
+        Raises UnusablePolicyError for any other bytes, and if there is not enough memory.
+        """
         if len(blob) > MAX_BYTES:
             raise UnusablePolicyError(TOO_LARGE)
         try:
             policy = cls(*_read_card_and_model(blob))
         except ValueError:
             raise UnusablePolicyError(_DAMAGED) from None
+        except MemoryError:
+            raise UnusablePolicyError("needs more memory than there is") from None
         policy.__dict__["version"] = _version(blob)  # the cached property
         return policy
 
