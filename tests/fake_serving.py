@@ -59,12 +59,13 @@ class FakeServing:
     """Responds to POST /generate by `generate`, to POST /score by `score`, and to GET /prompts with `digests`.
 
     By default, `generate` returns a tip of the requested prompt version with its digest, and `score` a ranking in which
-    the last candidate is chosen. GET /prompts fails while `prompts_fail` is true.
+    the last candidate is chosen. GET /prompts fails while `prompts_fail` is true. GET /policies names `policy`.
     """
 
     url: str = ""
     digests: dict[str, str] = field(default_factory=lambda: {"v1": DIGEST, "v2-mentor": DIGEST})
     prompts_fail: bool = False
+    policy: str = "uniform"
     generate: Handler | None = None
     score: Handler = _rank_last_highest
     generate_bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -79,6 +80,7 @@ class FakeServing:
                 Route("/generate", self._generate, methods=["POST"]),
                 Route("/score", self._score, methods=["POST"]),
                 Route("/prompts", self._prompts, methods=["GET"]),
+                Route("/policies", self._policies, methods=["GET"]),
             ]
         )
 
@@ -117,3 +119,6 @@ class FakeServing:
             {"version": version, "description": "", "digest": digest} for version, digest in self.digests.items()
         ]
         return JSONResponse({"default": "v1", "prompts": prompts})
+
+    async def _policies(self, _: Request) -> Response:
+        return JSONResponse({"policy": {"name": self.policy, "version": "1"}, "shadow": None})

@@ -81,9 +81,12 @@ def test_readme_is_short() -> None:
 
 
 def test_the_first_command_writes_a_real_tip_once_everything_is_installed() -> None:
-    *install, generate, serve = (step.strip() for step in INSTALL.replace("\\\n", "").split("&&"))
+    *install, last = (step.strip() for step in INSTALL.replace("\\\n", "").split("&&"))
     assert [step.split()[0] for step in install] == ["python3", ".", "pip", "pip"]
-    assert serve == "tips serve"
+    # The service starts even if the tip fails.
+    steps = re.fullmatch(r"\{ (tips generate [^;]+); tips serve; \}", last)
+    assert steps
+    generate = steps[1]
     # Other processes may keep the machine busy.
     ended = shell(generate, GENERATE_TIMEOUT_SECONDS=str(MAX_SECONDS))
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ml.cli.options import check_figure_file, parse_age
-from ml.cli.stores import mature_decisions, needs_recommender_extra, reaction_window
+from ml.cli.progress import working
+from ml.cli.stores import database_name, mature_decisions, needs_recommender_extra, reaction_window
 from ml.platform.settings import ConfigurationError
 from ml.serving.settings import ServingSettings
 
@@ -39,14 +40,17 @@ def evaluate(
         reaction_window=reaction_window(),
         tracking_uri=ServingSettings.from_environment().mlflow_tracking_uri,
     )
+    decisions, database = mature_decisions(since=since), database_name()
     try:
-        report = evaluation.evaluate(mature_decisions(since=since), target)
+        with working("Evaluating"):
+            report = evaluation.evaluate(decisions, target)
     except evaluation.NothingToEvaluate as error:
-        sys.exit(str(error))
+        sys.exit(f"{error} The log is in {database}.")
     names, *rows = report.table
     table = Table(*(Column(name, justify="right" if index else "left") for index, name in enumerate(names)))
     for row in rows:
         table.add_row(*row)
+    print(f"The log is in {database}.")
     Console().print(table)
     print(*report.notes, report.verdict, sep="\n")
     if plot:

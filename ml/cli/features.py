@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ml.cli.stores import reaction_window, with_tip_store
+from ml.cli.progress import counted
+from ml.cli.stores import database_name, reaction_window, with_tip_store
 from ml.features import online_store
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
@@ -21,9 +22,12 @@ def features() -> None:
     now, window = utc_now(), reaction_window()
 
     async def compute(store: "TipStore") -> list[tuple[str, Mapping[str, float]]]:
-        return [aggregates async for aggregates in store.user_aggregates(now, window)]
+        aggregates = store.user_aggregates(now, window)
+        return [of_user async for of_user in counted("Computing users' aggregates", aggregates)]
 
+    aggregates = with_tip_store(compute)
     try:
-        print(f"written: {online_store.replace_all(url, with_tip_store(compute), now):,} users")
+        users = online_store.replace_all(url, aggregates, now)
     except online_store.OnlineStoreUnavailable as error:
-        raise ConfigurationError(f"ONLINE_STORE_URL: the file {error}.") from None
+        raise ConfigurationError(f"ONLINE_STORE_URL: {error}.") from None
+    print(f"written: {users:,} users of {database_name()} to {online_store.store_name(url)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ml.cli.options import parse_age
-from ml.cli.stores import with_tip_store
+from ml.cli.stores import database_name, with_tip_store
 from ml.platform.clock import utc_now
 
 
@@ -16,4 +16,5 @@ def purge(
     ],
 ) -> None:
     """Delete the tips of all full hours that are older than an age, with their reactions and counts."""
-    print(f"removed: {with_tip_store(lambda store: store.purge(utc_now() - older_than))} tips")
+    tips = with_tip_store(lambda store: store.purge(utc_now() - older_than))
+    print(f"removed: {tips:,} tips from {database_name()}")

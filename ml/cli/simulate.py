@@ -1,27 +1,33 @@
 """`tips simulate`: simulated users, for the reward page or for a comparison of policies."""
 
-import logging
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from ml.cli.options import check_figure_file
-from ml.cli.stores import needs_recommender_extra
+from ml.cli.options import check_figure_file, whole_number
+from ml.cli.progress import tracked
+from ml.cli.stores import database_name, needs_recommender_extra
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
-from ml.platform.telemetry import configure_logging
+from ml.serving.prompts import PROMPTS
 
 
 def simulate(
-    users: Annotated[int, typer.Option(min=1, max=100_000, help="The number of users.")] = 500,
-    days: Annotated[int, typer.Option(min=1, max=365, help="The number of days, up to now.")] = 14,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same users.")] = 1,
+    users: Annotated[
+        int, typer.Option(parser=whole_number(1, 100_000), metavar="N", help="The number of users.")
+    ] = 500,
+    days: Annotated[
+        int, typer.Option(parser=whole_number(1, 365), metavar="N", help="The number of days, up to now.")
+    ] = 14,
+    seed: Annotated[
+        int, typer.Option(parser=whole_number(0, 2**32), metavar="N", help="The same seed gives the same users.")
+    ] = 1,
     regret: Annotated[
         Path | None,
         typer.Option(
@@ -32,23 +38,25 @@ def simulate(
     ] = None,
 ) -> None:
     """Store tips and reactions of simulated users, for the reward page."""
-    console = Console(stderr=True)
-
-    def progress(steps: Iterable[int]) -> Iterable[int]:
-        return track([*steps], "Simulating", console=console)
-
+    progress = partial(tracked, "Simulating")
     if regret:
         _compare_policies(users, days, seed, regret, progress)
         return
     with needs_recommender_extra():
         from ml.recommender.settings import RecommenderSettings
+        from ml.simulation.service import SimulationFailed
         from ml.simulation.service import simulate as run_simulation
         from ml.store.database import prepare_database
     settings = RecommenderSettings.from_environment()
     prepare_database(settings.database_url.get_secret_value())
-    configure_logging(logging.CRITICAL, sys.stderr)
-    result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
-    print(f"simulated: {result.tips} tips, {result.reactions} reactions; `tips serve` shows them on /admin/rewards")
+    try:
+        result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
+    except SimulationFailed as error:
+        sys.exit(f"The simulation ended early, and nothing is stored. {error}")
+    print(
+        f"simulated: {result.tips} tips, {result.reactions} reactions in {database_name()}; "
+        "`tips serve` shows them on /admin/rewards"
+    )
 
 
 def _compare_policies(
@@ -59,7 +67,7 @@ def _compare_policies(
         from ml.simulation.regret import compare_policies
 
         try:
-            comparison = compare_policies(users=users, days=days, seed=seed, progress=progress)
+            comparison = compare_policies([*PROMPTS], users=users, days=days, seed=seed, progress=progress)
             draw(comparison, file)
         except OSError:
             raise ConfigurationError(f"{file} cannot be written.") from None

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from ml.cli.progress import counted
 from ml.platform.clock import utc_now
+from ml.platform.errors import StorageUnavailable
 from ml.platform.settings import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,18 +18,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def database_name() -> str:
+    """Return the name of the database of DATABASE_URL: the path of its file, or the URL without the password.
+
+    Raises ConfigurationError if it is an SQLite file that does not exist or is not a database of tips: a command that
+    works on stored tips never creates one.
+    """
+    with needs_recommender_extra():
+        from ml.store.database import existing_database
+    return existing_database(_database_url())
+
+
 def with_tip_store(work: Callable[["TipStore"], Awaitable[T]]) -> T:
-    """Return the result of `work` with the store of DATABASE_URL."""
+    """Return the result of `work` with the store of DATABASE_URL, which must exist."""
+    database = database_name()
 
     async def open_and_work() -> T:
         with needs_recommender_extra():
-            from ml.recommender.settings import RecommenderSettings
             from ml.store.tips import open_tip_store
-        url = RecommenderSettings.from_environment().database_url.get_secret_value()
-        async with open_tip_store(url, utc_now) as store:
+        async with open_tip_store(_database_url(), utc_now) as store:
             return await work(store)
 
-    return asyncio.run(open_and_work())
+    try:
+        return asyncio.run(open_and_work())
+    except StorageUnavailable:
+        raise ConfigurationError(f"DATABASE_URL: {database} is locked, full or cannot be reached.") from None
 
 
 def reaction_window() -> timedelta:
@@ -43,7 +58,8 @@ def mature_decisions(*, since: timedelta | None = None, until: timedelta | None 
     before = now - max(window, until or window)
 
     async def read(store: "TipStore") -> "list[LoggedDecision]":
-        return [decision async for decision in store.decisions(before, None if since is None else now - since)]
+        decisions = store.decisions(before, None if since is None else now - since)
+        return [decision async for decision in counted("Reading decisions", decisions)]
 
     return with_tip_store(read)
 
@@ -57,3 +73,9 @@ def needs_recommender_extra() -> Iterator[None]:
         raise ConfigurationError(
             f"{error.name} is missing: this needs the `recommender` extra; `tips serve --only serving` does not."
         ) from None
+
+
+def _database_url() -> str:
+    with needs_recommender_extra():
+        from ml.recommender.settings import RecommenderSettings
+    return RecommenderSettings.from_environment().database_url.get_secret_value()

@@ -9,7 +9,8 @@ import typer
 from pydantic import ValidationError
 
 from ml.cli.options import parse_age
-from ml.cli.stores import mature_decisions, needs_recommender_extra
+from ml.cli.progress import working
+from ml.cli.stores import database_name, mature_decisions, needs_recommender_extra, reaction_window
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import RankingPolicy
 from ml.serving.settings import ServingSettings
@@ -37,19 +38,18 @@ def train(
 ) -> None:
     """Train a ranking policy for SCORE_POLICY on the logged decisions and their rewards."""
     if to and register:
-        raise typer.BadParameter(
-            "is for a file, and --register for MLflow: use one of them at a time", param_hint="--to"
-        )
+        raise typer.BadParameter("a policy is written to a file or registered: leave out one of --to and --register")
     if alias and not register:
-        raise typer.BadParameter("needs --register", param_hint="--alias")
+        raise typer.BadParameter("an alias needs --register", param_hint="--alias")
     with needs_recommender_extra():
         from ml.pipelines.training import train as train_policy
 
-    decisions = mature_decisions(since=since, until=until)
+    decisions, database = mature_decisions(since=since, until=until), database_name()
     if not decisions:
-        sys.exit("There are no tips old enough to learn from.")
+        sys.exit(f"{database} has no tips old enough to learn from.")
     try:
-        artifact = train_policy(decisions, name=register or "tips")
+        with working("Training"):
+            artifact = train_policy(decisions, name=register or "tips")
         policy = RankingPolicy.from_bytes(artifact)
     except ValidationError as error:
         if all(detail["loc"] != ("name",) for detail in error.errors()):
@@ -57,18 +57,24 @@ def train(
                 f"The policy cannot be trained on these tips: {error.errors()[0]['msg']}."
             ) from None
         raise typer.BadParameter(
-            "should be a name of letters, digits, dots, dashes and underscores, and not uniform or unavailable",
+            f"{register!r} should be a name of letters, digits, dots, dashes and underscores, and not uniform or "
+            "unavailable",
             param_hint="--register",
         ) from None
     if left_out := len(decisions) - policy.card.learned_from:
         reason = "the digest of a prompt version has changed since"
         print(f"{left_out:,} of {len(decisions):,} tips are left out, because {reason}.")
-    summary = f"learned from {policy.card.learned_from:,} tips: policy version {policy.version}"
+    summary = f"learned from {policy.card.learned_from:,} tips of {database}: policy version {policy.version}"
     if register:
         from ml.registry import models  # MLflow takes seconds to import, and is an extra
 
         tracking_uri = ServingSettings.from_environment().mlflow_tracking_uri
-        number = models.register(artifact, register, tracking_uri, alias=alias)
+        training = {
+            "since": str(since or "all"),
+            "until": str(until or "all mature"),
+            "reaction_window": str(reaction_window()),
+        }
+        number = models.register(artifact, register, tracking_uri, alias=alias, training=training)
         print(f"{summary}, in MLflow as {models.SCHEME}{register}/{number}{f' and @{alias}' if alias else ''}")
         return
     file = to or Path("policy.npz")

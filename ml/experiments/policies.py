@@ -131,9 +131,9 @@ def check_policy_weights(name: str, weights: Mapping[str, float]) -> None:
     `weights`: the weight of each version of TIP_PROMPT_VERSION; empty if serving's default is used.
     """
     if name not in selectable_policies():
-        raise ValueError(f"{name!r} should be one of {', '.join(selectable_policies())}")
+        raise ValueError(f"should be one of {', '.join(selectable_policies())}")
     policy = POLICIES[name]
     if len(weights) < policy.needs_versions:
-        raise ValueError(f"{name} needs at least {policy.needs_versions} versions in TIP_PROMPT_VERSION")
+        raise ValueError(f"needs at least {policy.needs_versions} versions in TIP_PROMPT_VERSION")
     if not policy.accepts_weights and any(weight != 1 for weight in weights.values()):
-        raise ValueError(f"{name} accepts no weights in TIP_PROMPT_VERSION: it determines them")
+        raise ValueError("accepts no weights in TIP_PROMPT_VERSION: it determines them")

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -22,7 +23,6 @@ CREATE TABLE IF NOT EXISTS online_features (
     PRIMARY KEY (user_id, feature)
 ) WITHOUT ROWID
 """
-_NOT_A_STORE = "is not an online feature store; `tips features` creates one"
 _SELECT_USER = "SELECT feature, value, computed_at FROM online_features WHERE user_id = ?"
 _INSERT = "INSERT OR REPLACE INTO online_features VALUES (?, ?, ?, ?)"
 
@@ -35,7 +35,7 @@ def check_store_url(value: str) -> str:
 
 
 class OnlineStoreUnavailable(Exception):
-    """The store cannot be opened or written; the message is the end of a sentence."""
+    """The store cannot be opened or written; the message names its file, and is a sentence without the full stop."""
 
 
 class OnlineStore(Protocol):
@@ -82,17 +82,23 @@ def open_online_store(url: str | None) -> Iterator[OnlineStore]:
     if url is None:
         yield EmptyOnlineStore()
         return
-    file = url.removeprefix(_SCHEME)
+    file = store_name(url)
+    not_a_store = f"{file} is not an online feature store; `tips features` creates one"
     try:
-        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=0, check_same_thread=False)
+        connection = sqlite3.connect(f"{Path(file).as_uri()}?mode=ro", uri=True, timeout=0, check_same_thread=False)
     except sqlite3.Error:
-        raise OnlineStoreUnavailable(_NOT_A_STORE) from None
+        raise OnlineStoreUnavailable(not_a_store) from None
     with closing(connection):
         try:
             connection.execute(_SELECT_USER, ("",)).close()
         except sqlite3.Error:
-            raise OnlineStoreUnavailable(_NOT_A_STORE) from None
+            raise OnlineStoreUnavailable(not_a_store) from None
         yield SQLiteOnlineStore(connection)
+
+
+def store_name(url: str) -> str:
+    """Return the path of the store's file, for messages."""
+    return str(Path(url.removeprefix(_SCHEME)).resolve())
 
 
 def replace_all(url: str, users: Iterable[tuple[str, Mapping[str, float]]], computed_at: datetime) -> int:
@@ -118,10 +124,15 @@ def replace_all(url: str, users: Iterable[tuple[str, Mapping[str, float]]], comp
     return count
 
 
-def forget_user(url: str, user_id: str) -> None:
-    """Remove one user from the store at `url`. Raises OnlineStoreUnavailable when the file cannot be written."""
+def forget_user(url: str, user_id: str) -> int:
+    """Remove one user from the store at `url`; return the number of aggregates that were removed.
+
+    Raises OnlineStoreUnavailable when the file does not exist, is not such a store or cannot be written.
+    """
+    with open_online_store(url):
+        pass  # closed before the deletion: while another connection is open, the log keeps the deleted bytes
     with _write_transaction(url) as connection:
-        connection.execute("DELETE FROM online_features WHERE user_id = ?", (user_id,))
+        return connection.execute("DELETE FROM online_features WHERE user_id = ?", (user_id,)).rowcount
 
 
 @contextmanager
@@ -134,4 +145,4 @@ def _write_transaction(url: str) -> Iterator[sqlite3.Connection]:
             yield connection
             connection.execute("COMMIT")
     except sqlite3.Error:
-        raise OnlineStoreUnavailable("cannot be written") from None
+        raise OnlineStoreUnavailable(f"{store_name(url)} cannot be written") from None

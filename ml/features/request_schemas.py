@@ -34,6 +34,15 @@ class StrictModel(BaseModel):
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,128}$")]
 """An id that the caller chooses: unreserved characters only (RFC 3986)."""
 
+_NOT_PRINTABLE = (
+    r"\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff"
+    r"\ufff9-\ufffb"
+)
+"""Controls, invisible format characters and spaces other than U+0020, in the syntax of Rust, ECMAScript and Python."""
+
+UserId = Annotated[str, Field(min_length=1, max_length=128, pattern=f"^[^{_NOT_PRINTABLE}]+$")]
+"""The caller's id of a user: printable characters only, so that a log line or a file shows all of it."""
+
 if TYPE_CHECKING:
 
     class Signals(StrictModel):

@@ -24,6 +24,10 @@ MIN_UPDATE_INTERVAL = 3600.0
 """The minimum time between two updates, in seconds."""
 
 
+_FILE_SUFFIXES = (".npz", ".zip")
+"""The endings of policy files, of this and of earlier releases; a value that has one is not a prompt version."""
+
+
 class Target(Protocol):
     """A policy that is evaluated with the decisions of another policy."""
 
@@ -127,15 +131,20 @@ def parse_target(policy: str, *, reaction_window: timedelta, tracking_uri: str) 
     """
     if policy in selectable_policies():
         return PromptPolicyTarget(policy, reaction_window.total_seconds())
-    try:
-        if "/" in policy or Path(policy).is_file():
+    if "/" in policy or Path(policy).suffix in _FILE_SUFFIXES or Path(policy).is_file():
+        try:
             return RankingTarget(load_policy(validate_policy_source(policy), tracking_uri))
+        except UnusablePolicyError as error:
+            raise ConfigurationError(f"--policy: the policy {policy} {error}.") from None
+        except ValueError as error:
+            raise ConfigurationError(f"--policy: {policy!r} {error}.") from None
+    try:
         return VersionTarget(policy, dict(parse_version_weights(policy)))
-    except UnusablePolicyError as error:
-        raise ConfigurationError(f"--policy: the policy {error}.") from None
-    except ValueError as error:
-        names = ", ".join(selectable_policies())
-        raise ConfigurationError(f"--policy: the value {error}, or {names}, or a learned policy.") from None
+    except ValueError:
+        raise ConfigurationError(
+            f"--policy: {policy!r} should be one of {', '.join(selectable_policies())}; or prompt versions, such as "
+            "v2-mentor or v1=90,v2-mentor=10; or a learned policy: a file or models:/NAME@ALIAS."
+        ) from None
 
 
 def _distribute(decision: LoggedDecision, weights: Mapping[str, float]) -> Floats:

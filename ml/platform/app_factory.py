@@ -2,8 +2,9 @@
 
 import gc
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import structlog
@@ -12,13 +13,19 @@ from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
+from ml.platform import api_docs
 from ml.platform.dependencies import from_state
-from ml.platform.middleware.bearer_keys import BearerKeyMiddleware, is_open
+from ml.platform.head_requests import answer_head_requests
+from ml.platform.middleware.bearer_keys import BearerKeyMiddleware
 from ml.platform.middleware.body_limit import BodyLimitMiddleware
-from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
+from ml.platform.middleware.disconnect import DisconnectMiddleware
+from ml.platform.middleware.in_flight_limit import InFlightLimitMiddleware
 from ml.platform.middleware.request_telemetry import RequestTelemetryMiddleware
-from ml.platform.openapi import install_openapi
+from ml.platform.middleware.route_rules import NO_ROUTE, InFlightLimit, RouteRules, RouteRulesMiddleware
+from ml.platform.middleware.server_limits import ServerLimitsMiddleware
+from ml.platform.openapi import Tag, install_openapi
 from ml.platform.problem_json import install_problem_handlers, problem_responses
 from ml.platform.settings import ConfigurationError, ServiceSettings
 from ml.platform.telemetry import Telemetry, configure_logging
@@ -27,8 +34,7 @@ log = structlog.get_logger()
 
 MAX_BODY_BYTES = 64 * 1024
 
-OPEN_PATHS = ("/health", "/metrics", "/docs", "/openapi.json")
-"""The paths that need no key: for load balancers, metrics scrapers and developers. They serve no personal data."""
+BODY_TIMEOUT_SECONDS = 10.0
 
 GC_THRESHOLD = 20_000
 """New objects before a collection: by default 700, so that each request would cause some."""
@@ -44,34 +50,56 @@ def build_service(
     telemetry: Telemetry,
     routers: Sequence[APIRouter],
     open_routers: Sequence[APIRouter] = (),
-    open_paths: Collection[str] = (),
-    limits: Sequence[InFlightLimit] = (),
+    limits: Mapping[Callable[..., Any], InFlightLimit] | None = None,
+    body_timeout: float = BODY_TIMEOUT_SECONDS,
 ) -> FastAPI:
     """Return an application with middleware around the routers.
 
     `lifespan` yields the state for handlers: a mapping in which `ready` is a sequence of ReadinessCheck.
-    `open_routers` need no key on `open_paths`. Requests beyond one of the `limits` are answered with 503.
+    The routes of `open_routers` need no key. `limits`: from handlers to the limit of their routes; handlers may share
+    one, and requests above it are answered with 503. `body_timeout`: in seconds.
     """
     app = FastAPIOffline(
         title="Tips",
+        version=metadata.version("tip-service"),
         summary="Short, personal tips from a language model, each with the exact version of the prompt that wrote it.",
         lifespan=lifespan,
+        docs_url=None,  # api_docs has a page of its own
         redoc_url=None,
-        static_url="/docs/static",  # /docs loads nothing from other hosts
+        static_url=api_docs.STATIC_URL,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # ml.platform.telemetry has its own
     )
-    for router in (*routers, *open_routers, _operations(telemetry)):
+    # Also the documents, health and metrics, for developers, load balancers and scrapers: there is no personal data.
+    open_routers = [*open_routers, api_docs.router, _operations(telemetry)]
+    open_routes = [*app.routes, *(route for router in open_routers for route in router.routes)]
+    for router in (*routers, *open_routers):
         # Not include_router: it keeps routers nested, and matching through them takes 0.05 ms of each request.
         app.router.routes.extend(router.routes)
-    all_open_paths = (*OPEN_PATHS, *open_paths)
-    install_openapi(app, needs_key=lambda path: bool(settings.api_keys) and not is_open(path, all_open_paths))
+    answer_head_requests(app.router.routes)
+
+    def rules(route: BaseRoute) -> RouteRules:
+        endpoint: Any = getattr(route, "endpoint", None)
+        return RouteRules(
+            path=getattr(route, "path", NO_ROUTE.path),
+            needs_key=not any(route is open_route for open_route in open_routes),
+            limit=(limits or {}).get(endpoint),
+        )
+
+    def needs_key(path: str) -> bool:
+        all_rules = [rules(route) for route in app.routes]
+        return bool(settings.api_keys) and any(each.needs_key for each in all_rules if each.path == path)
+
+    install_openapi(app, needs_key=needs_key)
     install_problem_handlers(app)
     # The middleware added last is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES)
-    for limit in limits:
-        app.add_middleware(InFlightLimitMiddleware, limit=limit)
-    app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys, open_paths=all_open_paths)
+    app.add_middleware(DisconnectMiddleware)
+    app.add_middleware(InFlightLimitMiddleware)
+    # Outside of the limit: a request takes a slot once it is complete, so that slow clients hold none.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=MAX_BODY_BYTES, timeout=body_timeout)
+    app.add_middleware(BearerKeyMiddleware, keys=settings.api_keys)
+    app.add_middleware(ServerLimitsMiddleware)
     app.add_middleware(RequestTelemetryMiddleware, telemetry=telemetry)
+    app.add_middleware(RouteRulesMiddleware, routes=app.router.routes, rules=rules)
     return app
 
 
@@ -115,7 +143,7 @@ class Health(BaseModel):
 
 
 def _operations(telemetry: Telemetry) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(tags=[Tag.OPERATIONS])
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> Health:

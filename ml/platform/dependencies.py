@@ -1,6 +1,5 @@
 """FastAPI dependencies shared by the services: lifespan state, JSON bodies, caller timeouts, access to admin pages."""
 
-import ipaddress
 import re
 import secrets
 from typing import Annotated, Any, TypeVar
@@ -11,6 +10,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, SecretStr, ValidationError, WithJsonSchema
 
 from ml.platform.errors import Forbidden, PasswordNeeded, UnsupportedMediaType
+from ml.platform.local_request import is_cross_site, is_local
 from ml.platform.problem_json import error_from_validation
 
 _JSON_MEDIA_TYPE = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
@@ -25,29 +25,32 @@ def from_state(name: str) -> Any:
     return Depends(value)
 
 
-async def require_json(request: Request) -> None:
-    """Raise UnsupportedMediaType (415) unless the request declares a JSON body."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not _JSON_MEDIA_TYPE.fullmatch(media_type):
-        raise UnsupportedMediaType("The request body must be JSON, sent with `Content-Type: application/json`.")
-
-
-RequireJson = Depends(require_json)
-"""The dependency of every route that has a request body."""
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
-    """Return the JSON body of a request as `model`, parsed from its bytes: less CPU than a parameter of the handler.
+    """Return the JSON body of a request, in UTF-8, as `model`.
 
-    Raises UnsupportedMediaType (415), InvalidRequest (400) or UnprocessableRequest (422).
+    All routes use it, so that all refuse the same bodies: FastAPI's own body parameters also accept UTF-16, lone
+    surrogates and deeper nesting, and take more CPU. Raises UnsupportedMediaType (415), InvalidRequest (400) or
+    UnprocessableRequest (422).
     """
-    await require_json(request)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not _JSON_MEDIA_TYPE.fullmatch(media_type):
+        raise UnsupportedMediaType("The request body must be JSON, sent with `Content-Type: application/json`.")
     try:
         return model.model_validate_json(await request.body())
     except ValidationError as error:
-        raise error_from_validation(error.errors()) from None
+        raise error_from_validation(error.errors(include_url=False, include_input=False)) from None
+
+
+def json_body(model: type[BaseModel]) -> Any:
+    """Return a dependency on the JSON body; the route also needs `openapi_extra=request_body(model)`."""
+
+    async def body(request: Request) -> BaseModel:
+        return await read_json(request, model)
+
+    return Depends(body)
 
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -76,7 +79,7 @@ CallerTimeout = Annotated[float | None, Depends(_caller_timeout)]
 def require_admin(password: SecretStr | None) -> Dependency:
     """Return a dependency that requires the admin password or, when none is set, a browser on this machine.
 
-    Without a password the Host header must name this machine too, which rejects proxies and the pages of other sites.
+    It also refuses what a browser sends for pages of other sites, since the browser adds the password to it.
     """
     basic = HTTPBasic(auto_error=False, realm="tips")
 
@@ -86,6 +89,7 @@ def require_admin(password: SecretStr | None) -> Dependency:
                 request, "Without ADMIN_PASSWORD, only browsers on the service's own machine may open this page."
             )
             return
+        _refuse_cross_site(request)
         expected = password.get_secret_value().encode()
         if credentials is None or not secrets.compare_digest(credentials.password.encode(), expected):
             raise PasswordNeeded("This page needs a password: the value of ADMIN_PASSWORD, with any user name.")
@@ -94,14 +98,12 @@ def require_admin(password: SecretStr | None) -> Dependency:
 
 
 def require_local_request(request: Request, detail: str) -> None:
-    """Raise Forbidden (403) with `detail` unless the client and the requested host are both this machine."""
-    if not (request.client and is_loopback(request.client.host) and is_loopback(request.url.hostname or "")):
+    """Raise Forbidden (403): with `detail` unless the request was sent on this machine, and if it is cross-site."""
+    if not is_local(request):
         raise Forbidden(detail)
+    _refuse_cross_site(request)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is a loopback one, which other machines cannot reach."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _refuse_cross_site(request: Request) -> None:
+    if is_cross_site(request):
+        raise Forbidden("A page of another site sent this request.")

@@ -7,6 +7,7 @@
     │   └── PasswordNeeded      401  an admin page without its password
     ├── Forbidden               403
     ├── UnknownTip              404
+    ├── RequestTimeout          408  the client is too slow in sending the request
     ├── PolicyReloadFailed      409  a ranking policy cannot be loaded; the previous one stays active
     ├── RequestInProgress       409  another request with the same Idempotency-Key has not ended
     ├── PayloadTooLarge         413
@@ -14,7 +15,9 @@
     ├── UnprocessableRequest    422  a field has a value that is not accepted
     │   ├── ContentRefused      422  the model's provider declined the content of the signals
     │   └── IdempotencyKeyReused 422  the same Idempotency-Key came with another body
+    ├── HeadersTooLarge         431
     ├── UnusableTip             502  the model's text cannot be shown to a person
+    │   └── UnsuitableTip       502  because of its content, which free text may have asked for
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
     ├── UpstreamUnreachable     502
@@ -109,6 +112,14 @@ class UnknownTip(TipsError):
     status, slug = HTTPStatus.NOT_FOUND, "unknown-tip"
 
 
+class RequestTimeout(TipsError):
+    status, slug = HTTPStatus.REQUEST_TIMEOUT, "request-timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
+
+
 class PolicyReloadFailed(TipsError):
     status, slug = HTTPStatus.CONFLICT, "policy-unusable"
 
@@ -137,8 +148,16 @@ class IdempotencyKeyReused(UnprocessableRequest):
     slug = "idempotency-key-reused"
 
 
+class HeadersTooLarge(TipsError):
+    status, slug = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"
+
+
 class UnusableTip(TipsError):
     status, slug = HTTPStatus.BAD_GATEWAY, "unusable-tip"
+
+
+class UnsuitableTip(UnusableTip):
+    pass
 
 
 class UpstreamRefused(TipsError):

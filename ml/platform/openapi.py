@@ -1,15 +1,39 @@
-"""Request bodies in the OpenAPI document for routes that parse the body themselves.
+"""The OpenAPI document: its groups of operations, and the request bodies of routes that parse the body themselves.
 
 FastAPI describes only the models of handler parameters. A route whose handler parses the body describes it with
 `openapi_extra=request_body(Model)`; the model and those that it refers to then appear under `components`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+
+from ml.platform.head_requests import without_head
+
+
+class Tag(StrEnum):
+    """The groups of operations."""
+
+    TIPS = "Tips"
+    REWARDS = "Rewards"
+    SERVING = "Serving"
+    OPERATIONS = "Operations"
+
+
+TAG_DESCRIPTIONS: Mapping[Tag, str] = MappingProxyType(
+    {
+        Tag.TIPS: "Tips for users, each stored with its prompt version, and the reactions of users.",
+        Tag.REWARDS: "How much the tips of each prompt version help.",
+        Tag.SERVING: "Write or rank tips without storing anything. The prompt version is chosen by the caller.",
+        Tag.OPERATIONS: "For load balancers and for metrics.",
+    }
+)
+"""The groups in the order of the document."""
 
 _REF_TEMPLATE = "#/components/schemas/{model}"
 
@@ -24,15 +48,23 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
 def install_openapi(app: FastAPI, *, needs_key: Callable[[str], bool]) -> None:
     """Complete the document that `app.openapi()` returns.
 
-    The models of `request_body` appear under `components`, like those of handler parameters. The operations at paths
-    for which `needs_key` is true, which the middleware checks, declare that they need a bearer key.
+    `tags` describes the groups of its operations. The models of `request_body` appear under `components`, like those of
+    handler parameters. The operations at paths for which `needs_key` is true, which the middleware checks, declare that
+    they need a bearer key.
     """
     build_document = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = build_document()
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
+        document = without_head(build_document)
+        operations = [operation for path in document["paths"].values() for operation in path.values()]
+        used = {tag for operation in operations for tag in operation.get("tags", ())}
+        document["tags"] = [
+            {"name": tag.value, "description": description}
+            for tag, description in TAG_DESCRIPTIONS.items()
+            if tag in used
+        ]
+        for path, path_operations in document["paths"].items():
+            for operation in path_operations.values():
                 _move_definitions(operation, document)
                 if needs_key(path):
                     operation["security"] = [{"HTTPBearer": []}]

@@ -23,6 +23,10 @@ MAX_NAME_LENGTH = 60
 MAX_DETAIL_LENGTH = 500
 
 _NOT_JSON = "The request body is not valid JSON."
+_FRAMEWORK_DETAILS = {
+    HTTPStatus.NOT_FOUND: "There is no such path.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not have this method; the `Allow` header names its methods.",
+}
 
 
 def error_from_problem(document: Any, retry_after: int | None) -> TipsError | None:
@@ -64,7 +68,7 @@ _PROBLEM_SCHEMA = {
     "title": "Problem",
     "description": "An error (RFC 9457).",
     "type": "object",
-    "required": ["type", "title", "status"],
+    "required": ["type", "title", "status", "detail"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
@@ -95,17 +99,24 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install_problem_handlers(app: FastAPI) -> None:
     """Make `app` answer all errors, its own and the framework's, with problem+json."""
 
+    # Async, since FastAPI runs plain functions in a thread.
     @app.exception_handler(TipsError)
-    def tips_error(_: Request, error: TipsError) -> JSONResponse:
+    async def tips_error(_: Request, error: TipsError) -> JSONResponse:
         return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
-    def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         return problem_response(error_from_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
-    def framework_error(_: Request, error: HTTPException) -> JSONResponse:
-        members = {"type": "about:blank", "title": HTTPStatus(error.status_code).phrase, "status": error.status_code}
+    async def framework_error(_: Request, error: HTTPException) -> JSONResponse:
+        status = HTTPStatus(error.status_code)
+        members = {
+            "type": "about:blank",
+            "title": status.phrase,
+            "status": error.status_code,
+            "detail": _FRAMEWORK_DETAILS.get(status, f"{status.phrase}."),
+        }
         return JSONResponse(members, error.status_code, headers=error.headers, media_type=PROBLEM_JSON)
 
 

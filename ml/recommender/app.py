@@ -8,15 +8,23 @@ import httpx
 import structlog
 from fastapi import FastAPI
 
+from ml.experiments.policies import POLICIES, UNIFORM
 from ml.platform.app_factory import build_service, warn_if_unauthenticated
 from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock, utc_now
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
+from ml.recommender import start_page
 from ml.recommender.recommend import Recommender
 from ml.recommender.routes import RecommenderState, router
 from ml.recommender.selection import REFRESH_SECONDS, PromptSelector, keep_learning
-from ml.recommender.serving_client import ServingClient, authorization, check_versions, fetch_prompt_digests
+from ml.recommender.serving_client import (
+    ServingClient,
+    authorization,
+    check_versions,
+    fetch_policy_name,
+    fetch_prompt_digests,
+)
 from ml.recommender.settings import RecommenderSettings
 from ml.rewards import pages
 from ml.rewards.report import RewardReporter
@@ -57,8 +65,7 @@ def create_app(
         settings=settings,
         telemetry=telemetry,
         routers=[router, rewards_router],
-        open_routers=[pages.build_router(settings.admin_password)],
-        open_paths=pages.PATHS,
+        open_routers=[pages.build_router(settings.admin_password), start_page.build_router(settings.admin_password)],
     )
 
 
@@ -136,3 +143,23 @@ def check_settings(settings: RecommenderSettings) -> None:
         log.warning("serving_does_not_answer", reason="TIP_PROMPT_VERSION is checked by the first tip")
     else:
         check_versions(settings.version_weights, digests)
+    if _learns_from_several_candidates(settings):
+        warn_if_candidates_are_ranked(settings, fetch_policy_name(settings.serving_url, settings.serving_api_key))
+
+
+def warn_if_candidates_are_ranked(settings: RecommenderSettings, ranking_policy: str | None) -> None:
+    """Log a warning if the prompt policy would learn from tips that a learned policy chose among several candidates.
+
+    `ranking_policy`: the name of the live policy of /score; None if it is not known.
+    """
+    if _learns_from_several_candidates(settings) and ranking_policy not in {None, UNIFORM}:
+        log.warning(
+            "learning_from_ranked_tips",
+            policy=ranking_policy,
+            reason=f"{settings.tip_prompt_policy} learns how good the best of {settings.tip_candidates} candidates is; "
+            "set TIP_PROMPT_POLICY to uniform, or TIP_CANDIDATES to 1",
+        )
+
+
+def _learns_from_several_candidates(settings: RecommenderSettings) -> bool:
+    return POLICIES[settings.tip_prompt_policy].learns and settings.tip_candidates > 1

@@ -1,4 +1,4 @@
-"""The recommender program: `uvicorn ml.recommender.main:app`.
+"""The recommender program: `tips serve --only recommender`.
 
 It owns all state. `POST /tips` draws a prompt version, calls serving for the tip, and stores the decision;
 `POST /reactions` stores the reactions of users; `GET /rewards` and the pages report the rewards of each version.

@@ -8,9 +8,10 @@ from fastapi import APIRouter
 
 from ml.platform.app_factory import ReadinessCheck
 from ml.platform.clock import Clock
-from ml.platform.dependencies import CallerTimeout, RequireJson, from_state
+from ml.platform.dependencies import CallerTimeout, from_state, json_body
 from ml.platform.errors import FieldError, UnknownTip, UnprocessableRequest
 from ml.platform.idempotency_key import IdempotencyKey, OptionalIdempotencyKey
+from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
 from ml.platform.telemetry import Telemetry
 from ml.recommender.recommend import Recommender
@@ -46,17 +47,20 @@ RecommenderDep = Annotated[Recommender, from_state("recommender")]
 TipStoreDep = Annotated[TipStore, from_state("tip_store")]
 TelemetryDep = Annotated[Telemetry, from_state("telemetry")]
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.TIPS])
 
 
 @router.post(
     "/tips",
     summary="Write a tip for a user",
-    dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 409, 413, 415, 422, 502, 503, 504),
+    responses=problem_responses(400, 401, 408, 409, 413, 415, 422, 502, 503, 504),
+    openapi_extra=request_body(TipRequest),
 )
 async def tips(
-    body: TipRequest, recommender: RecommenderDep, timeout: CallerTimeout, idempotency_key: OptionalIdempotencyKey
+    body: Annotated[TipRequest, json_body(TipRequest)],
+    recommender: RecommenderDep,
+    timeout: CallerTimeout,
+    idempotency_key: OptionalIdempotencyKey,
 ) -> TipResponse:
     """Draw a prompt version, generate the tip, store it durably, then answer.
 
@@ -70,11 +74,11 @@ async def tips(
 @router.post(
     "/reactions",
     summary="Report a reaction to a tip",
-    dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 404, 409, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 404, 408, 409, 413, 415, 422, 503),
+    openapi_extra=request_body(ReactionRequest),
 )
 async def react(
-    body: ReactionRequest,
+    body: Annotated[ReactionRequest, json_body(ReactionRequest)],
     tip_store: TipStoreDep,
     clock: ClockDep,
     telemetry: TelemetryDep,
@@ -92,11 +96,14 @@ async def react(
 @router.post(
     "/reactions/batch",
     summary="Report several reactions",
-    dependencies=[RequireJson],
-    responses=problem_responses(400, 401, 404, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 404, 408, 413, 415, 422, 503),
+    openapi_extra=request_body(ReactionBatch),
 )
 async def react_batch(
-    body: ReactionBatch, tip_store: TipStoreDep, clock: ClockDep, telemetry: TelemetryDep
+    body: Annotated[ReactionBatch, json_body(ReactionBatch)],
+    tip_store: TipStoreDep,
+    clock: ClockDep,
+    telemetry: TelemetryDep,
 ) -> ReactionBatchResponse:
     """Store all reactions durably, then answer; if any is invalid, store none and report the error of each."""
     results = await _store_reactions(body.reactions, "#/reactions/{}", tip_store, clock, telemetry)

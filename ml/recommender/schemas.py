@@ -8,15 +8,18 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ml.features.request_schemas import EXAMPLE_SIGNALS, Signals, StrictModel
+from ml.features.request_schemas import EXAMPLE_SIGNALS, Signals, StrictModel, UserId
 from ml.store.reactions import REACTIONS, Outcome, Reaction, ReactionResult
 from ml.store.tips import TipRecord
 
 MAX_REACTIONS = 500
 """The maximum number of reactions in one batch."""
 
-_DATE_AND_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
-_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+_DATE_AND_TIME = (
+    "^[2-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt ]"
+    "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]+)?)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+"""A time from the year 2000 on, with its zone, as in RFC 3339 but without leap seconds; seconds are optional."""
 
 
 def _text_only(value: Any) -> Any:
@@ -26,14 +29,10 @@ def _text_only(value: Any) -> Any:
 
 
 def _date_and_time(value: Any) -> Any:
-    if not isinstance(value, str) or not _DATE_AND_TIME.match(value):
-        raise PydanticCustomError("datetime", "should be a date and time with its zone, as 2026-01-31T21:40:00Z")
-    return value
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise PydanticCustomError("control_characters", "should have no control characters")
+    if not isinstance(value, str) or not re.fullmatch(_DATE_AND_TIME, value):
+        raise PydanticCustomError(
+            "datetime", "should be a date and time from the year 2000 on with its zone, as 2026-01-31T21:40:00Z"
+        )
     return value
 
 
@@ -46,20 +45,23 @@ def _known_reaction(value: str) -> str:
 
 
 def _utc(value: datetime) -> datetime:
-    if value.replace(tzinfo=UTC) < _EARLIEST:
-        raise PydanticCustomError("too_early", "should be after the year 2000")
     try:
         return value.astimezone(UTC)
     except OverflowError:
         raise PydanticCustomError("too_far", "should be before the year 9999") from None
 
 
-UserId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 TipId = Annotated[UUID, Field(strict=False), BeforeValidator(_text_only)]
 ReactionKind = Annotated[
     str, AfterValidator(_known_reaction), WithJsonSchema({"type": "string", "enum": list(REACTIONS)})
 ]
-Time = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_utc), BeforeValidator(_date_and_time)]
+Time = Annotated[
+    AwareDatetime,
+    Field(strict=False),
+    AfterValidator(_utc),
+    BeforeValidator(_date_and_time),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": _DATE_AND_TIME}),
+]
 
 _TIP_ID = "01a20832-ae71-7aec-ae48-acec0e56168b"
 
@@ -78,7 +80,7 @@ class TipResponse(BaseModel):
 
     tip_id: UUID = Field(description="The id to report reactions with.")
     tip: str
-    prompt_version: str = Field(description="The prompt version that wrote the tip.")
+    prompt_version: str = Field(examples=["v2-mentor"], description="The prompt version that wrote the tip.")
     prompt_digest: str = Field(description="SHA-256 of the prompt version's content.")
     model: str = Field(description="The model that answered.")
     fallback: bool = Field(description="Whether a fallback model answered instead of the first configured one.")
@@ -96,7 +98,10 @@ class ReactionRequest(StrictModel):
 
     tip_id: TipId
     reaction: ReactionKind
-    at: Time | None = Field(default=None, description="When the user reacted, with a time zone; by default now.")
+    at: Time | None = Field(
+        default=None,
+        description="When the user reacted, with a time zone; by default now. A time in the future is a 422.",
+    )
 
     def as_reaction(self) -> Reaction:
         return Reaction(self.tip_id, self.reaction, self.at)

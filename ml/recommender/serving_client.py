@@ -118,6 +118,12 @@ class _Prompts(BaseModel):
         return {prompt.version: prompt.digest for prompt in self.prompts}
 
 
+class _Policies(BaseModel):
+    """The response of GET /policies."""
+
+    policy: PolicyRef
+
+
 class ServingClient:
     """Calls serving through an HTTP client, over a network or in the same process."""
 
@@ -215,6 +221,15 @@ def fetch_prompt_digests(
     try:
         response = httpx.get(f"{url.rstrip('/')}/prompts", headers=authorization(key), timeout=timeout)
         return _Prompts.model_validate_json(response.content).digests
+    except (httpx.HTTPError, ValidationError):
+        return None
+
+
+def fetch_policy_name(url: str, key: SecretStr | None, *, timeout: float = MAX_PROMPTS_SECONDS) -> str | None:
+    """Return the name of the policy that ranks candidates at the serving at `url`; None without a valid answer."""
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/policies", headers=authorization(key), timeout=timeout)
+        return _Policies.model_validate_json(response.content).policy.name
     except (httpx.HTTPError, ValidationError):
         return None
 

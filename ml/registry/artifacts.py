@@ -150,12 +150,16 @@ def _version(blob: bytes) -> str:
 
 def _check_numbers(model: LinearModel) -> None:
     """Raise ValueError for numbers that no fitted model has."""
-    if max(abs(model.weights).max(), abs(model.covariance).max(), model.noise_variance) > MAX_MAGNITUDE:
+    if max(abs(model.weights).max(), model.noise_variance) > MAX_MAGNITUDE:
         raise ValueError(f"the numbers of a model must be at most {MAX_MAGNITUDE:g}")
     variances = model.covariance.diagonal()
-    # The Cauchy-Schwarz inequality for each pair of weights.
-    if (model.covariance**2 > np.outer(variances, variances) * (1 + 1e-6) + 1e-12).any():
-        raise ValueError("a covariance must be at most the root of the product of its variances")
+    # By row: the largest covariance takes 134 MB, and each array of its size as much.
+    for variance, row in zip(variances, model.covariance, strict=True):
+        if abs(row).max() > MAX_MAGNITUDE:
+            raise ValueError(f"the numbers of a model must be at most {MAX_MAGNITUDE:g}")
+        # The Cauchy-Schwarz inequality for each pair of weights.
+        if (row**2 > variance * variances * (1 + 1e-6) + 1e-12).any():
+            raise ValueError("a covariance must be at most the root of the product of its variances")
 
 
 def _read_card_and_model(blob: bytes) -> tuple[PolicyCard, LinearModel]:
@@ -170,10 +174,11 @@ def _read_card_and_model(blob: bytes) -> tuple[PolicyCard, LinearModel]:
         raise ValueError(f"the card must have at most {MAX_CARD_BYTES:,} bytes")
     card = PolicyCard.model_validate_json(read_byte_row(members[_CARD]))
     d = card.shape[0] * card.shape[1]
-    lower_triangle = np.tril_indices(d)
-    covariance = np.zeros((d, d))
-    covariance[lower_triangle] = read_array(members[_COVARIANCE], (d * (d + 1) // 2,), "<f8")
-    covariance.T[lower_triangle] = covariance[lower_triangle]
+    lower_triangle = read_array(members[_COVARIANCE], (d * (d + 1) // 2,), "<f8")
+    covariance = np.empty((d, d))
+    for index in range(d):
+        row = lower_triangle[index * (index + 1) // 2 :][: index + 1]
+        covariance[index, : index + 1] = covariance[: index + 1, index] = row
     weights = read_array(members[_WEIGHTS], card.shape, "<f8")
     noise_variance = float(read_array(members[_NOISE], (), "<f8"))
     return card, LinearModel(weights, covariance, noise_variance)

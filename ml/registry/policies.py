@@ -1,8 +1,8 @@
 """Ranking policies in use: they rank candidates, as rows of features, for the context of a user."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,7 +78,7 @@ def validate_policy_source(value: str) -> str:
     if value.startswith("models:/"):
         if not re.fullmatch(r"models:/[\w.-]+(@[\w-]+|/[0-9]+)", value):
             raise ValueError("should be models:/NAME@ALIAS, models:/NAME/VERSION or a file")
-    elif not Path(value).is_file():
+    elif not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
         raise ValueError("is neither a file that can be read, nor models:/NAME@ALIAS or models:/NAME/VERSION")
     return value
 

@@ -1,8 +1,9 @@
-"""The reward page, and its table as CSV."""
+"""The reward page, and its tables as CSV."""
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,12 @@ from pydantic import SecretStr
 from ml.features.definitions import SIGNALS
 from ml.features.feature_types import Category
 from ml.platform.dependencies import require_admin
+from ml.platform.navigation import PAGE
 from ml.platform.pages import PRIVATE_HEADERS, PageTemplates
 from ml.rewards import plots
 from ml.rewards.report import ALPHA, ReportWindow, RewardReport, Variant
 from ml.rewards.routes import ReportDep, ReporterDep
 from ml.store.reactions import REACTIONS
-
-PATHS = ("/admin/rewards", "/admin/rewards.csv")
-"""Paths protected by the admin password instead of a bearer key, which browsers do not send."""
 
 _CATEGORIES = tuple(
     f"{name}:{option}"
@@ -33,10 +32,16 @@ _CATEGORIES = tuple(
 )
 """The segments that the form suggests; languages are segments too, but too many for a list."""
 
-_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
-"""The first characters that make a spreadsheet read a text as a formula."""
+_FORMULA = re.compile(r"[\s\x00-\x1f\x7f-\x9f]*[=+\-@＝＋－＠]|[\x00-\x1f\x7f-\x9f]")
+"""The start of a text that a spreadsheet may read as a formula.
 
-_BEFORE_REACTIONS = ("prompt_version", "prompt_digest", "label", "tips", "reacted", "counted", "dependent")
+Full-width signs are formulas in East Asian locales, and spreadsheets skip spaces and control characters before a sign.
+"""
+
+_BEFORE_REACTIONS = (
+    *("prompt_version", "prompt_digest", "label"),
+    *("tips", "counted", "waiting", "dependent", "reacted"),
+)
 _AFTER_REACTIONS = (
     *("reward.estimate", "reward.low", "reward.high", "probability_best"),
     *("comparison.difference.estimate", "comparison.difference.low", "comparison.difference.high"),
@@ -52,22 +57,24 @@ _MIN_PROBABILITY = 0.001
 def build_router(password: SecretStr | None) -> APIRouter:
     """Return the routes of the page, protected by `password`; without one, for browsers on this machine only."""
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
-    router.get("/admin/rewards")(rewards_page)
+    router.get("/admin/rewards", summary="Rewards", tags=[PAGE])(rewards_page)
     router.get("/admin/rewards.csv")(rewards_csv)
     return router
 
 
 async def rewards_page(request: Request, report: ReportDep, reporter: ReporterDep) -> HTMLResponse:
-    """Show the report that the query parameters describe."""
+    """Which prompt version helps more: rates, verdicts and counts."""
     query_values = {name: value for name, value in request.query_params.items() if value}
-    figures = await to_thread.run_sync(plots.draw_plots, report.variants) if report.variants else None
+    figures = await to_thread.run_sync(plots.draw_plots, report.variants) if report.counted else None
+    kinds = _kinds(report)
     return _TEMPLATES.render(
+        request,
         "rewards.html",
         report=report,
-        tips=sum(variant.tips for variant in report.variants),
         colours={variant.label: plots.colour(index) for index, variant in enumerate(report.variants)},
         figures=figures,
-        kinds=_kinds(report),
+        kinds=kinds,
+        reaction_totals={kind: sum(variant.reactions.get(kind, 0) for variant in report.variants) for kind in kinds},
         query_values=query_values,
         query=urlencode(query_values),
         categories=_CATEGORIES,
@@ -102,7 +109,14 @@ def _value(variant: Variant, column: str) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES) else value
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _weighted_mean(variants: Sequence[Variant], name: str) -> float:
+    """Return the mean per tip of all variants, of which `name` is the mean per tip of one."""
+    return float(sum(getattr(variant, name) * variant.tips for variant in variants)) / sum(
+        variant.tips for variant in variants
+    )
 
 
 def _format_window(window: ReportWindow) -> str:
@@ -128,11 +142,12 @@ def _format_probability(probability: float) -> str:
     return f">{1 - _MIN_PROBABILITY:.1%}" if probability > 1 - _MIN_PROBABILITY else f"{probability:.1%}"
 
 
-_FILTERS: Mapping[str, Callable[[Any], str]] = {
+_FILTERS: Mapping[str, Callable[..., Any]] = {
     "whole": lambda number: f"{number:,.0f}",
     "percent": lambda share: f"{100 * share:.1f}%",
     "points": lambda share: f"{100 * share:+.1f}",
     "probability": _format_probability,
     "window": _format_window,
+    "weighted_mean": _weighted_mean,
 }
 _TEMPLATES = PageTemplates(Path(__file__).with_name("templates"), _FILTERS)

@@ -28,7 +28,7 @@ _PAGE_COLOURS = {_INK: "var(--ink)", _QUIET: "var(--quiet)", _LINE: "var(--line)
 _PLACEHOLDER = re.compile("|".join(_PAGE_COLOURS))
 
 _MARKERS, _LINE_STYLES = "osD^vPX", ("-", "--", "-.")
-_WIDTH, _FONT_SIZE, _ROW_HEIGHT = 420, 13, 50
+_WIDTH, _FONT_SIZE, _MIN_ROW_HEIGHT, _MAX_ROW_HEIGHT, _MIN_HEIGHT = 420, 13, 50, 70, 250
 """In points; the figures scale with the page."""
 
 _MIN_Y_SPAN = 10
@@ -64,24 +64,28 @@ def draw_plots(variants: Sequence[Variant]) -> Plots:
 
 def _draw_intervals(variants: Sequence[Variant]) -> "Figure":
     """Draw a row for each variant: its label and its reward rate, and below them the estimate within its interval."""
-    figure, axes = _figure(_ROW_HEIGHT * len(variants) + 40, left=14, right=14, bottom=30, top=4)
+    row_height = min(max(_MIN_ROW_HEIGHT, (_MIN_HEIGHT - 40) / len(variants)), _MAX_ROW_HEIGHT)
+    figure, axes = _figure(row_height * len(variants) + 40, left=14, right=14, bottom=30, top=4)
     for index, variant in enumerate(variants):
         y, rate, line_colour = -index, variant.reward, _SERIES[_series(index)]
-        axes.hlines(y, 100 * rate.low, 100 * rate.high, line_colour, linewidth=3)
-        if variant.counted:
-            axes.plot(100 * rate.estimate, y, _marker(index), color=line_colour, markersize=10, markeredgecolor=_CARD)
-        rate_text = f"{100 * rate.estimate:.1f}%" if variant.counted else "no counted tips yet"
+        if rate:
+            axes.hlines(y, 100 * rate.low, 100 * rate.high, line_colour, linewidth=3, clip_on=False)
+            marker: dict[str, Any] = {"markersize": 10, "markeredgecolor": _CARD, "clip_on": False}
+            axes.plot(100 * rate.estimate, y, _marker(index), color=line_colour, **marker)
+        rate_text = f"{100 * rate.estimate:.1f}%" if rate else "no counted tips"
         above: dict[str, Any] = {"xytext": (0, 10), "textcoords": "offset points"}
         label = axes.annotate(_shorten(variant.label, 40), (0, y), xycoords=("axes fraction", "data"), **above)
         label.set_bbox({"facecolor": _CARD, "edgecolor": "none", "pad": 1})
         axes.annotate(rate_text, (1, y), xycoords=("axes fraction", "data"), ha="right", weight="bold", **above)
-    if variants[0].counted:
+    if variants[0].reward:
         axes.axvline(100 * variants[0].reward.estimate, color=_QUIET, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
     axes.set_ylim(0.3 - len(variants), 0.75)
     axes.set_yticks([])
     axes.locator_params("x", nbins=5)
     axes.xaxis.set_major_formatter("{x:g}%")
     axes.margins(x=0.03)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, 0), min(high, 100))
     return figure
 
 
@@ -90,7 +94,7 @@ def _draw_means_over_time(variants: Sequence[Variant]) -> "Figure":
     drawn = [(index, variant) for index, variant in enumerate(variants) if variant.days]
     labels = [_shorten(variant.label, 20) for _, variant in drawn]
     right = 0.58 * _FONT_SIZE * max(map(len, labels), default=0) + 18
-    figure, axes = _figure(max(250, 18 * len(drawn) + 40), left=44, right=right, bottom=30, top=10)
+    figure, axes = _figure(max(_MIN_HEIGHT, 18 * len(drawn) + 40), left=44, right=right, bottom=30, top=10)
     lines = [_running_mean(variant) for _, variant in drawn]
     days = sorted({day for line in lines for day in line})
     ends = []
@@ -101,14 +105,13 @@ def _draw_means_over_time(variants: Sequence[Variant]) -> "Figure":
         )
         last = max(line)
         ends.append(_LineEnd((last - days[0]).days, line[last], line_colour))
-        axes.plot(ends[-1].x, ends[-1].y, _marker(index), color=line_colour, markersize=8, markeredgecolor=_CARD)
+        marker: dict[str, Any] = {"markersize": 8, "markeredgecolor": _CARD, "clip_on": False}
+        axes.plot(ends[-1].x, ends[-1].y, _marker(index), color=line_colour, **marker)
     _label_days(axes, days)
     axes.locator_params("y", nbins=5)
     axes.yaxis.set_major_formatter("{x:g}%")
     axes.grid(axis="y")
-    low, high = axes.get_ylim()
-    if high - low < _MIN_Y_SPAN:
-        axes.set_ylim((low + high - _MIN_Y_SPAN) / 2, (low + high + _MIN_Y_SPAN) / 2)
+    axes.set_ylim(*_percent_limits(*axes.get_ylim()))
     _label_lines(axes, labels, ends)
     return figure
 
@@ -136,6 +139,15 @@ def _running_mean(variant: Variant) -> dict[date, float]:
         if counted >= _MIN_TIPS_OF_MEAN or day is variant.days[-1]:
             means[day.day] = 100 * total / counted
     return means
+
+
+def _percent_limits(low: float, high: float) -> tuple[float, float]:
+    """Return limits of an axis in percent that include these as far as they are within 0 and 100."""
+    low, high = max(low, 0), min(high, 100)
+    missing = max(0, _MIN_Y_SPAN - (high - low)) / 2
+    low, high = low - missing, high + missing
+    moved = max(0, -low) - max(0, high - 100)
+    return low + moved, high + moved
 
 
 def _label_days(axes: "Axes", days: Sequence[date]) -> None:

@@ -4,19 +4,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import Literal
 
 from ml.experiments.statistics import (
     SAMPLE_RATIO_ALARM,
     Interval,
     Sample,
-    difference,
-    observations_needed,
     probability_best,
     rate,
     sample_ratio_p_value,
 )
 from ml.platform.errors import FieldError, UnprocessableRequest
+from ml.rewards.comparison import Arm, Comparison, compare
 from ml.store.reactions import REACTIONS
 from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts, RewardCounts, hour_of
 from ml.store.tips import TipStore
@@ -24,16 +22,8 @@ from ml.store.tips import TipStore
 ALPHA = 0.05
 """The probability that any verdict of a report is ever wrong, however often it is read (Bonferroni)."""
 
-MIN_TIPS = 100
-"""The number of counted tips that each of two versions needs for a verdict."""
-
-MAX_IMBALANCE = 20
-"""The maximum ratio of the counted tips of two versions in a verdict: beyond it the intervals are not valid."""
-
 _EPOCH = date(1970, 1, 1)
 _ALL_HOURS = range(2**31 - 1)
-
-VerdictKind = Literal["helps more", "helps less", "not yet known"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +43,8 @@ class ReportWindow:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """A variant compared with the baseline: the difference of their mean rewards, and the verdict.
-
-    `more_tips`: the approximate number of tips until there is a verdict; None if there is one, or no estimate. `words`:
-    the verdict as a sentence.
-    """
-
-    difference: Interval
-    verdict: VerdictKind
-    more_tips: int | None
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
 class DayReward:
-    """One day of one variant: the number of its counted tips, and their mean reward."""
+    """One day of one variant: the number of its counted tips, at least 1, and their mean reward."""
 
     day: date
     counted: int
@@ -79,8 +55,10 @@ class DayReward:
 class Variant:
     """A prompt version with one digest, and what was counted for it.
 
-    `counted`: the tips with a reaction, and the mature tips without one. `dependent`: the tips that a learned policy
-    chose among candidates, or whose version was drawn per user. `input_tokens`, `output_tokens`, `ms`: means per tip.
+    `tips`: all of them, of which `reacted` have a reaction. `dependent`: the tips that a learned policy chose among
+    candidates, or whose version was drawn per user. `counted`: the other tips with a reaction, and the other mature
+    tips without one: `reward`, `probability_best`, `comparison` and `days` are over these only, and None or empty
+    without them. `reactions`, and the means per tip `input_tokens`, `output_tokens` and `ms`, are over all tips.
     """
 
     prompt_version: str
@@ -91,13 +69,18 @@ class Variant:
     counted: int
     dependent: int
     reactions: Mapping[str, int]
-    reward: Interval
-    probability_best: float
+    reward: Interval | None
+    probability_best: float | None
     comparison: Comparison | None
     input_tokens: float
     output_tokens: float
     ms: float
     days: tuple[DayReward, ...]
+
+    @property
+    def waiting(self) -> int:
+        """The number of young tips without a reaction that are not dependent: they may still get one."""
+        return self.tips - self.counted - self.dependent
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +103,11 @@ class SampleRatio:
 
 @dataclass(frozen=True, slots=True)
 class RewardReport:
-    """All variants, the baseline first. They include `dependent` tips, but no `fallback` and no `not_shown` tips."""
+    """All variants, the baseline first, and the tips of the window in total.
+
+    `tips`: those of the variants: `counted`, `waiting` and `dependent` ones. Tips of a `fallback` model and candidates
+    that were `not_shown` are not among them. `simulated`: of all stored tips.
+    """
 
     window: ReportWindow
     baseline: str | None
@@ -129,7 +116,27 @@ class RewardReport:
     fallback: int
     not_shown: int
     simulated: int
-    dependent: int
+
+    @property
+    def tips(self) -> int:
+        return sum(variant.tips for variant in self.variants)
+
+    @property
+    def counted(self) -> int:
+        return sum(variant.counted for variant in self.variants)
+
+    @property
+    def waiting(self) -> int:
+        return sum(variant.waiting for variant in self.variants)
+
+    @property
+    def dependent(self) -> int:
+        return sum(variant.dependent for variant in self.variants)
+
+    @property
+    def stored(self) -> int:
+        """The number of all tips in the window."""
+        return self.tips + self.fallback + self.not_shown
 
 
 class RewardReporter:
@@ -171,12 +178,11 @@ def build_report(
     """
     tallies = _tallies(counts)
     baseline_tally = _baseline(tallies, baseline, preferred)
-    probabilities = probability_best([tally.sample for tally in tallies])
+    counted = [tally for tally in tallies if tally.sample.n]
+    probabilities = probability_best([tally.sample for tally in counted])
+    probability_of = {tally.key: probability for tally, probability in zip(counted, probabilities, strict=True)}
     alpha = ALPHA / max(1, len(tallies) - 1)
-    variants = [
-        tally.variant(baseline_tally, probability, alpha=alpha)
-        for tally, probability in zip(tallies, probabilities, strict=True)
-    ]
+    variants = [tally.variant(baseline_tally, probability_of.get(tally.key), alpha=alpha) for tally in tallies]
     tip_counts = [count for count in counts if count.reaction == ALL_TIPS]
     return RewardReport(
         window=window,
@@ -186,7 +192,6 @@ def build_report(
         fallback=sum(count.tips for count in tip_counts if count.fallback and count.shown),
         not_shown=sum(count.tips for count in tip_counts if not count.shown),
         simulated=sum(count.simulated for count in tip_counts),
-        dependent=sum(variant.dependent for variant in variants),
     )
 
 
@@ -198,29 +203,41 @@ class _Tally:
     prompt_digest: str
     label: str
     tip_counts: RewardCounts = field(default_factory=RewardCounts)
+    dependent: int = 0
     reactions: Counter[str] = field(default_factory=Counter)
     days: dict[int, Sample] = field(default_factory=lambda: defaultdict(Sample))
+    newest_day: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.prompt_version, self.prompt_digest
 
     def add(self, count: DayCounts) -> None:
+        self.newest_day = max(self.newest_day, count.day)
         if count.reaction == ALL_TIPS:
             self.tip_counts += RewardCounts(
-                count.tips,
-                input_tokens=count.input_tokens,
-                output_tokens=count.output_tokens,
-                ms=count.ms,
-                dependent=count.dependent,
+                count.tips, input_tokens=count.input_tokens, output_tokens=count.output_tokens, ms=count.ms
             )
-            self.days[count.day] += Sample(count.tips if count.mature else 0)
+            self.dependent += count.tips if count.dependent else 0
+            rewards = Sample(count.tips if count.mature else 0)
         else:
             self.reactions[count.reaction] += count.tips
             # Mature tips are counted above, with or without a reaction.
-            self.days[count.day] += Sample(0 if count.mature else count.tips, count.reward, count.reward_squared)
+            rewards = Sample(0 if count.mature else count.tips, count.reward, count.reward_squared)
+        # The mean of ranked tips is the one of the best among several candidates. Tips of one user are correlated:
+        # where a user has one version, intervals that count tips are too narrow.
+        if not count.dependent:
+            self.days[count.day] += rewards
 
     @property
     def sample(self) -> Sample:
         return sum(self.days.values(), Sample())
 
-    def variant(self, baseline: "_Tally | None", probability_best: float, *, alpha: float) -> Variant:
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.label, self.sample, self.dependent)
+
+    def variant(self, baseline: "_Tally | None", probability_best: float | None, *, alpha: float) -> Variant:
         sample = self.sample
         tips = self.tip_counts.tips
         return Variant(
@@ -230,13 +247,13 @@ class _Tally:
             tips=tips,
             reacted=self.reactions.total(),
             counted=sample.n,
-            dependent=self.tip_counts.dependent,
+            dependent=self.dependent,
             reactions={
                 kind: self.reactions[kind] for kind in [*REACTIONS, *sorted(self.reactions.keys() - REACTIONS.keys())]
             },
-            reward=rate(sample, alpha=ALPHA),
+            reward=rate(sample, alpha=ALPHA) if sample.n else None,
             probability_best=probability_best,
-            comparison=None if baseline is None or baseline is self else _compare(baseline, self, alpha),
+            comparison=None if baseline is None or baseline is self else compare(baseline.arm, self.arm, alpha=alpha),
             input_tokens=self.tip_counts.input_tokens / tips,
             output_tokens=self.tip_counts.output_tokens / tips,
             ms=self.tip_counts.ms / tips,
@@ -274,51 +291,10 @@ def _baseline(tallies: Sequence[_Tally], requested: str | None, preferred: Seque
     alphabetical = versions[0] if versions else None
     baseline = requested or next((version for version in preferred if version in versions), alphabetical)
     of_baseline = [tally for tally in tallies if tally.prompt_version == baseline]
-    return max(of_baseline, key=lambda tally: (max(tally.days), tally.tip_counts.tips), default=None)
-
-
-def _compare(baseline: _Tally, other: _Tally, alpha: float) -> Comparison:
-    a, b = baseline.sample, other.sample
-    interval = difference(a, b, alpha=alpha)
-    # The mean of ranked tips is the one of the best among several candidates. Tips of one user are correlated: where a
-    # user has one version, intervals that count tips are too narrow.
-    if dependent := baseline.tip_counts.dependent + other.tip_counts.dependent:
-        words = (
-            f"not yet known: {dependent:,} tips were chosen by a ranking policy, or their version was drawn per user; "
-            "only tips evaluate compares versions then"
-        )
-        return Comparison(interval, "not yet known", None, words)
-    smaller, larger = sorted((a.n, b.n))
-    is_valid = smaller >= MIN_TIPS and larger <= MAX_IMBALANCE * smaller
-    if is_valid and (interval.low > 0 or interval.high < 0):
-        verdict: VerdictKind = "helps more" if interval.estimate > 0 else "helps less"
-        limits = f"{_points(interval.estimate)} points, between {_points(interval.low)} and {_points(interval.high)}"
-        return Comparison(interval, verdict, None, f"{other.label} {verdict} than {baseline.label}: {limits}")
-    if smaller < MIN_TIPS:  # too few to estimate how many it will take
-        more: int | None = max(0, MIN_TIPS - a.n) + max(0, MIN_TIPS - b.n)
-        words = f"not yet known: at least {more} more tips"
-    elif larger > MAX_IMBALANCE * smaller:
-        more = -(-larger // MAX_IMBALANCE) - smaller
-        label = (baseline if a.n == smaller else other).label
-        words = f"not yet known: at least {_round_to_two_digits(more):,} more tips of {label}"
-    elif more := observations_needed(a, b, alpha=alpha):
-        words = f"not yet known: about {_round_to_two_digits(more):,} more tips at this rate"
-    else:
-        words = "not yet known: their rates are about equal so far; a verdict would need more than a million tips"
-    return Comparison(interval, "not yet known", more, words)
+    return max(of_baseline, key=lambda tally: (tally.newest_day, tally.tip_counts.tips), default=None)
 
 
 def _sample_ratio(assignments: Mapping[str, tuple[int, float]]) -> SampleRatio:
     taken = {version: drawn for version, (drawn, _) in sorted(assignments.items())}
     expected = {version: propensities for version, (_, propensities) in sorted(assignments.items())}
     return SampleRatio(taken, expected, sample_ratio_p_value([*taken.values()], [*expected.values()]))
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
-
-
-def _round_to_two_digits(number: int) -> int:
-    """Round to two significant digits, which avoids false precision."""
-    digits = max(0, len(str(number)) - 2)
-    return round(number, -digits)

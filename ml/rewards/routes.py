@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ml.platform.clock import Clock
 from ml.platform.dependencies import from_state
 from ml.platform.errors import FieldError, UnprocessableRequest
+from ml.platform.openapi import Tag
 from ml.platform.problem_json import problem_responses
 from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
 from ml.rewards.schemas import RewardsResponse
@@ -38,7 +39,9 @@ async def _report(
     clock: ClockDep,
     *,
     first: Annotated[Day, Query(alias="from", description="First day (UTC).")] = None,
-    last: Annotated[Day, Query(alias="to", description="Last day (UTC), included.")] = None,
+    last: Annotated[
+        Day, Query(alias="to", description="Last day (UTC), included; a day before `from` is a 422.")
+    ] = None,
     segment: Annotated[
         str,
         Query(
@@ -47,10 +50,15 @@ async def _report(
             description="Only users of one segment, such as `mood:low` or `locale:de`.",
         ),
     ] = "",
-    baseline: Annotated[str | None, Query(max_length=64, description="The prompt version to compare with.")] = None,
+    baseline: Annotated[
+        str | None,
+        Query(
+            max_length=64, description="The prompt version to compare with; one without tips in the window is a 422."
+        ),
+    ] = None,
 ) -> RewardReport:
     window = ReportWindow(first, last, segment)
-    if not window.hours:
+    if first and last and last < first:
         raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])
     return await reporter.report(window, clock(), baseline=baseline or None)
 
@@ -58,7 +66,7 @@ async def _report(
 ReportDep = Annotated[RewardReport, Depends(_report)]
 """The report that the query parameters describe."""
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.REWARDS])
 
 
 @router.get("/rewards", summary="Rewards per prompt version", responses=problem_responses(401, 422, 503))

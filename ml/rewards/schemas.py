@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from ml.rewards.report import RewardReport, VerdictKind
+from ml.rewards.comparison import VerdictKind
+from ml.rewards.report import RewardReport
 
 
 class IntervalResponse(BaseModel):
@@ -20,7 +21,7 @@ class IntervalResponse(BaseModel):
 class ComparisonResponse(BaseModel):
     """A variant compared with the baseline."""
 
-    difference: IntervalResponse
+    difference: IntervalResponse | None = Field(description="None while one of both has no counted tips.")
     verdict: VerdictKind
     more_tips: int | None = Field(
         description="The approximate number of tips until there is a verdict, at the current rates."
@@ -42,17 +43,19 @@ class VariantResponse(BaseModel):
     prompt_version: str
     prompt_digest: str
     label: str
-    tips: int
-    reacted: int
+    tips: int = Field(description="All tips of the variant: `counted`, `waiting` and `dependent` ones.")
+    reacted: int = Field(description="Tips with a reaction.")
     counted: int = Field(
-        description="Tips with a reaction, and mature tips without one: the denominator of the reward."
+        description="Independent tips with a reaction, and mature ones without: the denominator of the reward."
     )
+    waiting: int = Field(description="Independent young tips without a reaction, which may still get one.")
     dependent: int = Field(
-        description="Tips that a learned policy chose among candidates, or whose version was drawn per user."
+        description="Tips that a learned policy chose among candidates, or whose version was drawn per user "
+        "(`sticky`). They are excluded from `counted`, `reward`, `probability_best`, `comparison` and `days`."
     )
-    reactions: dict[str, int]
-    reward: IntervalResponse
-    probability_best: float
+    reactions: dict[str, int] = Field(description="The number of tips with each reaction; the sum is `reacted`.")
+    reward: IntervalResponse | None = Field(description="The mean reward of the counted tips; None without any.")
+    probability_best: float | None = Field(description="None without counted tips.")
     comparison: ComparisonResponse | None = Field(description="None for the baseline.")
     input_tokens: float = Field(description="Mean per tip.")
     output_tokens: float = Field(description="Mean per tip.")
@@ -70,15 +73,18 @@ class SampleRatioResponse(BaseModel):
 
 
 class RewardsResponse(BaseModel):
-    """The rewards of each variant; they include no `fallback` and no `not_shown` tips."""
+    """The rewards of each variant, and the number of tips in total."""
 
     baseline: str | None
     variants: list[VariantResponse]
     sample_ratio: SampleRatioResponse
-    fallback: int
-    not_shown: int
-    simulated: int
-    dependent: int
+    tips: int = Field(description="The tips of all variants: `counted`, `waiting` and `dependent` ones.")
+    counted: int
+    waiting: int
+    dependent: int = Field(description="Tips excluded from rates and verdicts: see the variants.")
+    fallback: int = Field(description="Tips of a fallback model; not part of `tips`.")
+    not_shown: int = Field(description="Candidates that were not shown; not part of `tips`.")
+    simulated: int = Field(description="Tips, candidates included, that were written for simulated users.")
 
     @classmethod
     def of(cls, report: RewardReport) -> Self:

@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from fastapi import FastAPI
 
 from ml.features.online_store import OnlineStoreUnavailable, open_online_store
+from ml.platform import api_docs
 from ml.platform.app_factory import build_service, freeze_gc_again, warn_if_unauthenticated
 from ml.platform.background import BackgroundTasks
 from ml.platform.errors import NotReady, PolicyReloadFailed
-from ml.platform.middleware.in_flight_limit import InFlightLimit
+from ml.platform.middleware.route_rules import InFlightLimit
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
 from ml.registry.artifacts import UnusablePolicyError
@@ -20,7 +21,7 @@ from ml.registry.policies import LearnedPolicy, UniformRanker, load_policy
 from ml.serving.gateway import Gateway
 from ml.serving.generate import TipGenerator
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GENERATION_PATHS, SCORE_LIMIT, ServingState, router
+from ml.serving.routes import MAX_CONCURRENT_RANKINGS, ServingState, generate, router, score
 from ml.serving.score import ActivePolicies, Scorer
 from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 
@@ -42,7 +43,8 @@ def create_app(settings: ServingSettings) -> FastAPI:
         settings=settings,
         telemetry=telemetry,
         routers=[router],
-        limits=[InFlightLimit(GENERATION_PATHS, settings.generation_limit), SCORE_LIMIT],
+        open_routers=[api_docs.start_router],
+        limits={generate: InFlightLimit(settings.generation_limit), score: InFlightLimit(MAX_CONCURRENT_RANKINGS)},
     )
 
 
@@ -98,7 +100,7 @@ def check_settings(settings: ServingSettings) -> None:
             with open_online_store(settings.online_store_url):
                 pass
         except OnlineStoreUnavailable as error:
-            raise ConfigurationError(f"ONLINE_STORE_URL: the file {error}.") from None
+            raise ConfigurationError(f"ONLINE_STORE_URL: {error}.") from None
 
 
 def load_policies(settings: ServingSettings) -> ActivePolicies:

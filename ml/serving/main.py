@@ -1,4 +1,4 @@
-"""The serving program: `uvicorn ml.serving.main:app`.
+"""The serving program: `tips serve --only serving`.
 
 Its two main routes are in `routes.py`:
 

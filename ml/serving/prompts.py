@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
 from ml.features.context import PromptContext, assemble_context
+from ml.features.crisis import CRISIS_REQUEST
 from ml.features.definitions import SIGNALS
 from ml.platform.errors import FieldError, UnprocessableRequest
 
@@ -75,8 +76,7 @@ class Prompt:
 
 def _request(context: PromptContext) -> str:
     request = (
-        "I may be in danger. Please only ask me, kindly and without any number, to call a crisis line or to talk to "
-        "someone I trust right now."
+        CRISIS_REQUEST
         if context.crisis
         else "Suggest one small thing I can do now."
         if context.sentences
@@ -106,6 +106,9 @@ You are a calm, warm mentor who never lectures or cheers: choose the one gentle 
 best, small enough to finish in ten minutes, and say how many minutes, steps or breaths it takes."""
 
 BASELINE_VERSION = "v1"
+
+MAX_SHOWN_LENGTH = 64
+"""The number of characters of an unknown version that an error shows."""
 
 PROMPTS: Mapping[str, Prompt] = MappingProxyType(
     {
@@ -157,7 +160,7 @@ def resolve_prompt(prompt_version: str | None, default: str) -> tuple[str, Promp
         known = tuple(PROMPTS)
         detail = f"should be one of {', '.join(known)}"
         raise UnprocessableRequest(
-            f"The prompt version is not known; it {detail}.",
+            f"The prompt version {resolved[:MAX_SHOWN_LENGTH]!r} is not known; it {detail}.",
             errors=[FieldError("#/prompt_version", detail, known)],
         )
     return resolved, PROMPTS[resolved]

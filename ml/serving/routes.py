@@ -10,10 +10,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ml.platform.app_factory import ReadinessCheck
-from ml.platform.dependencies import CallerTimeout, RequireJson, from_state, read_json, require_local_request
+from ml.platform.dependencies import CallerTimeout, from_state, json_body, read_json, require_local_request
 from ml.platform.errors import TipsError
-from ml.platform.middleware.in_flight_limit import InFlightLimit
-from ml.platform.openapi import request_body
+from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
 from ml.serving.generate import Tip, TipGenerator, TipStream
 from ml.serving.prompts import PROMPTS
@@ -30,9 +29,7 @@ from ml.serving.schemas import (
 from ml.serving.score import Scorer
 from ml.serving.settings import ServingSettings
 
-GENERATION_PATHS = frozenset({"/generate"})
-
-SCORE_LIMIT = InFlightLimit(frozenset({"/score"}), max_requests=8)
+MAX_CONCURRENT_RANKINGS = 8
 """A ranking takes about 2 ms of CPU: more concurrent ones would exceed the latency budget."""
 
 
@@ -50,7 +47,7 @@ GeneratorDep = Annotated[TipGenerator, from_state("generator")]
 ScorerDep = Annotated[Scorer, from_state("scorer")]
 
 
-router = APIRouter()
+router = APIRouter(tags=[Tag.SERVING])
 
 _EVENT_SCHEMA = {
     "type": "object",
@@ -75,18 +72,18 @@ data: {"tip": "Dim the lights now.", "usage": {"input_tokens": 300, "output_toke
 @router.post(
     "/generate",
     summary="Write one tip",
-    dependencies=[RequireJson],
     response_model=GenerateResponse,
     responses={
         200: {
             "description": "The tip; with `stream`, server-sent events: `meta`, `delta`…, then `done` or `error`.",
             "content": {"text/event-stream": {"schema": _EVENT_SCHEMA, "example": _STREAM_EXAMPLE}},
         },
-        **problem_responses(400, 401, 413, 415, 422, 502, 503, 504),
+        **problem_responses(400, 401, 408, 413, 415, 422, 502, 503, 504),
     },
+    openapi_extra=request_body(GenerateRequest),
 )
 async def generate(
-    body: GenerateRequest,
+    body: Annotated[GenerateRequest, json_body(GenerateRequest)],
     generator: GeneratorDep,
     timeout: CallerTimeout,
 ) -> Any:
@@ -101,7 +98,7 @@ async def generate(
     "/score",
     summary="Rank candidate tips and draw the one to show",
     response_model=ScoreResponse,
-    responses=problem_responses(400, 401, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 408, 413, 415, 422, 503),
     openapi_extra=request_body(ScoreRequest),
 )
 async def score(request: Request) -> Response:

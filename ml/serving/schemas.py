@@ -1,18 +1,23 @@
 """Request and response schemas of serving."""
 
 from dataclasses import asdict
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
-from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel
+from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel, UserId
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.score import ActivePolicies, ScoreResult
 from ml.serving.tip import MAX_TIP_LENGTH
 
 MAX_CANDIDATES = 50
+
+
+def _drop_default(schema: dict[str, Any]) -> None:
+    """Remove the default from a schema, since openapi-typescript makes a field with a default required."""
+    del schema["default"]
 
 
 class GenerateRequest(StrictModel):
@@ -23,10 +28,16 @@ class GenerateRequest(StrictModel):
     )
 
     signals: Signals = Field(default_factory=Signals)
-    prompt_version: Annotated[str, WithJsonSchema({"type": "string", "enum": list(PROMPTS)})] | None = Field(
-        default=None, description="One of the versions in GET /prompts; without it, the service's default."
+    prompt_version: str | None = Field(
+        default=None,
+        examples=[*PROMPTS],
+        description="One of the versions in GET /prompts, otherwise 422; without it, the service's default.",
     )
-    stream: bool = Field(default=False, description="Answer with server-sent events: meta, delta…, done or error.")
+    stream: bool = Field(
+        default=False,
+        description="Answer with server-sent events: meta, delta…, done or error. By default false.",
+        json_schema_extra=_drop_default,
+    )
 
 
 class UsageResponse(BaseModel):
@@ -40,7 +51,7 @@ class TipMetadata(BaseModel):
     """The origin of a tip."""
 
     generation_id: str
-    prompt_version: str = Field(description="The prompt version that wrote the tip.")
+    prompt_version: str = Field(examples=[*PROMPTS], description="The prompt version that wrote the tip.")
     prompt_digest: str = Field(description="SHA-256 of that version's content.")
     model: str = Field(description="The model that answered.")
     fallback: bool = Field(description="Whether that is a fallback model.")
@@ -115,14 +126,15 @@ class ScoreRequest(StrictModel):
     )
 
     event_id: Id | None = Field(default=None, description="The same id gets the same choice; by default, a new id.")
-    user_id: str | None = Field(
+    user_id: UserId | None = Field(
         default=None,
-        min_length=1,
-        max_length=128,
         description="The user whose aggregates are read from the online store.",
     )
     signals: Signals = Field(default_factory=Signals)
-    candidates: Annotated[list[Candidate], Field(min_length=1, max_length=MAX_CANDIDATES)]
+    candidates: Annotated[
+        list[Candidate],
+        Field(min_length=1, max_length=MAX_CANDIDATES, description="Each with its own id; equal ids are a 422."),
+    ]
 
 
 class PolicyInfo(BaseModel):

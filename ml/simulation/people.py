@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
-DEFAULT_PREFERENCE = 0.30
-"""The preference of every persona for a prompt version that is not listed."""
+from ml.experiments.assignment import hash_to_unit_interval
+
+MIN_OTHER_PREFERENCE, MAX_OTHER_PREFERENCE = 0.10, 0.50
+"""The range of the preferences for prompt versions that a persona does not list: below those for its best version."""
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 """Yields the given steps, and shows how many are done."""
@@ -50,7 +51,7 @@ def _count(mean: float) -> _Sampler:
 class Persona:
     """A type of simulated user.
 
-    `preferences`: for each prompt version, the probability that a tip of it helps. `signals`: the sampler of each
+    `preferences`: for some prompt versions, the probability that a tip of it helps. `signals`: the sampler of each
     signal.
     """
 
@@ -59,8 +60,10 @@ class Persona:
     signals: Mapping[str, _Sampler]
 
     def preference(self, prompt_version: str) -> float:
-        """Return the probability that a tip of a prompt version helps, for versions that are not listed too."""
-        return self.preferences.get(prompt_version, DEFAULT_PREFERENCE)
+        """Return the probability that a tip of a version helps; a hash of its name decides if it is not listed."""
+        position = hash_to_unit_interval("preference", self.name, prompt_version)
+        other = MIN_OTHER_PREFERENCE + position * (MAX_OTHER_PREFERENCE - MIN_OTHER_PREFERENCE)
+        return self.preferences.get(prompt_version, other)
 
 
 PERSONAS = (
@@ -109,10 +112,13 @@ PERSONAS = (
 )
 """Equally frequent: planning a working day, stressed after a bad night, and moving."""
 
-MEAN_PREFERENCES: Mapping[str, float] = MappingProxyType(
-    {version: fmean(persona.preference(version) for persona in PERSONAS) for version in PERSONAS[0].preferences}
-)
-"""The mean preference of all users for each prompt version: its expected mean reward."""
+LISTED_VERSIONS = tuple(PERSONAS[0].preferences)
+"""The prompt versions for which the personas list a preference: each is the best one of a persona."""
+
+
+def mean_preference(prompt_version: str) -> float:
+    """Return the mean preference of all users for a prompt version: its expected mean reward."""
+    return fmean(persona.preference(prompt_version) for persona in PERSONAS)
 
 
 @dataclass(frozen=True, slots=True)

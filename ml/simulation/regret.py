@@ -19,9 +19,8 @@ from ml.experiments.statistics import Sample
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines.training import fit_policy
 from ml.registry.artifacts import RankingPolicy
-from ml.simulation.people import MEAN_PREFERENCES, Progress, Visit, visits
+from ml.simulation.people import Progress, Visit, visits
 
-_EQUAL_WEIGHTS = dict.fromkeys(MEAN_PREFERENCES, 1.0)
 _DAY_SECONDS = 86_400.0
 
 
@@ -48,12 +47,17 @@ class RegretComparison:
     policies: tuple[PolicyOutcome, ...]
 
 
-def compare_policies(*, users: int, days: int, seed: int, progress: Progress) -> RegretComparison:
-    """Simulate each policy for all users over `days` days; the same seed gives the same outcomes."""
+def compare_policies(
+    versions: Sequence[str], *, users: int, days: int, seed: int, progress: Progress
+) -> RegretComparison:
+    """Simulate each policy for all users over `days` days; the same seed gives the same outcomes.
+
+    `versions`: the prompt versions that all policies choose among.
+    """
     policies: tuple[_SimulatedPolicy, ...] = (
-        _Oracle(),
-        *(_PromptPolicy(name) for name in selectable_policies()),
-        _NightlyRanking(),
+        _Oracle(versions),
+        *(_PromptPolicy(name, versions) for name in selectable_policies()),
+        _NightlyRanking(versions),
     )
     daily_rewards = np.zeros((len(policies), days + 1))
     tips = 0
@@ -93,8 +97,11 @@ class _Oracle:
 
     name = "oracle"
 
+    def __init__(self, versions: Sequence[str]) -> None:
+        self._versions = versions
+
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [max(MEAN_PREFERENCES, key=visit.persona.preference) for visit in today]
+        return [max(self._versions, key=visit.persona.preference) for visit in today]
 
     def learn(self, yesterday: _DayLog) -> None:
         pass
@@ -103,11 +110,12 @@ class _Oracle:
 class _PromptPolicy:
     """One of `POLICIES`, with equal weights."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, versions: Sequence[str]) -> None:
         self.name = name
         self._policy = POLICIES[name]
-        self._rewards = dict.fromkeys(MEAN_PREFERENCES, Sample())
-        self._distribution = self._policy.distribution(_EQUAL_WEIGHTS, self._rewards)
+        self._weights = dict.fromkeys(versions, 1.0)
+        self._rewards = dict.fromkeys(versions, Sample())
+        self._distribution = self._policy.distribution(self._weights, self._rewards)
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
         return [self._policy.draw(self._distribution, visit.user_id, visit.id).option for visit in today]
@@ -115,7 +123,7 @@ class _PromptPolicy:
     def learn(self, yesterday: _DayLog) -> None:
         for _, prompt_version, reward in yesterday:
             self._rewards[prompt_version] += Sample(1, reward, reward**2)
-        self._distribution = self._policy.distribution(_EQUAL_WEIGHTS, self._rewards)
+        self._distribution = self._policy.distribution(self._weights, self._rewards)
 
 
 class _NightlyRanking:
@@ -123,10 +131,10 @@ class _NightlyRanking:
 
     name = "ranking"
 
-    def __init__(self) -> None:
-        encoder = candidate_encoder([*MEAN_PREFERENCES])
-        rows = encoder.encode_rows([candidate_row(prompt_version, None) for prompt_version in MEAN_PREFERENCES])
-        self._candidates = dict(zip(MEAN_PREFERENCES, rows, strict=True))
+    def __init__(self, versions: Sequence[str]) -> None:
+        encoder = candidate_encoder(versions)
+        rows = encoder.encode_rows([candidate_row(prompt_version, None) for prompt_version in versions])
+        self._candidates = dict(zip(versions, rows, strict=True))
         self._statistics = RegressionStatistics.empty(CONTEXT_ENCODER.columns, encoder.columns)
         self._nights = 0
         self._policy: RankingPolicy | None = None
@@ -140,7 +148,7 @@ class _NightlyRanking:
 
     def _weights(self, context: Floats) -> Mapping[str, float]:
         if not self._policy:
-            return _EQUAL_WEIGHTS
+            return dict.fromkeys(self._candidates, 1.0)
         ranking = self._policy.rank(context, np.stack([*self._candidates.values()]))
         return dict(zip(self._candidates, ranking.probabilities.tolist(), strict=True))
 
@@ -156,5 +164,5 @@ class _NightlyRanking:
             np.array([reward for _, _, reward in yesterday]),
         )
         self._policy = fit_policy(
-            self._statistics, name=self.name, versions=[*MEAN_PREFERENCES], trained_until=_DAY_SECONDS * self._nights
+            self._statistics, name=self.name, versions=[*self._candidates], trained_until=_DAY_SECONDS * self._nights
         )

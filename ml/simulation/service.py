@@ -1,26 +1,31 @@
 """A simulation of users who request tips and react to them, through the HTTP interface of both services.
 
 Only the model and the clock are replaced: the clock advances hour by hour through the simulated days. The tips are
-stored as simulated.
+stored as simulated in a temporary database, which is copied to that of the settings when the simulation is complete.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from http import HTTPStatus
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import stamina
 import uvicorn
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ml.platform.http_protocol import LimitedHttpProtocol
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.prompts import PROMPTS
@@ -28,13 +33,22 @@ from ml.serving.settings import ServingSettings
 from ml.simulation.people import Progress, Visit, visits
 from ml.standalone.app import create_app
 from ml.store.tips import open_tip_store
+from ml.store.transfer import copy_tips
 
 _CONCURRENT_REQUESTS = 8
 _HOUR = timedelta(hours=1)
 _HOURS_PER_DAY = 24
 
+_OVERLOADED = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+_ATTEMPTS, _MAX_WAIT_SECONDS = 30, 5.0
+"""Of one request, while this machine is overloaded: about two minutes."""
+
 _REFRESH_SECONDS = 0.25
 """A simulated day takes about a second, and a prompt policy that learns should be updated several times in it."""
+
+
+class SimulationFailed(Exception):
+    """A request failed for good; the message is a sentence. Nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +64,15 @@ def simulate(
 ) -> SimulationResult:
     """Simulate `users` users during the `days` days before `end`; the same seed gives the same users and visits.
 
-    The prompt versions are those of the settings; if these name none, all versions. Raises ConfigurationError when the
-    database contains tips of real users, or cannot be used.
+    The prompt versions are those of the settings; if these name none, all versions. All tips and reactions are stored
+    in one transaction at the end, or none. Raises ConfigurationError when the database contains tips of real users,
+    SimulationFailed when a request fails repeatedly, and StorageUnavailable when the database cannot be used.
     """
-    asyncio.run(_require_no_real_tips(settings, end))
+    database_url = settings.database_url.get_secret_value()
+    asyncio.run(_require_no_real_tips(database_url, end))
     simulation = _Simulation(seed, now=end)
-    with listening(_model()) as model_url:
+    with TemporaryDirectory(prefix="tips-simulation-") as directory, listening(_model()) as model_url:
+        own_database_url = f"sqlite+aiosqlite:///{directory}/tips.db"
         versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
         app = create_app(
             ServingSettings(
@@ -66,17 +83,26 @@ def simulate(
                 api_keys=(),
                 otel_exporter_otlp_endpoint=None,
             ),
-            settings.model_copy(update={"tip_prompt_version": versions, "serving_url": None, "api_keys": ()}),
+            settings.model_copy(
+                update={
+                    "database_url": SecretStr(own_database_url),
+                    "tip_prompt_version": versions,
+                    "serving_url": None,
+                    "api_keys": (),
+                }
+            ),
             clock=lambda: simulation.now,
             simulated=True,
             refresh_seconds=_REFRESH_SECONDS,
         )
         with listening(app) as url:
-            return asyncio.run(simulation.run(url, users, days, progress))
+            result = asyncio.run(simulation.run(url, users, days, progress))
+        asyncio.run(copy_tips(own_database_url, database_url))
+    return result
 
 
-async def _require_no_real_tips(settings: RecommenderSettings, now: datetime) -> None:
-    async with open_tip_store(settings.database_url.get_secret_value(), lambda: now) as store:
+async def _require_no_real_tips(database_url: str, now: datetime) -> None:
+    async with open_tip_store(database_url, lambda: now) as store:
         if await store.holds_real_tips():
             raise ConfigurationError(
                 "DATABASE_URL: contains tips of real users; name another database for the simulation."
@@ -113,8 +139,7 @@ class _Simulation:
         return SimulationResult(self.tips, self.reactions)
 
     async def _request_tip(self, http: httpx.AsyncClient, visit: Visit) -> None:
-        response = await http.post("/tips", json={"user_id": visit.user_id, "signals": visit.signals})
-        tip = response.raise_for_status().json()
+        tip = await _post(http, "/tips", {"user_id": visit.user_id, "signals": visit.signals})
         self.tips += 1
         simulated = visit.reaction(tip["prompt_version"])
         if simulated:
@@ -123,8 +148,27 @@ class _Simulation:
             self.pending += [(at, body)] * simulated.times
 
     async def _send_reaction(self, http: httpx.AsyncClient, body: dict[str, Any]) -> None:
-        response = await http.post("/reactions", json=body)
-        self.reactions += response.raise_for_status().json()["outcome"] == "recorded"
+        result = await _post(http, "/reactions", body)
+        self.reactions += result["outcome"] == "recorded"
+
+
+async def _post(http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> Any:
+    """Return the JSON answer to a request; repeat the request while the service is overloaded."""
+    try:
+        async for attempt in stamina.retry_context(
+            on=_is_overloaded, attempts=_ATTEMPTS, timeout=None, wait_max=_MAX_WAIT_SECONDS
+        ):
+            with attempt:
+                response = await http.post(path, json=body)
+                return response.raise_for_status().json()
+    except httpx.HTTPStatusError as error:
+        detail = error.response.json().get("detail", "")
+        raise SimulationFailed(f"POST {path} was answered with {error.response.status_code}: {detail}") from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _is_overloaded(error: Exception) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _OVERLOADED
 
 
 async def _gather_limited(requests: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -164,9 +208,13 @@ def _model() -> Starlette:
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
-    """Serve `app` on a free port of this machine, in a thread, until the block ends; yield its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+def listening(app: ASGIApp, **options: Any) -> Iterator[str]:
+    """Serve `app` on a free port of this machine, in a thread, until the block ends; yield its address.
+
+    `options`: further options of uvicorn.
+    """
+    options = {"http": LimitedHttpProtocol, "ws": "none", "timeout_graceful_shutdown": 5, **options}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

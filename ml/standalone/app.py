@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from ml.platform.app_factory import build_service, warn_if_unauthenticated
 from ml.platform.clock import Clock, utc_now
-from ml.platform.middleware.in_flight_limit import InFlightLimit
+from ml.platform.middleware.route_rules import InFlightLimit
+from ml.platform.middleware.server_limits import SERVER_LIMITS, ServerLimit
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
 from ml.recommender import app as recommender
@@ -25,7 +26,7 @@ from ml.rewards import pages
 from ml.rewards.routes import router as rewards_router
 from ml.serving import app as serving
 from ml.serving.prompts import PROMPTS
-from ml.serving.routes import GENERATION_PATHS, SCORE_LIMIT
+from ml.serving.routes import MAX_CONCURRENT_RANKINGS, generate, score
 from ml.serving.routes import router as serving_router
 from ml.serving.settings import ServingSettings
 from ml.standalone import playground
@@ -47,11 +48,13 @@ def create_app(
     """
     check_settings(settings, recommender_settings)
     policies = serving.load_policies(settings)
+    recommender.warn_if_candidates_are_ranked(recommender_settings, policies.policy.name)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
     state: dict[str, Any] = {}
 
     async def call_in_process(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, "state": dict(state)}, receive, send)
+        extensions = {SERVER_LIMITS: ServerLimit.NONE}
+        await app({**scope, "state": dict(state), "extensions": extensions}, receive, send)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
@@ -80,6 +83,7 @@ def create_app(
             state.update({**recommender_state, "ready": ready})
             yield state
 
+    generation_limit = InFlightLimit(settings.generation_limit)
     app = build_service(
         lifespan,
         settings=settings,
@@ -89,8 +93,11 @@ def create_app(
             pages.build_router(recommender_settings.admin_password),
             playground.build_router(recommender_settings.admin_password),
         ],
-        open_paths=(*pages.PATHS, *playground.PATHS),
-        limits=[InFlightLimit(GENERATION_PATHS | playground.GENERATION_PATHS, settings.generation_limit), SCORE_LIMIT],
+        limits={
+            generate: generation_limit,
+            playground.stream_tip: generation_limit,
+            score: InFlightLimit(MAX_CONCURRENT_RANKINGS),
+        },
     )
     return app
 

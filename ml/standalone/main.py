@@ -1,4 +1,4 @@
-"""Both services in one process: `uvicorn ml.standalone.main:app`, or `tips serve`.
+"""Both services in one process: `tips serve`.
 
 Importing this module reads the environment, prepares the database and builds `app`, an ordinary FastAPI application. A
 setting that cannot work ends the program with one sentence.

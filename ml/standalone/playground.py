@@ -5,10 +5,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import SecretStr
@@ -16,7 +17,8 @@ from pydantic import SecretStr
 from ml.experiments.policies import PLAYGROUND, POLICIES
 from ml.features.definitions import SIGNALS
 from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, Text, Texts, TimeOfDay
-from ml.platform.dependencies import CallerTimeout, RequireJson, require_admin
+from ml.platform.dependencies import CallerTimeout, json_body, require_admin
+from ml.platform.navigation import PAGE
 from ml.platform.pages import PageTemplates
 from ml.recommender.routes import RecommenderDep, react
 from ml.recommender.schemas import ReactionResponse, TipRequest
@@ -26,10 +28,51 @@ from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import GeneratorDep, event_stream
 
-PATHS = ("/", "/playground")
-"""Protected by the password instead of keys: a browser sends no keys."""
-
-GENERATION_PATHS = frozenset({"/playground/tips"})
+EXAMPLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "Short night": {
+            "goal": "get through the day without a crash",
+            "mood": "low",
+            "energy": 3,
+            "sleep_hours": 4.5,
+            "local_time": "08:15",
+        },
+        "Day of meetings": {
+            "stress": 8,
+            "minutes_since_break": 150,
+            "meetings_left_today": 4,
+            "activity": "working",
+            "local_time": "11:30",
+        },
+        "Cannot switch off": {
+            "goal": "fall asleep earlier",
+            "stress": 6,
+            "activity": "relaxing",
+            "local_time": "22:40",
+        },
+        "Hardly any steps": {
+            "energy": 5,
+            "steps_today": 900,
+            "activity": "sitting",
+            "local_time": "15:20",
+            "recent_tips": ["Drink a glass of water before your next call."],
+        },
+        "Back after two weeks": {
+            "goal": "start running again",
+            "mood": "okay",
+            "days_since_last_visit": 14,
+            "weekday": "saturday",
+        },
+        "On a streak": {
+            "mood": "great",
+            "energy": 8,
+            "steps_today": 9500,
+            "streak_days": 21,
+            "activity": "walking",
+        },
+    }
+)
+"""Situations for the form: from the label of each to its signals."""
 
 REACTION_LABELS = {"helpful": "Helps", "not_helpful": "Does not help"}
 
@@ -45,18 +88,20 @@ class PlaygroundRequest(TipRequest):
 def build_router(password: SecretStr | None) -> APIRouter:
     """Return the routes of the page. They need `password`; if it is None, the browser must run on this machine."""
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
-    router.get("/")(show_page)
-    router.post("/playground/tips", dependencies=[RequireJson])(stream_tip)
-    router.post("/playground/reactions", dependencies=[RequireJson], response_model=ReactionResponse)(react)
+    router.get("/", summary="Start", tags=[PAGE])(show_page)
+    router.post("/playground/tips")(stream_tip)
+    router.post("/playground/reactions", response_model=ReactionResponse)(react)
     return router
 
 
-async def show_page() -> HTMLResponse:
-    """Return the page, with a new user id for this visit."""
+async def show_page(request: Request) -> HTMLResponse:
+    """A tip from every prompt version for a situation that you describe."""
     return _TEMPLATES.render(
+        request,
         "playground.html",
         nonce=secrets.token_urlsafe(16),
         fields=[form_field(name, signal.type) for name, signal in SIGNALS.items()],
+        examples=EXAMPLES,
         versions={version: prompt.description for version, prompt in PROMPTS.items()},
         reactions=REACTION_LABELS,
         user_id=f"playground-{uuid4()}",
@@ -64,7 +109,10 @@ async def show_page() -> HTMLResponse:
 
 
 async def stream_tip(
-    body: PlaygroundRequest, generator: GeneratorDep, recommender: RecommenderDep, timeout: CallerTimeout
+    body: Annotated[PlaygroundRequest, json_body(PlaygroundRequest)],
+    generator: GeneratorDep,
+    recommender: RecommenderDep,
+    timeout: CallerTimeout,
 ) -> EventSourceResponse:
     """Stream a tip as /generate does; the `done` event follows when the tip is durable, and has its id."""
     started = time.perf_counter()

@@ -12,8 +12,8 @@ from ml.store.database import Database
 from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts
 from ml.store.tables import as_row, assignment_hours, reward_hours
 
-_VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown")
-_INTEGER_SUMS = ("tips", "input_tokens", "output_tokens", "ms", "simulated", "dependent")
+_VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown", "dependent")
+_INTEGER_SUMS = ("tips", "input_tokens", "output_tokens", "ms", "simulated")
 _SUMS = (*_INTEGER_SUMS, "reward", "reward_squared")
 _ROUNDING = 1e-6
 """A sum of propensities below this is zero."""

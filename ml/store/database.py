@@ -5,11 +5,13 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Table, event, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -102,6 +104,30 @@ def prepare_database(url: str) -> None:
 def migrate_database(url: str) -> None:
     """Migrate the database at `url` to the newest schema. Raises ConfigurationError."""
     _run_once(url, Database.migrate)
+
+
+def existing_database(url: str) -> str:
+    """Return the name of the database at `url`: the path of SQLite's file, or the URL without its password.
+
+    Raises ConfigurationError if that file does not exist or has no tables of this project; nothing is created.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return parsed.set(query={}).render_as_string(hide_password=True)
+    file = Path(parsed.database or "").resolve()
+    if not file.is_file():
+        raise ConfigurationError(f"DATABASE_URL: there is no database {file}.")
+    query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute(query, (schema.VERSION_TABLE,)).fetchone()
+    except sqlite3.OperationalError:
+        raise ConfigurationError(f"DATABASE_URL: the database {file} cannot be opened.") from None
+    except sqlite3.DatabaseError:
+        found = None
+    if not found:
+        raise ConfigurationError(f"DATABASE_URL: {file} is not a database of tips.")
+    return str(file)
 
 
 def _run_once(url: str, work: Callable[[Database], Awaitable[None]]) -> None:

@@ -74,6 +74,15 @@ class TipDimensions:
         """Whether the prompt version was drawn for the user, not for this tip."""
         return self.policy in POLICIES and POLICIES[self.policy].per_user
 
+    @property
+    def dependent(self) -> bool:
+        """Whether the tip is not an independent sample of its prompt version's tips.
+
+        A learned policy chose it among candidates, so that it is the best of several; or its version was drawn per
+        user, so that it is correlated with the user's other tips.
+        """
+        return self.drawn_per_user or self.score_policy not in _INDEPENDENT_SCORE_POLICIES
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class RewardKey:
@@ -85,6 +94,7 @@ class RewardKey:
     prompt_digest: str
     fallback: bool
     shown: bool
+    dependent: bool
     reaction: str
 
 
@@ -92,8 +102,7 @@ class RewardKey:
 class RewardCounts:
     """Sums over tips: the rewards under each reaction, the other sums under `ALL_TIPS`.
 
-    `simulated`: tips written for simulated users. `dependent`: tips that are not an independent sample of their prompt
-    version's tips, because a learned policy chose them among candidates, or their version was drawn per user.
+    `simulated`: tips written for simulated users.
     """
 
     tips: int = 0
@@ -103,7 +112,6 @@ class RewardCounts:
     output_tokens: int = 0
     ms: int = 0
     simulated: int = 0
-    dependent: int = 0
 
     def __add__(self, other: "RewardCounts") -> "RewardCounts":
         return RewardCounts(
@@ -114,7 +122,6 @@ class RewardCounts:
             self.output_tokens + other.output_tokens,
             self.ms + other.ms,
             self.simulated + other.simulated,
-            self.dependent + other.dependent,
         )
 
 
@@ -153,7 +160,6 @@ class CounterDelta:
             output_tokens=sign * tip.output_tokens,
             ms=sign * tip.ms,
             simulated=sign * tip.simulated,
-            dependent=sign * (tip.score_policy not in _INDEPENDENT_SCORE_POLICIES or tip.drawn_per_user),
         )
         for key in _reward_keys(tip, ALL_TIPS):
             self.rewards[key] += counts
@@ -183,6 +189,7 @@ class DayCounts:
     prompt_digest: str
     fallback: bool
     shown: bool
+    dependent: bool
     reaction: str
     mature: bool
     tips: int
@@ -192,10 +199,10 @@ class DayCounts:
     output_tokens: int
     ms: int
     simulated: int
-    dependent: int
 
 
 def _reward_keys(tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
     hour = hour_of(tip.created_at)
+    variant = (tip.prompt_version, tip.prompt_digest, tip.fallback, tip.shown, tip.dependent)
     for segment in (EVERYONE, *tip.segments):
-        yield RewardKey(segment, hour, tip.prompt_version, tip.prompt_digest, tip.fallback, tip.shown, reaction)
+        yield RewardKey(segment, hour, *variant, reaction)

@@ -112,6 +112,7 @@ reward_hours = Table(
     Column("prompt_digest", String(64), primary_key=True),
     Column("fallback", Boolean, primary_key=True),
     Column("shown", Boolean, primary_key=True),
+    Column("dependent", Boolean, primary_key=True),
     Column("reaction", String(40), primary_key=True),
     Column("tips", BigInteger, nullable=False),
     Column("reward", Float, nullable=False),
@@ -120,7 +121,6 @@ reward_hours = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("ms", BigInteger, nullable=False),
     Column("simulated", BigInteger, nullable=False),
-    Column("dependent", BigInteger, nullable=False, server_default="0"),
 )
 
 assignment_hours = Table(

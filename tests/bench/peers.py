@@ -25,14 +25,33 @@ _COMPLETION = json.dumps(
 ).encode()
 
 
+def _stream() -> bytes:
+    deltas: list[dict[str, Any]] = [{"delta": {"content": f"{word} "}} for word in TIP.split()]
+    deltas[-1]["delta"]["content"] = deltas[-1]["delta"]["content"].rstrip()
+    deltas.append({"delta": {}, "finish_reason": "stop"})
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_760_000_000, "model": "tiny"}
+    chunks: list[dict[str, Any]] = [{**head, "choices": [{"index": 0, **delta}]} for delta in deltas]
+    chunks.append(
+        {**head, "choices": [], "usage": {"prompt_tokens": 320, "completion_tokens": 16, "total_tokens": 336}}
+    )
+    return b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks) + b"data: [DONE]\n\n"
+
+
+_STREAM = _stream()
+
+
 async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
-    """An OpenAI-compatible server with a constant answer."""
-    while (await receive()).get("more_body", False):
-        pass
+    """An OpenAI-compatible server with a constant answer, whole or as a stream."""
+    request = b""
+    while (message := await receive()).get("more_body", False):
+        request += message.get("body", b"")
+    request += message.get("body", b"")
     status = 200 if scope["path"] == "/v1/chat/completions" else 404
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_COMPLETION)).encode())]
+    is_stream = b'"stream":true' in request.replace(b" ", b"")
+    media_type, body = (b"text/event-stream", _STREAM) if is_stream else (b"application/json", _COMPLETION)
+    headers = [(b"content-type", media_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": _COMPLETION})
+    await send({"type": "http.response.body", "body": body})
 
 
 def floor() -> FastAPI:

@@ -59,22 +59,27 @@ class Running:
     @property
     def cpu_seconds(self) -> float:
         """The user and system time of the process and all its descendants until now."""
-        return sum(_ticks(self.process.pid)) / os.sysconf("SC_CLK_TCK")
+        return sum(_ticks(pid) for pid in descendants(self.process.pid)) / os.sysconf("SC_CLK_TCK")
 
 
-def _ticks(root: int) -> Iterator[int]:
-    """Yield the CPU time of a process and its descendants, including ended ones (proc_pid_stat(5), fields 14 to 17)."""
-    ticks, children = {}, dict[int, list[int]]()
+def descendants(root: int) -> list[int]:
+    """Return a process and its descendants, including ended ones whose parent has not waited for them yet."""
+    children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
-            after_name = path.read_text().rpartition(")")[2].split()
-            pid = int(path.parent.name)
-            ticks[pid] = sum(map(int, after_name[11:15]))
-            children.setdefault(int(after_name[1]), []).append(pid)
-    descendants = [root]
-    for pid in descendants:
-        descendants += children.get(pid, [])
-        yield ticks.get(pid, 0)
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def _ticks(pid: int) -> int:
+    """Return the CPU time of a process and its ended children (proc_pid_stat(5), fields 14 to 17)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return 0
 
 
 def uvicorn(app: str, *options: str) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 from ml.experiments.decisions import LoggedDecision
 from ml.pipelines.training import train
 from ml.registry.models import register
+from ml.store.database import migrate_database
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.cli.commands import database_url
@@ -167,7 +168,11 @@ def test_the_estimates_are_drawn_to_a_file(directory: Path) -> None:
         ),
         (("--policy", "v3", "--since", "2h"), "There is nothing to evaluate: the log holds no decision that is old "),
         (("--policy", "all.npz"), "There is nothing to evaluate. 2,856 of 2,856 decisions are left out, because tips "),
-        (("--policy", "tips.db"), "--policy: the policy is damaged, or is not a policy."),
+        (("--policy", "tips.db"), "--policy: the policy tips.db is damaged, or is not a policy."),
+        (
+            ("--policy", "typo.zip"),
+            "--policy: 'typo.zip' is neither a file that can be read, nor models:",
+        ),
         (("--policy", "v3", "--plot", "directory.svg"), "directory.svg cannot be written."),
     ],
 )
@@ -197,6 +202,10 @@ def test_a_wrong_option_is_refused(directory: Path, arguments: Sequence[str], me
 
 
 def test_an_empty_database_has_nothing_to_evaluate(tmp_path: Path) -> None:
+    migrate_database(database_url(tmp_path))
     ended = evaluate(tmp_path, "--policy", "v1")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "There is nothing to evaluate: the log holds no decision that is old enough.\n"
+    assert ended.stderr == (
+        "There is nothing to evaluate: the log holds no decision that is old enough. "
+        f"The log is in {tmp_path}/tips.db.\n"
+    )

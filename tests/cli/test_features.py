@@ -22,7 +22,7 @@ def test_the_aggregates_of_every_user_are_written_and_forgotten_with_the_user(
             " group by user_id order by 2 desc"
         ).fetchall()
         ((users,),) = connection.execute("select count(distinct user_id) from tip_scores")
-    assert ended.stdout == f"written: {users} users\n"
+    assert ended.stdout == f"written: {users} users of {tmp_path}/tips.db to {tmp_path}/features.db\n"
     with open_online_store(settings["ONLINE_STORE_URL"]) as store:
         aggregates = asyncio.run(store.read(user_id, datetime.now(UTC)))
         assert aggregates["tips_7d"] == tips
@@ -39,4 +39,4 @@ def test_a_missing_online_store_url_is_reported(settings: Mapping[str, str]) -> 
 
 def test_an_online_store_that_cannot_be_written_is_reported(settings: Mapping[str, str]) -> None:
     ended = run(TIPS, "features", **{**settings, "ONLINE_STORE_URL": "sqlite:////no/such/folder/f.db"})
-    assert (ended.returncode, ended.stderr) == (1, "ONLINE_STORE_URL: the file cannot be written.\n")
+    assert (ended.returncode, ended.stderr) == (1, "ONLINE_STORE_URL: /no/such/folder/f.db cannot be written.\n")

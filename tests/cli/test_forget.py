@@ -16,9 +16,11 @@ def test_the_data_of_one_user_is_deleted(upstream: Upstream, tmp_path: Path) -> 
         for user_id in ("one", "one", "two"):
             assert both.http.post("/tips", json={"user_id": user_id}).status_code == 200
         ended = run(TIPS, "forget", "one", **settings)
-        assert (ended.returncode, ended.stdout) == (0, "removed: 2 tips\n")
+        assert (ended.returncode, ended.stdout) == (0, f"removed: 2 tips from {tmp_path}/tips.db\n")
         assert [variant["tips"] for variant in both.http.get("/rewards").json()["variants"]] == [1]
-    assert run(TIPS, "forget", "two", **settings).stdout == "removed: 1 tips\n"
+    ended = run(TIPS, "forget", "one", **settings)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"There is no data of the user 'one' in {tmp_path}/tips.db.\n"
 
 
 def test_no_bytes_of_the_user_remain_in_the_online_store(tmp_path: Path) -> None:
@@ -27,13 +29,20 @@ def test_no_bytes_of_the_user_remain_in_the_online_store(tmp_path: Path) -> None
     migrate_database(settings["DATABASE_URL"])
     replace_all(settings["ONLINE_STORE_URL"], [("forgotten-user", {"tips_7d": 1.0})], datetime.now(UTC))
     ended = run(TIPS, "forget", "forgotten-user", **settings)
-    assert (ended.returncode, ended.stdout) == (0, "removed: 0 tips\n")
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        f"removed: 0 tips from {tmp_path}/tips.db\nremoved: 1 aggregates from {store}\n",
+    )
     assert b"forgotten-user" not in store.read_bytes()
 
 
-def test_an_online_store_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+def test_without_the_file_of_the_online_store_nothing_is_removed(tmp_path: Path) -> None:
     settings = {"DATABASE_URL": database_url(tmp_path), "ONLINE_STORE_URL": f"sqlite:///{tmp_path}/missing/features.db"}
     migrate_database(settings["DATABASE_URL"])
     ended = run(TIPS, "forget", "u", **settings)
     assert ended.returncode == 1
-    assert ended.stderr == "ONLINE_STORE_URL: the file cannot be written; 0 tips are removed.\n"
+    assert ended.stderr == (
+        f"ONLINE_STORE_URL: {tmp_path}/missing/features.db is not an online feature store; `tips features` creates "
+        "one; nothing is removed.\n"
+    )
+    assert not (tmp_path / "missing").exists()

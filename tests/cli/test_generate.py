@@ -1,5 +1,6 @@
 """`tips generate`."""
 
+import re
 import subprocess
 
 import pytest
@@ -34,17 +35,23 @@ def test_the_tip_is_streamed_to_a_terminal(upstream: Upstream) -> None:
         timeout=300,
         check=True,
     )
-    assert ended.stdout.strip() == TIP
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", ended.stdout)
+    assert "Loading the model" in shown
+    assert shown.rstrip().endswith(TIP)
     assert upstream.bodies[-1]["stream"] is True
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--prompt-version", "v9"], 1, f"The prompt version is not known; it should be one of {', '.join(PROMPTS)}."),
-        (["--signal", "shoe_size=43"], 1, ", ".join(SIGNALS)),
-        (["--signal", "energy=eleven"], 1, "#/signals/energy"),
-        (["--signal", "energy"], 2, "should be NAME=VALUE, such as sleep_hours=5.5"),
+        (["--prompt-version", "v9"], 1, f"version 'v9' is not known; it should be one of {', '.join(PROMPTS)}."),
+        (
+            ["--signal", "shoe_size=43"],
+            1,
+            f"--signal shoe_size: is not known; the known ones are {', '.join(SIGNALS)}",
+        ),
+        (["--signal", "energy=eleven"], 1, "--signal energy: should be a"),
+        (["--signal", "energy"], 2, "'energy' should be NAME=VALUE, such as sleep_hours=5.5"),
     ],
 )
 def test_a_wrong_argument_gives_an_error_message(arguments: list[str], code: int, message: str) -> None:
@@ -64,3 +71,18 @@ def test_a_failure_of_the_model_gives_an_error_message(upstream: Upstream) -> No
 def test_the_libraries_of_the_recommender_are_not_needed(upstream: Upstream) -> None:
     command = tips_without("sqlalchemy", "alembic", "scipy", "matplotlib", "uuid_utils")
     assert run(*command, "generate", **model_settings(upstream)).stdout == f"{TIP}\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("openai/gpt-4o-mini", "OPENAI_API_KEY is not set, and openai/gpt-4o-mini needs it."),
+        (
+            "opnai/x",
+            "TIP_MODEL: the value 'opnai/x' should begin with a provider that LiteLLM knows, such as openai.",
+        ),
+    ],
+)
+def test_a_model_that_cannot_work_gives_one_sentence(model: str, sentence: str) -> None:
+    ended = run(TIPS, "generate", TIP_MODEL=model)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{sentence}\n")

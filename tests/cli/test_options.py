@@ -16,7 +16,7 @@ def test_an_age_is_a_number_of_days_or_hours() -> None:
 
 @pytest.mark.parametrize("age", ["90", "d", "-1d", "1w", "1d2h", ""])
 def test_another_age_is_refused(age: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"^should be a number of days or hours, such as 90d or 36h$"):
+    with pytest.raises(typer.BadParameter, match=rf"^'{age}' should be a number of days or hours, such as 90d or 36h$"):
         parse_age(age)
 
 
@@ -31,5 +31,5 @@ def test_a_figure_is_optional() -> None:
 
 @pytest.mark.parametrize("name", ["figure.pdf", "figure", "missing/figure.svg"])
 def test_another_file_is_refused_as_a_figure(tmp_path: Path, name: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"^should be an \.svg or \.png file in an existing directory$"):
+    with pytest.raises(typer.BadParameter, match=r"^'.*' should be an \.svg or \.png file in an existing directory$"):
         check_figure_file(tmp_path / name)

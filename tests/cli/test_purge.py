@@ -22,9 +22,9 @@ def test_tips_older_than_the_age_are_deleted_and_others_are_kept(tmp_path: Path)
     migrate_database(url)
     asyncio.run(store_tips(url, timedelta(days=3), timedelta(days=2), timedelta(hours=20)))
     ended = run(TIPS, "purge", "--older-than", "36h", DATABASE_URL=url)
-    assert (ended.returncode, ended.stdout) == (0, "removed: 2 tips\n")
+    assert (ended.returncode, ended.stdout) == (0, f"removed: 2 tips from {tmp_path}/tips.db\n")
     ended = run(TIPS, "purge", "--older-than", "1d", DATABASE_URL=url)
-    assert (ended.returncode, ended.stdout) == (0, "removed: 0 tips\n")
+    assert (ended.returncode, ended.stdout) == (0, f"removed: 0 tips from {tmp_path}/tips.db\n")
 
 
 def test_a_wrong_age_is_refused() -> None:

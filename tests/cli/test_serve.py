@@ -5,14 +5,17 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ml.serving.prompts import PROMPTS
 from tests.cli.commands import database_url, model_settings, tips_without
 from tests.conftest import Serve, eventually
 from tests.process import TIPS, run, service
+from tests.raw_http import connected, incomplete_request
 from tests.upstream import SECRET, TIP, Upstream
 
 UVICORN = (sys.executable, "-m", "uvicorn")
@@ -72,6 +75,15 @@ def test_the_service_is_live_before_the_model_is_loaded(
         assert running.http.get("/health/ready").status_code == 200
 
 
+def test_a_missing_key_is_logged_and_named_in_the_readiness_before_any_request_for_a_tip() -> None:
+    with service(TIPS, "serve", "--only", "serving", TIP_MODEL="openai/gpt-4o-mini") as running:
+        ready = running.http.get("/health/ready")
+        assert (ready.status_code, "OPENAI_API_KEY is not set" in ready.json()["detail"]) == (503, True)
+        _, log = running.stop()
+    (line,) = [line for line in log if line["event"] == "model_not_ready"]
+    assert line["reason"] == "OPENAI_API_KEY is not set, and openai/gpt-4o-mini needs it."
+
+
 def test_a_request_whose_deadline_passes_while_the_model_loads_is_a_503_with_retry_after(
     upstream: Upstream, blocked_model: BlockedModel
 ) -> None:
@@ -94,6 +106,35 @@ def test_sigterm_finishes_the_requests_in_flight_and_exits_with_0(upstream: Upst
         upstream.released.set()
         assert response.result().json()["tip"] == TIP
         assert running.process.wait(300) == 0
+
+
+LIMITED_UVICORN = (*UVICORN_SERVING, "--http", "ml.platform.http_protocol:LimitedHttpProtocol")
+
+
+@pytest.mark.parametrize("command", [(TIPS, "serve"), LIMITED_UVICORN], ids=["tips serve", "uvicorn"])
+def test_the_server_limits_headers_and_says_so(upstream: Upstream, command: tuple[str, ...]) -> None:
+    with service(*command, **model_settings(upstream)) as running:
+        response = running.http.post("/generate", json={}, headers={f"x-{number}": "" for number in range(101)})
+        assert response.status_code == 431
+        assert running.http.post("/generate", json={}).status_code == 200
+        _, log = running.stop()
+    assert not [line for line in log if line["event"] == "server_without_limits"]
+
+
+def test_a_server_without_limits_is_warned_of_once(upstream: Upstream) -> None:
+    with service(*UVICORN_SERVING, **model_settings(upstream)) as running:
+        for _ in range(3):
+            running.http.get("/health/live")
+        _, log = running.stop()
+    assert [line["level"] for line in log if line["event"] == "server_without_limits"] == ["warning"]
+
+
+def test_the_number_of_connections_is_a_setting(upstream: Upstream) -> None:
+    with service(**model_settings(upstream, MAX_CONNECTIONS="3")) as running, ExitStack() as stack:
+        running.http.close()
+        for _ in range(3):
+            stack.enter_context(connected(running.url, incomplete_request("/generate")))
+        assert eventually(lambda: httpx.get(f"{running.url}/health/live").status_code == 503)
 
 
 def accepts_connections(url: str) -> bool:
@@ -211,7 +252,7 @@ def test_a_wrong_setting_of_serving_ends_the_program_with_one_sentence(
 RECOMMENDER_MISTAKES = [
     ({"SERVING_URL": ""}, "SERVING_URL: must be the address of serving"),
     ({"TIP_PROMPT_VERSION": "v1,v9"}, f"TIP_PROMPT_VERSION: serving does not know v9; it knows {', '.join(PROMPTS)}."),
-    ({"TIP_PROMPT_VERSION": "v1,,"}, "TIP_PROMPT_VERSION: the value should be one prompt version, or"),
+    ({"TIP_PROMPT_VERSION": "v1,,"}, "TIP_PROMPT_VERSION: the value 'v1,,' should be one prompt version, or"),
     ({"DATABASE_URL": "tips.db"}, "DATABASE_URL: the value should be sqlite+aiosqlite:///FILE or "),
     ({"DATABASE_URL": "sqlite+aiosqlite:////nowhere/tips.db"}, "DATABASE_URL: the database cannot be opened"),
     (

@@ -15,7 +15,8 @@ def test_the_output_says_how_many_tips_and_reactions_were_stored(tmp_path: Path)
     ended = run(TIPS, "simulate", "--users", "5", "--days", "2", DATABASE_URL=database_url(tmp_path))
     assert ended.returncode == 0, ended.stderr
     counts = re.fullmatch(
-        r"simulated: ([0-9]+) tips, ([0-9]+) reactions; `tips serve` shows them on /admin/rewards\n", ended.stdout
+        r"simulated: ([0-9]+) tips, ([0-9]+) reactions in .+/tips\.db; `tips serve` shows them on /admin/rewards\n",
+        ended.stdout,
     )
     assert counts
     with closing(sqlite3.connect(tmp_path / "tips.db")) as connection:

@@ -20,7 +20,9 @@ def test_a_trained_policy_ranks_for_score_and_is_evaluated_with_later_tips(
     assert ended.returncode == 0, ended.stderr
     policy = load_policy(str(file), settings["MLFLOW_TRACKING_URI"])
     card = policy._policy.card
-    assert ended.stdout == f"learned from {card.learned_from:,} tips: policy version {policy.version}, in {file}\n"
+    assert ended.stdout == (
+        f"learned from {card.learned_from:,} tips of {tmp_path}/tips.db: policy version {policy.version}, in {file}\n"
+    )
     assert card.learned_from > 50
     assert datetime.now(UTC).timestamp() - policy.trained_until > 4 * 86_400
     evaluated = run(TIPS, "evaluate", "--policy", str(file), **settings)
@@ -39,7 +41,7 @@ def test_a_registered_policy_is_served_by_its_alias(
     ended = run(TIPS, "train", "--register", "helpful-tips", "--alias", "champion", **settings)
     assert ended.returncode == 0, ended.stderr
     trained = re.fullmatch(
-        r"learned from [0-9,]+ tips: policy version ([0-9a-f]{12}), "
+        r"learned from [0-9,]+ tips of .+/tips.db: policy version ([0-9a-f]{12}), "
         r"in MLflow as models:/helpful-tips/1 and @champion\n",
         ended.stdout,
     )
@@ -60,10 +62,10 @@ def test_a_registered_policy_is_served_by_its_alias(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--register", "a b"], "should be a name of letters"),
+        (["--register", "a b"], "'a b' should be a name of letters"),
         (["--register", "uniform"], "should be a name of letters"),
-        (["--to", "p.npz", "--register", "a"], "one of them at a time"),
-        (["--alias", "champion"], "needs --register"),
+        (["--to", "p.npz", "--register", "a"], "leave out one of --to and --register"),
+        (["--alias", "champion"], "an alias needs --register"),
         (["--until", "soon"], "such as 90d or 36h"),
     ],
 )
@@ -75,7 +77,7 @@ def test_a_wrong_option_is_refused(settings: Mapping[str, str], arguments: list[
 
 def test_without_mature_tips_nothing_is_written(settings: Mapping[str, str], tmp_path: Path) -> None:
     ended = run(TIPS, "train", "--until", "90d", "--to", str(tmp_path / "p.npz"), **settings)
-    assert (ended.returncode, ended.stderr) == (1, "There are no tips old enough to learn from.\n")
+    assert (ended.returncode, ended.stderr) == (1, f"{tmp_path}/tips.db has no tips old enough to learn from.\n")
     assert not (tmp_path / "p.npz").exists()
 
 

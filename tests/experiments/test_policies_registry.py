@@ -81,7 +81,7 @@ def test_the_new_policy_is_a_target_of_off_policy_evaluation() -> None:
 
 
 def test_the_simulation_compares_the_new_policy() -> None:
-    comparison = compare_policies(users=20, days=1, seed=1, progress=lambda days: days)
+    comparison = compare_policies(["v1", "v2-mentor"], users=20, days=1, seed=1, progress=lambda days: days)
     outcomes = {outcome.policy: outcome for outcome in comparison.policies}
     assert [*outcomes] == ["uniform", "sticky", "thompson", NEW_POLICY, "ranking"]
     assert outcomes[NEW_POLICY].regret.shape == (2,)

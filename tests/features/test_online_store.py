@@ -67,7 +67,10 @@ def test_no_bytes_of_a_forgotten_user_remain(url: str) -> None:
 def test_a_file_that_is_not_a_store_is_refused_when_it_is_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / "text").write_text("not a database")
     with (
-        pytest.raises(OnlineStoreUnavailable, match=r"^is not an online feature store; `tips features` creates one$"),
+        pytest.raises(
+            OnlineStoreUnavailable,
+            match=rf"^{tmp_path}/{name} is not an online feature store; `tips features` creates one$",
+        ),
         open_online_store(f"sqlite:///{tmp_path}/{name}"),
     ):
         pass
@@ -75,7 +78,7 @@ def test_a_file_that_is_not_a_store_is_refused_when_it_is_opened(tmp_path: Path,
 
 
 def test_a_store_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(OnlineStoreUnavailable, match=r"^cannot be written$"):
+    with pytest.raises(OnlineStoreUnavailable, match=rf"^{tmp_path}/missing/features.db cannot be written$"):
         replace_all(f"sqlite:///{tmp_path}/missing/features.db", [("u", VALUES)], NOW)
 
 

@@ -424,12 +424,13 @@ def test_a_file_is_parsed_as_a_learned_policy(tmp_path: Path) -> None:
     ("policy", "sentence"),
     [
         *(
-            (each, "--policy: the value should be one prompt version, or ")
+            (each, f"--policy: {each!r} should be one of uniform, sticky, thompson; or prompt versions, such as ")
             for each in ("", "v1,,v2", "v1=1,v2", "v1=-1")
         ),
-        ("/nowhere/policy.npz", "--policy: the value is neither a file that can be read, nor models:/NAME@ALIAS or "),
-        ("models:/tips", "--policy: the value should be models:/NAME@ALIAS, "),
-        (__file__, "--policy: the policy is damaged, or is not a policy."),
+        ("/nowhere/policy.npz", "--policy: '/nowhere/policy.npz' is neither a file that can be read, nor "),
+        ("typo.zip", "--policy: 'typo.zip' is neither a file that can be read, nor "),
+        ("models:/tips", "--policy: 'models:/tips' should be models:/NAME@ALIAS, "),
+        (__file__, f"--policy: the policy {__file__} is damaged, or is not a policy."),
     ],
 )
 def test_an_invalid_policy_is_one_sentence(policy: str, sentence: str) -> None:

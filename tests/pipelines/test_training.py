@@ -19,7 +19,7 @@ from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_ro
 from ml.pipelines import training
 from ml.pipelines.training import shown_versions, sum_statistics, train
 from ml.registry.artifacts import RankingPolicy
-from ml.simulation.people import MEAN_PREFERENCES, Visit, visits
+from ml.simulation.people import LISTED_VERSIONS, Visit, visits
 from tests.pipelines.logs import DAY, MOODS, VERSIONS, log_of, ranked_log_of
 from tests.policies import decisions
 from tests.simulation.oracle import expected_rewards
@@ -39,8 +39,8 @@ def first_visits(day: int, n: int, seed: int) -> list[Visit]:
 
 def skewed_log(main: str, n: int, seed: int) -> list[LoggedDecision]:
     """Return `n` decisions for simulated users, of which the share `MAIN_SHARE` has one prompt version."""
-    other = (1 - MAIN_SHARE) / (len(MEAN_PREFERENCES) - 1)
-    shares = {version: MAIN_SHARE if version == main else other for version in MEAN_PREFERENCES}
+    other = (1 - MAIN_SHARE) / (len(LISTED_VERSIONS) - 1)
+    shares = {version: MAIN_SHARE if version == main else other for version in LISTED_VERSIONS}
     candidates = tuple(LoggedCandidate(version, share) for version, share in shares.items())
     choices = np.random.default_rng([seed, *main.encode()]).choice(len(candidates), size=n, p=[*shares.values()])
     return [
@@ -76,13 +76,13 @@ class HeldOut:
         held_out = first_visits(1_000, n, seed)
         return cls(
             CONTEXT_ENCODER.encode_rows([visit.signals for visit in held_out]),
-            np.array([[visit.persona.preference(version) for version in MEAN_PREFERENCES] for visit in held_out]),
+            np.array([[visit.persona.preference(version) for version in LISTED_VERSIONS] for visit in held_out]),
             np.array([expected_rewards(visit.signals) for visit in held_out]),
         )
 
     def scores(self, policy: RankingPolicy) -> Floats:
         tips = candidate_encoder(policy.card.versions).encode_rows(
-            [candidate_row(version, None) for version in MEAN_PREFERENCES]
+            [candidate_row(version, None) for version in LISTED_VERSIONS]
         )
         return np.array([policy.rank(context, tips).scores for context in self.contexts])
 
@@ -114,7 +114,7 @@ def measure(seeds: Sequence[int], n_held_out: int) -> list[tuple[float, float]]:
     results = []
     for seed in seeds:
         held_out = HeldOut.of(n_held_out, seed)
-        for main in MEAN_PREFERENCES:
+        for main in LISTED_VERSIONS:
             scores = held_out.scores(RankingPolicy.from_bytes(train(skewed_log(main, 4_000, seed))))
             results.append((held_out.share_of_oracle(scores), held_out.calibration_error(scores)))
     return results

@@ -1,16 +1,12 @@
 """Validation, keys, limits, ids and errors of all requests, on the running service."""
 
-import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from ml.features.definitions import SIGNALS
-from ml.platform.middleware.body_limit import BodyLimitMiddleware
-from ml.platform.middleware.in_flight_limit import InFlightLimit, InFlightLimitMiddleware
 from ml.serving.app import create_app
 from ml.serving.prompts import PROMPTS
 from ml.serving.settings import ServingSettings
@@ -172,24 +168,6 @@ def test_above_the_limit_requests_are_a_503_while_the_others_are_in_flight(serve
         upstream.released.set()
         assert [future.result().status_code for future in in_flight] == [200, 200]
     assert http.post("/generate", json={"signals": {}}).status_code == 200
-
-
-def test_above_the_limit_requests_are_refused_even_if_no_handler_ever_waits() -> None:
-    limit = InFlightLimit(frozenset({"/work"}), max_requests=3)
-    app = FastAPI()
-    app.post("/work")(_answer_at_once)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=10)
-    app.add_middleware(InFlightLimitMiddleware, limit=limit)
-
-    async def send_all_at_once() -> list[int]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as http:
-            answers = await asyncio.gather(*(http.post("/work", json={}) for _ in range(10)))
-            return sorted(answer.status_code for answer in answers)
-
-    assert asyncio.run(send_all_at_once()) == [200] * 3 + [503] * 7
-
-
-async def _answer_at_once() -> None: ...
 
 
 def test_a_valid_request_id_is_returned_and_an_invalid_one_is_replaced(serve: Serve) -> None:

@@ -1,10 +1,14 @@
 """The settings of both services, from the environment."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
 
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
@@ -70,10 +74,10 @@ def test_tip_prompt_version_is_one_version_a_list_or_weights(
         ("sticky", "v1=90,v2-mentor=10", ""),
         ("sticky", "v1,v2-mentor", ""),
         ("thompson", "v1,v2-mentor,v3-few-shot", ""),
-        ("sticky", "", "sticky needs at least 2 versions in TIP_PROMPT_VERSION"),
-        ("thompson", "v1", "thompson needs at least 2 versions in TIP_PROMPT_VERSION"),
-        ("thompson", "v1=90,v2-mentor=10", "thompson accepts no weights in TIP_PROMPT_VERSION: it determines them"),
-        ("best", "v1,v2-mentor", "'best' should be one of uniform, sticky, thompson"),
+        ("sticky", "", "needs at least 2 versions in TIP_PROMPT_VERSION"),
+        ("thompson", "v1", "needs at least 2 versions in TIP_PROMPT_VERSION"),
+        ("thompson", "v1=90,v2-mentor=10", "accepts no weights in TIP_PROMPT_VERSION: it determines them"),
+        ("best", "v1,v2-mentor", "should be one of uniform, sticky, thompson"),
     ],
 )
 def test_a_prompt_policy_accepts_only_suitable_versions(
@@ -84,7 +88,7 @@ def test_a_prompt_policy_accepts_only_suitable_versions(
     if error:
         with pytest.raises(ConfigurationError) as raised:
             RecommenderSettings.from_environment()
-        assert str(raised.value) == f"TIP_PROMPT_POLICY: the value {error}."
+        assert str(raised.value) == f"TIP_PROMPT_POLICY: the value {policy!r} {error}."
     else:
         assert RecommenderSettings.from_environment().tip_prompt_policy == policy
 
@@ -156,6 +160,57 @@ def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatc
     assert "top-secret" not in str(raised.value)
 
 
+FIELDS = [
+    (settings_class, name)
+    for settings_class in (ServingSettings, RecommenderSettings)
+    for name in settings_class.model_fields
+]
+ADDRESSES = [
+    f"{scheme}://{rest}"
+    for scheme in (
+        "http",
+        "https",
+        "postgresql+asyncpg",
+        "postgresql",
+        "mysql+pymysql",
+        "redis",
+        "rediss",
+        "databricks",
+    )
+    for rest in ("user:top-secret@host/name", "host/name?password=top-secret", ":top-secret@host:1/0")
+] + ["sqlite:///top-secret.db", "sqlite+aiosqlite:///top-secret.db"]
+
+
+@pytest.mark.parametrize(("settings_class", "name"), FIELDS)
+def test_no_setting_shows_a_password_in_an_address(
+    settings_class: type[ServingSettings | RecommenderSettings], name: str
+) -> None:
+    values: list[object] = [*ADDRESSES, *((address,) for address in ADDRESSES)]
+    for value in values:
+        with suppress(ValidationError):
+            fields: dict[str, Any] = {name: value}
+            shown = settings_class(**fields)
+            assert "top-secret" not in f"{shown} {shown!r}"
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "names"),
+    [
+        (ServingSettings, {"tip_model_api_base", "mlflow_tracking_uri", "otel_exporter_otlp_endpoint"}),
+        (RecommenderSettings, {"serving_url", "database_url", "otel_exporter_otlp_endpoint"}),
+    ],
+)
+def test_an_address_with_a_password_is_accepted(
+    settings_class: type[ServingSettings | RecommenderSettings], names: set[str]
+) -> None:
+    for name in names:
+        scheme = "postgresql+asyncpg" if name == "database_url" else "https"
+        fields: dict[str, Any] = {name: f"{scheme}://user:top-secret@host/name"}
+        settings = settings_class(**fields)
+        assert getattr(settings, name)
+        assert f"{name}=" in repr(settings)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -170,17 +225,18 @@ def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatc
             "'b' should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini",
         ),
         ("TIP_MODEL_API_BASE", "localhost:8080", "'localhost:8080' should be an http:// or https:// address"),
+        ("ONLINE_STORE_URL", "redis://host/0?password=top-secret", "should be sqlite:///FILE"),
         ("TIP_MODEL_API_BASE", "user:top-secret@host", "should be an http:// or https:// address"),
         ("EMBEDDED_MODEL_PATH", "/nowhere/model.gguf", "'/nowhere/model.gguf' is not a file that can be read"),
-        ("GENERATE_TIMEOUT_SECONDS", "0", "'0' should be greater than 0"),
+        ("GENERATE_TIMEOUT_SECONDS", "0", "'0' should be a number, above 0 and at most 600"),
         (
             "GENERATE_TIMEOUT_SECONDS",
             "soon",
-            "'soon' should be a valid number, unable to parse string as a number",
+            "'soon' should be a number, above 0 and at most 600",
         ),
-        ("MAX_IN_FLIGHT", "0", "'0' should be greater than or equal to 1"),
-        ("MAX_IN_FLIGHT", "many", "'many' should be a valid integer, unable to parse string as an integer"),
-        ("ALLOW_ANONYMOUS", "perhaps", "'perhaps' should be a valid boolean, unable to interpret input"),
+        ("MAX_IN_FLIGHT", "0", "'0' should be a whole number, at least 1"),
+        ("MAX_IN_FLIGHT", "many", "'many' should be a whole number, at least 1"),
+        ("ALLOW_ANONYMOUS", "perhaps", "'perhaps' should be true or false"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector", "'collector' should be an http:// or https:// address"),
     ],
 )
@@ -190,6 +246,30 @@ def test_a_wrong_setting_is_an_error_of_one_sentence_with_the_name_and_the_value
     with pytest.raises(ConfigurationError) as raised:
         read(monkeypatch, **{name: value})
     assert str(raised.value) == f"{name}: the value {error}."
+
+
+SECRET_SETTINGS = {"API_KEYS", "ADMIN_PASSWORD", "SERVING_API_KEY", "DATABASE_URL"}
+PUBLIC_SETTINGS = sorted(
+    {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields} - SECRET_SETTINGS
+)
+
+
+@pytest.mark.parametrize("name", PUBLIC_SETTINGS)
+@given(value=st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="@,?"), min_size=1))
+def test_every_error_names_the_value_once_and_has_no_words_of_the_library(name: str, value: str) -> None:
+    field = name.lower()
+    settings = ServingSettings if field in ServingSettings.model_fields else RecommenderSettings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name, value)
+        sentence = ""
+        try:
+            settings.from_environment()
+        except ConfigurationError as error:
+            sentence = str(error)
+    start, words, requirement = sentence.partition(f"{name}: the value {value!r} ")
+    assert (start, bool(words)) == ("", bool(sentence))
+    assert re.match(r"should be |is |needs |accepts |$", requirement)
+    assert not re.search(r"Input|input|unable|Value error|parse|String|valid ", requirement)
 
 
 def test_settings_are_frozen_and_do_not_show_keys(monkeypatch: pytest.MonkeyPatch) -> None:

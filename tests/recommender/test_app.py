@@ -1,22 +1,27 @@
 """The lifespan of the recommender: everything that was opened is closed, even if the start fails."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from ml.platform.errors import StorageUnavailable
 from ml.platform.telemetry import Telemetry
 from ml.recommender.app import create_app, open_state
 from ml.recommender.selection import PromptSelector
 from ml.recommender.settings import RecommenderSettings
+from ml.serving.settings import ServingSettings
+from ml.standalone.app import create_app as create_both
 from ml.store.database import Database as Store
 from ml.store.tips import TipStore
 from tests.conftest import eventually
 from tests.databases import Database
 from tests.fake_serving import FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender
+from tests.policies import policy
 
 UNREACHABLE = "postgresql+asyncpg://tips@127.0.0.1:1/tips"
 
@@ -161,3 +166,39 @@ def test_learning_that_dies_is_not_ready(monkeypatch: pytest.MonkeyPatch, start_
     monkeypatch.setattr(PromptSelector, "learn", fail)
     assert eventually(lambda: not_ready(http).endswith("have ended: learning (ZeroDivisionError)."))
     assert http.post("/tips", json={"user_id": "u-1"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("prompt_policy", "candidates", "ranking_policy", "warnings"),
+    [
+        ("thompson", 3, "linear", ["learning_from_ranked_tips"]),
+        ("thompson", 3, "uniform", []),
+        ("thompson", 1, "linear", []),
+        ("uniform", 3, "linear", []),
+    ],
+)
+def test_a_prompt_policy_that_would_learn_from_ranked_tips_is_a_warning_at_the_start(
+    fake_serving: FakeServing, prompt_policy: str, candidates: int, ranking_policy: str, warnings: list[str]
+) -> None:
+    fake_serving.policy = ranking_policy
+    settings = RecommenderSettings(
+        serving_url=fake_serving.url,
+        tip_prompt_version=(("v1", 1.0), ("v2-mentor", 1.0)),
+        tip_prompt_policy=prompt_policy,
+        tip_candidates=candidates,
+    )
+    with capture_logs() as logs:
+        create_app(settings)
+    assert [line["event"] for line in logs] == warnings
+    assert [line["policy"] for line in logs] == ["linear"] * len(warnings)
+
+
+def test_both_services_in_one_process_give_the_same_warning(tmp_path: Path) -> None:
+    (tmp_path / "policy.npz").write_bytes(policy())
+    settings = RecommenderSettings(
+        tip_prompt_version=(("v1", 1.0), ("v2-mentor", 1.0)), tip_prompt_policy="thompson", tip_candidates=2
+    )
+    with capture_logs() as logs:
+        create_both(ServingSettings(score_policy=str(tmp_path / "policy.npz")), settings)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("learning_from_ranked_tips", "warning")]
+    assert "best of 2 candidates" in logs[0]["reason"]

@@ -409,26 +409,25 @@ def test_candidates_that_were_not_shown_are_forgotten_and_purged_with_the_shown_
     assert [database.count(table) for table in ("tip_scores", "reward_hours", "assignment_hours")] == [0, 0, 0]
 
 
-def test_the_reward_page_reports_ranked_tips_and_gives_no_verdict(
+def test_the_reward_page_excludes_ranked_tips_and_says_how_many(
     start_recommender: StartRecommender, fake_serving: FakeServing
 ) -> None:
     http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=2)
     tips = [ask(http) for _ in range(40)]
     report = http.get("/rewards").json()
     assert report["dependent"] == sum(variant["dependent"] for variant in report["variants"]) == 40
+    assert [variant["reward"] for variant in report["variants"]] == [None, None]
     assert (report["not_shown"], report["sample_ratio"]["alarm"]) == (40, False)
     assert sum(report["sample_ratio"]["taken"].values()) == 80
     assert {variant["prompt_version"]: variant["tips"] for variant in report["variants"]} == {
         version: sum(tip["prompt_version"] == version for tip in tips) for version in TWO_VERSIONS.split(",")
     }
     (comparison,) = [variant["comparison"] for variant in report["variants"] if variant["comparison"]]
-    assert comparison["words"] == (
-        "not yet known: 40 tips were chosen by a ranking policy, or their version was drawn per user; "
-        "only tips evaluate compares versions then"
-    )
+    assert (comparison["difference"], comparison["verdict"]) == (None, "not yet known")
+    assert comparison["words"].endswith("(40 tips excluded).")
     text = " ".join(http.get("/admin/rewards").text.split())
-    assert "40 of the 40 tips below were chosen by a ranking policy, or their version was drawn per user: " in text
-    assert "Left out of all rates: 40 candidates that were not shown." in text
+    assert "40 tips excluded, " in text
+    assert "40 candidates that were not shown" in text
 
     async def uniform(request: Request) -> Response:
         return JSONResponse(ranking(await request.json(), policy={"name": "uniform", "version": "1"}))

@@ -1,9 +1,11 @@
 """Policies in a real MLflow registry, on SQLite."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from ml.platform.settings import ConfigurationError
 from ml.registry import models
@@ -72,3 +74,38 @@ def test_an_unreachable_registry_is_one_sentence() -> None:
         load_policy("models:/tips@champion", unreachable)
     with pytest.raises(ConfigurationError, match="MLflow does not accept the policy"):
         register(policy(), "tips", unreachable)
+
+
+def test_the_run_and_the_version_say_what_was_trained(uri: str) -> None:
+    blob = policy()
+    trained = RankingPolicy.from_bytes(blob)
+    number = register(blob, "described", uri, training={"since": "30 days"})
+    client = MlflowClient(uri, uri)
+    found = client.get_model_version("described", number)
+    assert found.description == (
+        f"Ranking policy {trained.version}: learned from 2,000 decisions up to 1970-01-01T00:33:19+00:00 "
+        "with the prompt versions v1, v2-mentor, v3-few-shot."
+    )
+    run = client.get_run(found.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", f"described {trained.version}")
+    assert run.data.params == {
+        "prompt_versions": "v1,v2-mentor,v3-few-shot",
+        "trained_until": "1970-01-01T00:33:19+00:00",
+        "gamma_scale": "10",
+        "floor": "0.02",
+        "since": "30 days",
+    }
+    assert run.data.metrics == {
+        "decisions": 2_000,
+        "features": trained.model.weights.size,
+        "noise_variance": trained.model.noise_variance,
+    }
+    for tags in (run.data.tags, found.tags):
+        assert tags["policy_version"] == trained.version
+        assert tags["tips_release"] == version("tip-service")
+
+
+def test_reading_a_registry_that_does_not_exist_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnusablePolicyError, match=rf"there is no MLflow registry {tmp_path}/none\.db$"):
+        load_policy("models:/tips@champion", f"sqlite:///{tmp_path}/none.db")
+    assert [*tmp_path.iterdir()] == []

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page
 
 from ml.recommender.app import create_app
 from ml.recommender.settings import RecommenderSettings
+from ml.rewards.pages import _cell
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.browser import serious_problems
@@ -27,6 +28,7 @@ NOW = datetime(2026, 3, 20, 12, 30, tzinfo=UTC)
 HELPFUL_RATES = {"v1": 0.2, "v2-mentor": 0.6, "v3-coach": 0.22}
 HOSTILE = "<script>$x$ &amp;"
 HOSTILE_VERSIONS = {"=v1": 0.5, HOSTILE: 0.5}
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\x00=1", "\x1f+1", " \x0b-1", "\u00a0=1", "＝1")
 
 
 def tip(version: str, **fields: Any) -> TipRecord:
@@ -70,6 +72,7 @@ def many_tips() -> list[tuple[TipRecord, str | None]]:
             simulated=index < 400,
             fallback=index % 50 == 0,
             shown=index % 75 != 1,
+            score_policy="linear" if index % 30 == 4 else None,
         )
         rows.append((row, "helpful" if helpful else rng.choice(["dismissed", None])))
     return rows
@@ -114,6 +117,15 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def young(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a recommender with a version without counted tips, and one whose tips are all dependent."""
+    rows: list[tuple[TipRecord, str | None]] = [(tip("v1"), "helpful" if index % 2 else None) for index in range(40)]
+    rows += [(tip("v2-mentor", created_at=NOW), None) for _ in range(3)]
+    rows += [(tip("v3-coach", policy="sticky"), "helpful") for _ in range(2)]
+    yield from run_recommender(tmp_path_factory.mktemp("young"), rows)
+
+
+@pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a recommender with an admin password and without tips."""
     yield from run_recommender(tmp_path_factory.mktemp("guarded"), [], admin_password="open sesame")
@@ -136,8 +148,8 @@ def open_page(browser: Browser, url: str, **context: Any) -> Page:
     ],
     ids=["light", "dark", "phone"],
 )
-def test_the_page_is_accessible(browser: Browser, full: str, hostile: str, context: dict[str, Any]) -> None:
-    for url in (full, hostile):
+def test_the_page_is_accessible(browser: Browser, full: str, hostile: str, young: str, context: dict[str, Any]) -> None:
+    for url in (full, hostile, young):
         page = open_page(browser, f"{url}/admin/rewards", **context)
         assert serious_problems(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -168,19 +180,77 @@ def test_the_page_displays_the_figures_of_get_rewards(browser: Browser, full: st
     assert len(verdicts) == len(words) == 3
     assert all(any(verdict.endswith(sentence) for verdict in verdicts) for sentence in words)
     assert verdicts[0].startswith("v2-mentor helps more than v1: ")
-    for variant, row in zip(report["variants"], page.locator("tbody tr").all(), strict=True):
+    for variant, row in zip(report["variants"], page.locator("#rates-table tbody tr").all(), strict=True):
         cells = row.inner_text()
         assert variant["prompt_version"] in cells
         assert variant["prompt_digest"] == row.locator(".digest").get_attribute("title")
+        assert f"{variant['counted']:,}" in cells
         assert f"{100 * variant['reward']['estimate']:.1f}%" in cells
-        assert f"{variant['tips']:,}" in cells
-        assert all(str(number) in cells for number in variant["reactions"].values())
+        assert variant["comparison"] is None or variant["comparison"]["verdict"] in cells
+    counts = numbers_of(page, "#counts-table tbody tr")
+    for variant, numbers in zip(report["variants"], counts, strict=True):
+        kinds = variant["reactions"].values()
+        names = ("tips", "counted", "waiting", "dependent", "reacted")
+        assert numbers[: 5 + len(kinds)] == [*(variant[name] for name in names), *kinds]
+    page.context.close()
+
+
+def test_the_totals_of_the_page_agree(browser: Browser, full: str) -> None:
+    report = httpx.get(f"{full}/rewards").json()
+    page = open_page(browser, f"{full}/admin/rewards")
+    rows = numbers_of(page, "#counts-table tbody tr")
+    (total,) = numbers_of(page, "#counts-table tfoot tr")
+    assert total[:-3] == [sum(column) for column in zip(*rows, strict=True)][:-3]  # the last three are means
+    for tips, counted, waiting, excluded, reacted, *reactions_and_means in (*rows, total):
+        assert tips == counted + waiting + excluded
+        assert reacted == sum(reactions_and_means[:-3])
+    assert total[:4] == [report[name] for name in ("tips", "counted", "waiting", "dependent")]
+    sentence = page.locator("text=Rates and verdicts count").inner_text()
+    left_out = [int(re.match("[0-9]+", item)[0]) for item in page.locator(".left-out li").all_inner_texts()]  # type: ignore[index]
+    assert sentence == f"Rates and verdicts count {1500 - sum(left_out):,} of the 1,500 tips; left out:"
+    assert left_out == [report[name] for name in ("waiting", "dependent", "fallback", "not_shown")]
+    assert sum(day["counted"] for variant in report["variants"] for day in variant["days"]) == report["counted"]
+    page.context.close()
+
+
+def test_no_column_is_cut_off_at_1280_pixels(browser: Browser, full: str, hostile: str, young: str) -> None:
+    for url in (full, hostile, young):
+        page = open_page(browser, f"{url}/admin/rewards", viewport={"width": 1280, "height": 900})
+        hidden = page.eval_on_selector_all(".scroll", "all => all.map(each => each.scrollWidth - each.clientWidth)")
+        assert hidden == [0, 0]
+        page.context.close()
+
+
+def test_versions_without_counted_tips_have_a_dash_instead_of_a_rate(browser: Browser, young: str) -> None:
+    page = open_page(browser, f"{young}/admin/rewards")
+    cells = [row.locator("td").all_inner_texts() for row in page.locator("#rates-table tbody tr").all()]
+    assert cells[1:] == [["0", "–", "–", "not yet known", "–"]] * 2
+    assert cells[0][-1] == ">99.9%"
+    assert page.get_by_text("2 tips excluded, because a learned policy ranked them").is_visible()
+    assert page.get_by_text("3 tips of the last 24 hours without a reaction").is_visible()
+    plot = page.locator("figure svg").first.text_content()
+    assert plot
+    assert plot.count("no counted tips") == 2
+    percents = [float(number) for number in re.findall(r"([0-9.]+)%", plot)]
+    assert percents
+    assert max(percents) <= 100
+    row = list(csv.DictReader(io.StringIO(httpx.get(f"{young}/admin/rewards.csv").text)))[1]
+    assert (row["prompt_version"], row["counted"], row["reward.estimate"], row["comparison.difference.low"]) == (
+        *("v2-mentor", "0", "", ""),
+    )
+    page.context.close()
+
+
+def test_without_counted_tips_the_page_has_tables_but_no_figures(browser: Browser, young: str) -> None:
+    page = open_page(browser, f"{young}/admin/rewards?from=2026-03-20")
+    assert page.locator("figure").count() == 0
+    assert page.locator("#counts-table tbody tr").count() == 1
     page.context.close()
 
 
 def test_a_version_with_two_digests_has_a_row_and_a_verdict_for_each(browser: Browser, full: str) -> None:
     page = open_page(browser, f"{full}/admin/rewards")
-    rows = page.locator("tbody tr", has_text="v3-coach")
+    rows = page.locator("#rates-table tbody tr", has_text="v3-coach")
     assert {row.locator(".digest").inner_text() for row in rows.all()} == {"a1a1a1a1", "c3c3c3c3"}
     verdicts = page.locator(".verdicts li", has_text="v3-coach").all_inner_texts()
     assert sorted(label for verdict in verdicts for label in re.findall(r"v3-coach \((\w+)\)", verdict)) == [
@@ -193,24 +263,24 @@ def test_the_numbers_of_simulated_and_excluded_tips_are_displayed(full: str) -> 
     report = httpx.get(f"{full}/rewards").json()
     text = " ".join(httpx.get(f"{full}/admin/rewards").text.split())
     assert (report["simulated"], report["fallback"], report["not_shown"]) == (400, 30, 20)
-    assert "Simulated data: 400 of the 1,500 tips here were written for simulated users." in text
-    assert "Left out of all rates: 30 tips that a fallback model wrote and 20 candidates that were not shown." in text
+    assert "Simulated data: 400 of the 1,500 tips were written for simulated users." in text
+    assert "30 tips that a fallback model wrote" in text
+    assert "20 candidates that were not shown" in text
 
 
 def test_the_form_filters_and_its_empty_fields_are_unset(browser: Browser, full: str) -> None:
     page = open_page(browser, f"{full}/admin/rewards")
     page.get_by_role("button", name="Show").click()
     assert page.url.endswith("?from=&to=&segment=&baseline=")
-    assert page.locator("tbody tr").count() == 4
+    assert page.locator("#rates-table tbody tr").count() == 4
     page.get_by_label("From").fill("2026-03-10")
     page.get_by_label("Segment of users").fill("mood:low")
     page.get_by_label("Compare with").select_option("v2-mentor")
     page.get_by_role("button", name="Show").click()
     report = httpx.get(f"{full}/rewards?from=2026-03-10&segment=mood:low&baseline=v2-mentor").json()
     summary = page.locator("h1 + p").inner_text()
-    assert summary.startswith(
-        f"{sum(variant['tips'] for variant in report['variants'])} tips since 10 March 2026 (UTC), "
-    )
+    stored = report["tips"] + report["fallback"] + report["not_shown"]
+    assert summary.startswith(f"{stored} tips since 10 March 2026 (UTC), ")
     assert summary.endswith("for users in the segment mood:low; each version is compared with v2-mentor.")
     assert page.get_by_label("Segment of users").input_value() == "mood:low"
     assert page.get_by_label("Compare with").input_value() == "v2-mentor"
@@ -230,7 +300,7 @@ def test_version_names_and_queries_are_escaped(browser: Browser, hostile: str) -
     page = open_page(browser, f"{hostile}/admin/rewards")
     assert page.locator("script").count() == 0
     assert [HOSTILE in text for text in page.locator("figure svg").all_text_contents()] == [True, True]
-    assert HOSTILE in page.locator("tbody").inner_text()
+    assert all(HOSTILE in body for body in page.locator("tbody").all_inner_texts())
     page.goto(f"{hostile}/admin/rewards?segment=mood:none")
     assert page.get_by_label("Segment of users").input_value() == "mood:none"
     assert page.get_by_text("No tips here").is_visible()
@@ -270,6 +340,16 @@ def test_the_csv_has_the_figures_of_get_rewards(full: str) -> None:
         assert row["comparison.words"] == (variant["comparison"] or {"words": ""})["words"]
 
 
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_formula_in_a_cell_is_quoted_also_behind_control_characters(text: str) -> None:
+    assert _cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["v1", "v2-mentor", "1 - 1", "", -0.25, None])
+def test_other_cells_are_unchanged(value: object) -> None:
+    assert _cell(value) is value
+
+
 def test_no_cell_of_the_csv_is_a_formula(hostile: str) -> None:
     rows = list(csv.DictReader(io.StringIO(httpx.get(f"{hostile}/admin/rewards.csv").text)))
     assert [row["prompt_version"] for row in rows] == [HOSTILE, "'=v1"]
@@ -296,6 +376,12 @@ def test_the_page_needs_the_password_or_a_browser_on_this_machine(full: str, gua
         assert refused.headers["www-authenticate"].startswith("Basic ")
         assert httpx.get(f"{guarded}{path}").status_code == 401
         assert httpx.get(f"{guarded}{path}", auth=("me", "open sesame")).status_code == 200
+
+
+def numbers_of(page: Page, selector: str) -> list[list[int]]:
+    """Return the whole numbers in the cells of table rows."""
+    rows = page.locator(selector).all()
+    return [[int(cell.replace(",", "")) for cell in row.locator("td").all_inner_texts()] for row in rows]
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ml.experiments.statistics import Interval
-from ml.rewards.plots import _running_mean, draw_plots
+from ml.experiments.statistics import Interval, Sample, rate
+from ml.rewards.plots import _percent_limits, _running_mean, draw_plots
 from ml.rewards.report import DayReward, Variant
 
 DAY = date(2026, 3, 1)
@@ -15,8 +17,8 @@ DAY = date(2026, 3, 1)
 
 def variant(label: str, *days: DayReward) -> Variant:
     counted = sum(day.counted for day in days)
-    rate = Interval(0.3, 0.2, 0.4) if counted else Interval(0, 0, 1)
-    return Variant(label, "a" * 64, label, 10, 0, counted, 0, {}, rate, 0.5, None, 1, 1, 1, days)
+    reward = Interval(0.3, 0.2, 0.4) if counted else None
+    return Variant(label, "a" * 64, label, 10, 0, counted, 0, {}, reward, 0.5 if counted else None, None, 1, 1, 1, days)
 
 
 def test_figures_are_deterministic_and_share_no_id() -> None:
@@ -53,3 +55,26 @@ def test_a_line_ends_at_the_mean_of_all_days_and_starts_when_there_are_enough_ti
     means = _running_mean(variant("v1", *days))
     assert means == {DAY + timedelta(days=2): pytest.approx(12.5), DAY + timedelta(days=3): pytest.approx(23)}
     assert [*_running_mean(variant("v1", *days[:1])).values()] == [0]
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.floats(0, 1)), min_size=1, max_size=5))
+@settings(max_examples=15)
+def test_no_axis_exceeds_the_range_of_a_rate(counts: list[tuple[int, float]]) -> None:
+    variants = [variant(f"v{n}", DayReward(DAY, counted, reward)) for n, (counted, reward) in enumerate(counts)]
+    for index, (n, reward) in enumerate(counts):
+        interval = rate(Sample(n, n * reward, n * reward**2))
+        variants[index] = replace(variants[index], reward=interval)
+    plots = draw_plots(variants)
+    percents = [
+        float(text) for text in re.findall(r">(-?[0-9.]+)%<", (plots.intervals + plots.over_time).replace("−", "-"))
+    ]
+    assert percents
+    assert all(0 <= percent <= 100 for percent in percents)
+
+
+@given(st.floats(-20, 100), st.floats(0, 60))
+def test_the_limits_of_an_axis_are_within_0_and_100_percent(start: float, span: float) -> None:
+    low, high = _percent_limits(start, min(start + span, 120))
+    assert -1e-9 <= low <= max(start, 0)
+    assert min(start + span, 100) - 1e-9 <= high <= 100 + 1e-9
+    assert high - low >= 10 - 1e-9

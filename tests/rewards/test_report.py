@@ -7,7 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
-from ml.rewards.report import MAX_IMBALANCE, MIN_TIPS, ReportWindow, RewardReport, build_report
+from ml.rewards.comparison import MAX_IMBALANCE, MIN_TIPS
+from ml.rewards.report import ReportWindow, RewardReport, build_report
 from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts
 from tests.example_tips import SetClock
 from tests.fake_serving import FakeServing
@@ -22,12 +23,12 @@ def day(
     digest: str = "a" * 64,
     number: int = 20_000,
     mature: bool = True,
-    dependent: int = 0,
+    dependent: bool = False,
 ) -> Iterator[DayCounts]:
     """Yield the counts of one day of one version: `tips` tips, of which `helpful` have the reaction helpful."""
     for reaction, n, reward in ((ALL_TIPS, tips, 0), ("helpful", helpful, helpful)):
-        sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0, 0 if reaction else dependent)
-        yield DayCounts(number, version, digest, False, True, reaction, mature, *sums)
+        sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0)
+        yield DayCounts(number, version, digest, False, True, dependent, reaction, mature, *sums)
 
 
 def report_on(*days: Iterator[DayCounts], **options: object) -> RewardReport:
@@ -46,6 +47,7 @@ def test_an_empty_database_gives_an_empty_report() -> None:
 def test_tokens_and_milliseconds_are_means_per_tip() -> None:
     (variant,) = report_on(day("v1", 40, 10)).variants
     assert (variant.input_tokens, variant.output_tokens, variant.ms) == (50, 10, 900)
+    assert variant.reward
     assert (variant.tips, variant.reacted, variant.counted, variant.reward.estimate) == (40, 10, 40, 0.25)
     assert variant.comparison is None
     assert variant.reward.low < 0.25 < variant.reward.high
@@ -53,7 +55,8 @@ def test_tokens_and_milliseconds_are_means_per_tip() -> None:
 
 def test_young_tips_count_only_with_a_reaction() -> None:
     (variant,) = report_on(day("v1", 40, 10), day("v1", 40, 10, mature=False, number=20_001)).variants
-    assert (variant.tips, variant.counted, variant.reward.estimate) == (80, 50, 0.4)
+    assert variant.reward
+    assert (variant.tips, variant.counted, variant.waiting, variant.reward.estimate) == (80, 50, 30, 0.4)
     assert [(day_.counted, day_.reward) for day_ in variant.days] == [(40, 0.25), (10, 1.0)]
     assert [day_.day for day_ in variant.days] == [date(1970, 1, 1) + timedelta(days=n) for n in (20_000, 20_001)]
 
@@ -91,36 +94,75 @@ def test_a_verdict_needs_enough_tips_a_limited_imbalance_and_a_clear_difference(
     comparison = report.variants[1].comparison
     assert comparison
     if verdict == "not yet known":
-        assert comparison.words.startswith("not yet known: ")
+        assert comparison.words.startswith("It is not yet known whether v2 helps more than v1: ")
     else:
         assert comparison.words.startswith(f"v2 {verdict} than v1: ")
         assert comparison.more_tips is None
 
 
-@pytest.mark.parametrize("dependent", [(1, 0), (0, 1_999), (2_000, 2_000)])
-def test_there_is_no_verdict_on_dependent_tips(dependent: tuple[int, int]) -> None:
-    report = report_on(
-        *(day(f"v{index + 1}", 2_000, 400 + 200 * index, dependent=n) for index, n in enumerate(dependent))
-    )
-    assert (report.dependent, tuple(variant.dependent for variant in report.variants)) == (sum(dependent), dependent)
-    comparison = report.variants[1].comparison
+def test_one_dependent_tip_is_excluded_and_keeps_the_verdict_of_the_others() -> None:
+    independent = [*day("v1", 260, 40), *day("v2", 257, 120)]
+    report = report_on(iter(independent), day("v2", 1, 1, dependent=True))
+    assert (report.tips, report.counted, report.dependent) == (518, 517, 1)
+    comparison, expected = report.variants[1].comparison, report_on(iter(independent)).variants[1].comparison
     assert comparison
-    assert (comparison.verdict, comparison.more_tips) == ("not yet known", None)
-    assert comparison.words == (
-        f"not yet known: {sum(dependent):,} tips were chosen by a ranking policy, or their version was drawn per user; "
-        "only tips evaluate compares versions then"
+    assert expected
+    assert (comparison.verdict, comparison.difference) == ("helps more", expected.difference)
+    assert comparison.words == expected.words.removesuffix(".") + " (1 tip excluded)."
+
+
+def test_dependent_tips_are_in_the_totals_but_in_no_rate() -> None:
+    report = report_on(
+        day("v1", 2_000, 400),
+        day("v2", 2_000, 600),
+        day("v2", 700, 700, dependent=True),
+        day("v2", 30, 10, dependent=True, mature=False, number=20_001),
     )
-    assert comparison.difference.low > 0
-    # Dependent tips of one version do not prevent a verdict on two other versions.
-    report = report_on(*(day(f"v{n}", 2_000, 200 * n, dependent=5 * (n == 2)) for n in (1, 2, 3)))
-    assert verdicts(report) == {"v2": "not yet known", "v3": "helps more"}
+    without = report_on(day("v1", 2_000, 400), day("v2", 2_000, 600)).variants[1]
+    variant = report.variants[1]
+    assert (variant.tips, variant.reacted, variant.counted, variant.waiting, variant.dependent) == (
+        *(2_730, 1_310, 2_000, 0, 730),
+    )
+    assert variant.reactions["helpful"] == 1_310
+    assert (variant.reward, variant.probability_best, variant.days) == (
+        *(without.reward, without.probability_best, without.days),
+    )
+    assert verdicts(report) == {"v2": "helps more"}
+
+
+def test_versions_with_dependent_tips_only_have_no_rate_and_no_difference() -> None:
+    report = report_on(day("v1", 2_000, 400), day("v2", 40, 20, dependent=True), day("v3", 9, 0, mature=False))
+    assert [(variant.counted, variant.waiting, variant.dependent) for variant in report.variants] == [
+        *((2_000, 0, 0), (0, 0, 40), (0, 9, 0)),
+    ]
+    assert [variant.reward is None for variant in report.variants] == [False, True, True]
+    assert [variant.probability_best for variant in report.variants] == [1, None, None]
+    comparisons = [variant.comparison for variant in report.variants[1:]]
+    assert all(comparison and comparison.difference is None for comparison in comparisons)
+    assert [comparison.words for comparison in comparisons if comparison] == [
+        "It is not yet known whether v2 helps more than v1: each version needs 100 counted tips, so at least "
+        "100 more tips (40 tips excluded).",
+        "It is not yet known whether v3 helps more than v1: each version needs 100 counted tips, so at least "
+        "100 more tips.",
+    ]
+
+
+def test_a_version_with_too_many_tips_names_the_one_that_needs_more() -> None:
+    comparison = report_on(day("v1", 4_001, 400), day("v2", 150, 20)).variants[1].comparison
+    assert comparison
+    assert (comparison.more_tips, comparison.words) == (
+        51,
+        "It is not yet known whether v2 helps more than v1: v1 has more than 20 times as many counted tips as v2, "
+        "which needs at least 51 more tips.",
+    )
 
 
 def test_equal_rates_are_reported_as_about_equal() -> None:
     comparison = report_on(day("v1", 2000, 400), day("v2", 2000, 400)).variants[1].comparison
     assert comparison
     assert comparison.words == (
-        "not yet known: their rates are about equal so far; a verdict would need more than a million tips"
+        "It is not yet known whether v2 helps more than v1: their rates are about equal so far, and a verdict would "
+        "need more than a million tips."
     )
     assert comparison.more_tips is None
 

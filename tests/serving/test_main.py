@@ -4,11 +4,12 @@ import sys
 
 import pytest
 
+from ml.serving.prompts import PROMPTS
 from tests.process import run
 from tests.upstream import TIP, Upstream
 
 UVICORN = (sys.executable, "-m", "uvicorn", "ml.serving.main:app", "--port", "0")
-VERSIONS = "v1, v2-mentor, v3-few-shot"
+VERSIONS = ", ".join(PROMPTS)
 
 
 def python(script: str, **settings: str) -> list[str]:
@@ -63,14 +64,14 @@ print(hasattr(main, "x"), state() == before)
             {"TIP_MODEL": "gpt"},
             "TIP_MODEL: the value 'gpt' should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini.",
         ),
-        ({"MAX_IN_FLIGHT": "0"}, "MAX_IN_FLIGHT: the value '0' should be greater than or equal to 1."),
+        ({"MAX_IN_FLIGHT": "0"}, "MAX_IN_FLIGHT: the value '0' should be a whole number, at least 1."),
         (
             {"TIP_MODEL_API_BASE": "http://127.0.0.1:9"},
             "TIP_MODEL_API_BASE: needs TIP_MODEL to name a model at that address, such as openai/my-model.",
         ),
         (
             {"ONLINE_STORE_URL": "sqlite:////nowhere/features.db"},
-            "ONLINE_STORE_URL: the file is not an online feature store; `tips features` creates one.",
+            "ONLINE_STORE_URL: /nowhere/features.db is not an online feature store; `tips features` creates one.",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -1,9 +1,9 @@
 """POST /score, through the whole service."""
 
+import asyncio
 import itertools
 import json
 import signal
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,12 +16,13 @@ from typing import Any
 import httpx
 import pytest
 from scipy import special
+from starlette.types import Receive, Scope, Send
 
 from ml.features.definitions import CANDIDATE, SIGNALS
 from ml.features.online_store import replace_all
 from ml.platform.settings import ConfigurationError
 from ml.serving.app import create_app
-from ml.serving.routes import SCORE_LIMIT
+from ml.serving.routes import MAX_CONCURRENT_RANKINGS
 from ml.serving.settings import ServingSettings
 from tests.conftest import eventually
 from tests.policies import LIKED, TIPS, policy
@@ -189,20 +190,25 @@ def test_fifty_candidates_are_ranked(start: Start, policy_file: Path) -> None:
     assert len(answer["scores"]) == 50
 
 
-def test_above_the_limit_requests_are_a_503_until_others_end(start: Start) -> None:
-    http = start()
-    host, port = http.base_url.host, http.base_url.port
-    head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
-    assert port
-    with ExitStack() as stack:
-        for _ in range(SCORE_LIMIT.max_requests):  # callers that have not sent the whole body
-            connection = stack.enter_context(socket.create_connection((host, port)))
-            connection.sendall(head.encode())
-        assert eventually(lambda: http.post("/score", json=body()).status_code == 503)
-        refused = http.post("/score", json=body())
-        assert (refused.status_code, refused.json()["type"]) == (503, "urn:tips:problem:busy")
-        assert refused.headers["retry-after"] == "1"
-    assert eventually(lambda: http.post("/score", json=body()).status_code == 200)
+def test_above_the_limit_requests_are_a_503() -> None:
+    settings: dict[str, Any] = NO_MODEL
+    app = create_app(ServingSettings(**settings))
+
+    async def send_all_at_once() -> list[httpx.Response]:
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+                await app({**scope, "state": dict(state or {})}, receive, send)
+
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://serving") as http:
+                return await asyncio.gather(*(http.post("/score", json=body()) for _ in range(20)))
+
+    responses = asyncio.run(send_all_at_once())
+    refused = [response for response in responses if response.status_code == 503]
+    assert len(refused) == 20 - MAX_CONCURRENT_RANKINGS
+    assert all(response.json()["type"] == "urn:tips:problem:busy" for response in refused)
+    assert all(response.headers["retry-after"] == "1" for response in refused)
+    assert {response.status_code for response in responses} == {200, 503}
 
 
 def test_during_reloads_each_answer_comes_from_one_policy(start: Start, policy_file: Path) -> None:
@@ -278,13 +284,16 @@ def test_a_policy_that_cannot_be_used_is_a_configuration_error(policy_file: Path
 def test_a_configuration_error_ends_the_program_with_one_sentence(policy_file: Path, tmp_path: Path) -> None:
     policy_file.write_bytes(policy()[:500])
     for settings, sentence in (
-        ({"SCORE_POLICY": f"{tmp_path}/missing.npz"}, "SCORE_POLICY: the value is neither a file that can be read"),
+        ({"SCORE_POLICY": "missing.npz"}, "SCORE_POLICY: the value 'missing.npz' is neither a file that can be read"),
         ({"SCORE_POLICY": str(policy_file)}, "SCORE_POLICY: the policy is damaged, or is not a policy."),
-        ({"SCORE_POLICY_SHADOW": "models:/tips"}, "SCORE_POLICY_SHADOW: the value should be models:/NAME@ALIAS"),
-        ({"ONLINE_STORE_URL": "redis://localhost"}, "ONLINE_STORE_URL: the value should be sqlite:///FILE"),
+        (
+            {"SCORE_POLICY_SHADOW": "models:/a"},
+            "SCORE_POLICY_SHADOW: the value 'models:/a' should be",
+        ),
+        ({"ONLINE_STORE_URL": "redis://a"}, "ONLINE_STORE_URL: the value 'redis://a' should be sqlite:///FILE"),
         (
             {"ONLINE_STORE_URL": f"sqlite:///{tmp_path}/none.db"},
-            "ONLINE_STORE_URL: the file is not an online feature store; `tips features` creates one.",
+            f"ONLINE_STORE_URL: {tmp_path}/none.db is not an online feature store; `tips features` creates one.",
         ),
     ):
         ended = run(COMMAND, "serve", "--only", "serving", **settings)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ml.experiments.arrays import Floats
-from ml.simulation.people import _SIGNAL_OF_ANY_PERSONA, MEAN_PREFERENCES, PERSONAS
+from ml.simulation.people import _SIGNAL_OF_ANY_PERSONA, LISTED_VERSIONS, PERSONAS
 
 DRAWS = 20_000
 BINS = {"sleep_hours": 2.0, "steps_today": 1 / 500, "open_tasks": 1 / 2}
@@ -17,7 +17,7 @@ BINS = {"sleep_hours": 2.0, "steps_today": 1 / 500, "open_tasks": 1 / 2}
 
 
 def expected_rewards(signals: Mapping[str, Any]) -> Floats:
-    """Return the expected reward of each prompt version in `MEAN_PREFERENCES`, given a user's signals.
+    """Return the expected reward of each prompt version in `LISTED_VERSIONS`, given a user's signals.
 
     Choosing the version with the highest value is optimal for a policy that knows the signals only.
     By Bayes' theorem: all personas are equally common, and signals are independent given the persona. The frequencies
@@ -36,7 +36,7 @@ def expected_rewards(signals: Mapping[str, Any]) -> Floats:
     rewards: Floats = (
         posterior
         / posterior.sum()
-        @ [[persona.preference(version) for version in MEAN_PREFERENCES] for persona in PERSONAS]
+        @ [[persona.preference(version) for version in LISTED_VERSIONS] for persona in PERSONAS]
     )
     return rewards
 

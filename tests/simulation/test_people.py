@@ -4,10 +4,20 @@ from collections import Counter
 from statistics import fmean
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from ml.features.request_schemas import Signals
 from ml.serving.prompts import PROMPTS
-from ml.simulation.people import DEFAULT_PREFERENCE, MEAN_PREFERENCES, PERSONAS, Visit, visits
+from ml.simulation.people import (
+    LISTED_VERSIONS,
+    MAX_OTHER_PREFERENCE,
+    MIN_OTHER_PREFERENCE,
+    PERSONAS,
+    Visit,
+    mean_preference,
+    visits,
+)
 
 USERS = 1_500
 
@@ -18,13 +28,25 @@ def some_visits() -> list[Visit]:
 
 
 def test_mean_preferences_of_all_users() -> None:
-    assert dict(MEAN_PREFERENCES) == pytest.approx({"v1": 0.30, "v2-mentor": 0.44, "v3-few-shot": 0.33})
-    assert MEAN_PREFERENCES.keys() <= PROMPTS.keys()
+    assert [mean_preference(version) for version in LISTED_VERSIONS] == pytest.approx([0.30, 0.44, 0.33])
+    assert {*LISTED_VERSIONS} <= PROMPTS.keys()
 
 
 def test_each_persona_prefers_another_version() -> None:
-    assert {max(MEAN_PREFERENCES, key=persona.preference) for persona in PERSONAS} == MEAN_PREFERENCES.keys()
-    assert {persona.preference("v9") for persona in PERSONAS} == {DEFAULT_PREFERENCE}
+    assert {max(LISTED_VERSIONS, key=persona.preference) for persona in PERSONAS} == {*LISTED_VERSIONS}
+
+
+@given(version=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", fullmatch=True))
+def test_every_other_version_has_preferences_and_is_the_best_one_of_no_persona(version: str) -> None:
+    assume(version not in LISTED_VERSIONS)
+    for persona in PERSONAS:
+        preference = persona.preference(version)
+        assert MIN_OTHER_PREFERENCE <= preference <= MAX_OTHER_PREFERENCE < max(persona.preferences.values())
+        assert persona.preference(version) == preference
+
+
+def test_two_other_versions_have_different_preferences() -> None:
+    assert len({persona.preference(version) for persona in PERSONAS for version in ("v9", "v10")}) == 2 * len(PERSONAS)
 
 
 def test_personas_are_equally_frequent_and_a_user_keeps_their_persona(some_visits: list[Visit]) -> None:
@@ -35,7 +57,7 @@ def test_personas_are_equally_frequent_and_a_user_keeps_their_persona(some_visit
     assert [count / len(some_visits) for count in counts.values()] == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
-@pytest.mark.parametrize("version", MEAN_PREFERENCES)
+@pytest.mark.parametrize("version", LISTED_VERSIONS)
 def test_the_share_of_helpful_tips_is_the_preference(some_visits: list[Visit], version: str) -> None:
     for persona in PERSONAS:
         helpful = [visit.helps(version) for visit in some_visits if visit.persona is persona]

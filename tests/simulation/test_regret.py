@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from ml.simulation.people import LISTED_VERSIONS
 from ml.simulation.regret import PolicyOutcome, RegretComparison, compare_policies
 from tests.process import TIPS, run
 
 
 @pytest.fixture(scope="module")
 def comparison() -> RegretComparison:
-    return compare_policies(users=500, days=12, seed=1, progress=lambda days: days)
+    return compare_policies(LISTED_VERSIONS, users=500, days=12, seed=1, progress=lambda days: days)
 
 
 def outcome_of(comparison: RegretComparison, policy: str) -> PolicyOutcome:
@@ -56,14 +57,16 @@ def test_the_same_seed_gives_the_same_outcomes_and_a_different_seed_different_on
     def once(seed: int) -> list[list[float]]:
         return [
             one.regret.tolist()
-            for one in compare_policies(users=60, days=3, seed=seed, progress=lambda days: days).policies
+            for one in compare_policies(
+                LISTED_VERSIONS, users=60, days=3, seed=seed, progress=lambda days: days
+            ).policies
         ]
 
     assert once(1) == once(1) != once(2)
 
 
 def test_days_without_visits_are_possible() -> None:
-    comparison = compare_policies(users=1, days=4, seed=1, progress=lambda days: days)
+    comparison = compare_policies(LISTED_VERSIONS, users=1, days=4, seed=1, progress=lambda days: days)
     assert comparison.tips < 4
 
 

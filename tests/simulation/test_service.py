@@ -1,15 +1,28 @@
 """`tips simulate`: the reward page recovers the known preferences of the simulated users."""
 
+import asyncio
+import itertools
 import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
+import stamina
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from ml.rewards.report import MIN_TIPS
-from ml.serving.prompts import PROMPTS
-from ml.simulation.people import MEAN_PREFERENCES
+from ml.recommender.settings import RecommenderSettings
+from ml.rewards.comparison import MIN_TIPS
+from ml.simulation.people import LISTED_VERSIONS, mean_preference, visits
+from ml.simulation.service import SimulationFailed, _Simulation, listening, simulate
+from ml.store.database import migrate_database
 from tests.process import TIPS, run, service
 from tests.upstream import Upstream
 
@@ -17,10 +30,14 @@ from tests.upstream import Upstream
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("simulation") / "tips.db"
-    ended = run(TIPS, "simulate", "--users", "120", "--days", "12", DATABASE_URL=f"sqlite+aiosqlite:///{path}")
+    ended = run(
+        *(TIPS, "simulate", "--users", "120", "--days", "12"),
+        DATABASE_URL=f"sqlite+aiosqlite:///{path}",
+        TIP_PROMPT_VERSION=",".join(LISTED_VERSIONS),
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("simulated: ")
-    assert "Simulating" in ended.stderr
+    assert ended.stderr == ""  # progress is shown on terminals only
     return path
 
 
@@ -29,11 +46,11 @@ def test_the_interval_of_every_version_contains_its_mean_preference(database: Pa
     with service(DATABASE_URL=url, TIP_MODEL="openai/good", TIP_MODEL_API_BASE=f"{upstream.url}/v1") as both:
         report = both.http.get("/rewards").json()
         page = both.http.get("/admin/rewards").text
-    assert {variant["prompt_version"] for variant in report["variants"]} == set(PROMPTS)
+    assert {variant["prompt_version"] for variant in report["variants"]} == {*LISTED_VERSIONS}
     for variant in report["variants"]:
         reward = variant["reward"]
         assert variant["counted"] > MIN_TIPS
-        assert reward["low"] < MEAN_PREFERENCES[variant["prompt_version"]] < reward["high"]
+        assert reward["low"] < mean_preference(variant["prompt_version"]) < reward["high"]
         assert len(variant["days"]) > 10
     assert not report["sample_ratio"]["alarm"]
     assert report["simulated"] == sum(variant["tips"] for variant in report["variants"])
@@ -92,3 +109,69 @@ def test_a_database_with_tips_of_real_users_is_refused(upstream: Upstream, tmp_p
     ended = run(TIPS, "simulate", "--users", "1", "--days", "1", **settings)
     assert ended.returncode == 1
     assert ended.stderr == ("DATABASE_URL: contains tips of real users; name another database for the simulation.\n")
+
+
+def settings_for(directory: Path) -> RecommenderSettings:
+    url = f"sqlite+aiosqlite:///{directory}/tips.db"
+    migrate_database(url)
+    return RecommenderSettings(database_url=SecretStr(url))
+
+
+def rows(directory: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(directory / "tips.db")) as connection:
+        return {
+            table: connection.execute(f"select count(*) from {table}").fetchone()[0]
+            for table in ("tip_scores", "reactions", "reward_hours", "assignment_hours")
+        }
+
+
+NOTHING = {"tip_scores": 0, "reactions": 0, "reward_hours": 0, "assignment_hours": 0}
+
+
+def test_a_simulation_that_is_interrupted_stores_nothing(litellm_imported: None, tmp_path: Path) -> None:  # noqa: ARG001
+    def interrupted(hours: Iterable[int]) -> Iterator[int]:
+        for hour in hours:
+            if hour == 30:
+                raise KeyboardInterrupt
+            yield hour
+
+    settings = settings_for(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(settings, users=20, days=2, end=datetime.now(UTC), seed=1, progress=interrupted)
+    assert rows(tmp_path) == NOTHING
+
+
+def test_a_request_that_fails_for_good_ends_the_simulation_with_the_reason() -> None:
+    async def busy(_: Request) -> Response:
+        return JSONResponse({"detail": "The service is busy."}, 503)
+
+    simulation = _Simulation(seed=1, now=datetime.now(UTC))
+    app = Starlette(routes=[Route("/tips", busy, methods=["POST"])])
+    with (
+        stamina.set_testing(True, attempts=2),
+        listening(app) as url,
+        pytest.raises(SimulationFailed, match=r"^POST /tips was answered with 503: The service is busy\.$"),
+    ):
+        asyncio.run(simulation.run(url, users=10, days=1, progress=lambda hours: hours))
+
+
+def test_requests_are_repeated_while_the_service_is_overloaded() -> None:
+    answers = [503, 504, 503, 200]
+    statuses: dict[str, Iterator[int]] = {}
+    stored: list[str] = []
+
+    async def answer(request: Request) -> Response:
+        body = await request.json()
+        identity = str(body.get("user_id") or (body["tip_id"], body["at"], body["reaction"]))
+        status = next(statuses.setdefault(identity, itertools.cycle(answers)))
+        if status == 200:
+            stored.append(request.url.path)
+        tip = {"tip_id": str(uuid4()), "prompt_version": "v1", "outcome": "recorded", "detail": "Busy."}
+        return JSONResponse(tip, status)
+
+    app = Starlette(routes=[Route(path, answer, methods=["POST"]) for path in ("/tips", "/reactions")])
+    simulation = _Simulation(seed=1, now=datetime.now(UTC))
+    with stamina.set_testing(True, attempts=len(answers)), listening(app) as url:
+        result = asyncio.run(simulation.run(url, users=10, days=1, progress=lambda hours: hours))
+    assert result.tips == stored.count("/tips") == len(visits(10, 0, seed=1))
+    assert result.reactions == stored.count("/reactions") > 0

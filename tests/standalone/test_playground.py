@@ -1,5 +1,7 @@
 """The start page, in a browser, on the running service."""
 
+import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -7,8 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from ml.features.definitions import SIGNALS
+from ml.features.request_schemas import Signals
 from ml.serving.prompts import PROMPTS
-from ml.standalone.playground import form_field
+from ml.standalone.playground import EXAMPLES, form_field
 from tests.browser import serious_problems
 from tests.conftest import Serve
 from tests.upstream import TIP, UNUSABLE, Upstream
@@ -58,11 +61,62 @@ def test_a_visitor_gets_a_tip_of_every_version_and_reactions_change_the_rewards(
     expect(page.locator("[data-version=v2-mentor] .message")).to_have_text("Reaction stored: Does not help.")
     expect(page.locator("[data-version=v2-mentor] [aria-pressed=true]")).to_have_text("Does not help")
     variants = {variant["label"]: variant for variant in http.get("/rewards").json()["variants"]}
-    assert [variants[version]["tips"] for version in PROMPTS] == [1, 1, 1]
-    assert [variants[version]["reacted"] for version in PROMPTS] == [1, 1, 0]
+    assert [variants[version]["tips"] for version in PROMPTS] == [1] * len(PROMPTS)
+    assert [variants[version]["reacted"] for version in [*PROMPTS][:3]] == [1, 1, 0]
     assert [variants[version]["reward"]["estimate"] for version in ("v1", "v2-mentor")] == [1, 0]
     page.get_by_role("link", name="Rewards").click()
     expect(page.locator("body")).to_contain_text("v2-mentor")
+
+
+def test_one_click_fills_in_a_situation_and_replaces_the_previous_one(serve_both: Serve, page: Page) -> None:
+    page.goto(str(serve_both().base_url))
+    assert page.locator("#examples button").all_inner_texts() == [*EXAMPLES]
+    assert len(EXAMPLES) == 6
+    for label, signals in EXAMPLES.items():
+        button = page.get_by_role("button", name=label)
+        button.click()
+        values = page.eval_on_selector_all("form [name]", "fields => fields.map(field => [field.name, field.value])")
+        assert {name: value for name, value in values if value} == {
+            name: value[0] if isinstance(value, list) else str(value) for name, value in signals.items()
+        }
+        expect(page.locator("#examples [aria-pressed=true]")).to_have_text(label)
+
+
+def test_the_situation_of_an_example_reaches_every_version(serve_both: Serve, page: Page, upstream: Upstream) -> None:
+    page.goto(str(serve_both().base_url))
+    page.get_by_role("button", name="Hardly any steps").click()
+    page.get_by_role("button", name="Write tips").click()
+    expect(page.locator(".reactions:visible")).to_have_count(len(PROMPTS))
+    messages = [body["messages"][-1]["content"] for body in upstream.bodies]
+    assert len(messages) == len(PROMPTS)
+    assert all("900 steps" in message and "Drink a glass of water before" in message for message in messages)
+
+
+@pytest.mark.parametrize("label", [*EXAMPLES])
+def test_every_example_is_a_valid_situation(label: str) -> None:
+    signals = Signals.model_validate_json(json.dumps(EXAMPLES[label]))
+    assert signals.model_dump(mode="json", exclude_none=True) == EXAMPLES[label]
+
+
+def test_text_appears_while_the_model_is_still_writing(serve_both: Serve, page: Page) -> None:
+    request_tips(page, serve_both("stall"))  # the model writes three pieces and then nothing
+    for version in PROMPTS:
+        card = page.locator(f"[data-version={version}]")
+        expect(card.locator(".text")).to_have_text(re.compile("^Dim the"))
+        expect(card).to_have_attribute("aria-busy", "true")
+
+
+def test_the_pages_link_to_each_other_in_both_directions(serve_both: Serve, page: Page) -> None:
+    http = serve_both()
+    paths = {"Start": "/", "Rewards": "/admin/rewards", "API": "/docs"}
+    for title, path in paths.items():
+        for target, target_path in paths.items():
+            page.goto(f"{http.base_url}{path}")
+            navigation = page.get_by_role("navigation", name="Pages")
+            assert navigation.get_by_role("link").all_inner_texts() == [*paths]
+            assert navigation.locator("[aria-current=page]").inner_text() == title
+            navigation.get_by_role("link", name=target).click()
+            page.wait_for_url(str(http.base_url.join(target_path)))
 
 
 def test_tips_of_the_page_are_not_part_of_the_sample_ratio(serve_both: Serve, page: Page) -> None:

@@ -18,6 +18,7 @@ from ml.platform.settings import ConfigurationError
 from ml.store import tables as schema
 from ml.store.database import Database as Store
 from ml.store.database import migrate_database, prepare_database
+from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database, postgres
 from tests.example_tips import DIGEST, SetClock, a_tip
@@ -111,7 +112,7 @@ def test_shadow_is_replaced_by_its_negation_shown_and_the_counts_stay_right(empt
             " reward, reward_squared, input_tokens, output_tokens, ms, simulated, dependent)"
             f" VALUES ('{key.segment}', {key.hour}, '{key.prompt_version}', '{key.prompt_digest}', {key.fallback},"
             f" {not key.shown}, '{key.reaction}', {count.tips}, {count.reward}, {count.reward_squared},"
-            f" {count.input_tokens}, {count.output_tokens}, {count.ms}, {count.simulated}, {count.dependent})"
+            f" {count.input_tokens}, {count.output_tokens}, {count.ms}, {count.simulated}, 0)"
         )
     before = snapshot(empty_database)
     migrate_to(empty_database, "head")
@@ -130,6 +131,29 @@ def test_shadow_is_replaced_by_its_negation_shown_and_the_counts_stay_right(empt
     asyncio.run(forget(empty_database, "u-1"))
     check_counts(empty_database)
     assert empty_database.count("tip_scores") == 1
+
+
+def test_dependent_tips_are_moved_to_counters_of_their_own_and_back(empty_database: Database) -> None:
+    migrate_to(empty_database, "head")
+    segments = ("mood:low", "locale:de")
+    tips = [
+        *(a_tip(**fields) for fields in ({}, {"segments": segments}, {"score_policy": "uniform"}, {"fallback": True})),
+        *(a_tip(policy="sticky", **fields) for fields in ({}, {"segments": segments}, {"simulated": True})),
+        *(a_tip(score_policy="tips", **fields) for fields in ({"segments": segments}, {"shown": False})),
+        a_tip(prompt_version="v2-mentor", policy="sticky"),
+    ]
+    asyncio.run(store_tips(empty_database, *tips, reaction="saved"))
+    migrated = snapshot(empty_database)
+    migrate_to(empty_database, "0003")
+    dependent = empty_database.rows(
+        "SELECT prompt_version, sum(tips) AS tips, sum(dependent) AS dependent FROM reward_hours"
+        " WHERE segment = '' AND reaction = '' GROUP BY prompt_version ORDER BY prompt_version"
+    )
+    assert [(int(row["tips"]), int(row["dependent"])) for row in dependent] == [(9, 5), (1, 1)]
+    assert empty_database.rows("SELECT * FROM reward_hours WHERE reaction <> '' AND dependent <> 0") == []
+    migrate_to(empty_database, "head")
+    assert snapshot(empty_database) == migrated
+    check_counts(empty_database)
 
 
 def test_downgrading_shown_restores_shadow(empty_database: Database) -> None:
@@ -203,9 +227,12 @@ def _values(tip_id: str, created_at: str, prompt_version: str, *, shadow: bool) 
     )
 
 
-async def store_tips(database: Database, *tips: TipRecord) -> None:
+async def store_tips(database: Database, *tips: TipRecord, reaction: str | None = None) -> None:
+    """Store tips, each with the reaction if there is one."""
     async with open_tip_store(database.url, SetClock()) as store:
         await store.add(*tips)
+        if reaction:
+            await store.react([Reaction(tip.tip_id, reaction) for tip in tips])
 
 
 async def forget(database: Database, user_id: str) -> None:

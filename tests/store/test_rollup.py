@@ -101,12 +101,14 @@ def expected_report(history: History, segment: str) -> tuple[dict[tuple[str, str
             groups[tip.prompt_version, tip.prompt_digest].append(tip)
     report = {}
     for key, group in groups.items():
+        independent = [tip for tip in group if tip.score_policy != "linear" and tip.policy != "sticky"]
         kinds = Counter(effective[tip.tip_id][1] for tip in group if tip.tip_id in effective)
-        counted = sum(tip.tip_id in effective or tip.created_at < mature_before for tip in group)
-        reward = sum(REACTIONS[kind] * n for kind, n in kinds.items())
-        report[key] = {"tips": len(group), "reacted": kinds.total(), "counted": counted, "kinds": kinds}
-        report[key]["dependent"] = sum(tip.score_policy == "linear" or tip.policy == "sticky" for tip in group)
-        report[key]["mean"] = reward / counted if counted else 0.0
+        counted = [tip for tip in independent if tip.tip_id in effective or tip.created_at < mature_before]
+        reward = sum(REACTIONS[effective[tip.tip_id][1]] for tip in counted if tip.tip_id in effective)
+        report[key] = {"tips": len(group), "reacted": kinds.total(), "counted": len(counted), "kinds": kinds}
+        report[key]["dependent"] = len(group) - len(independent)
+        report[key]["waiting"] = len(independent) - len(counted)
+        report[key]["mean"] = reward / len(counted) if counted else None
     fallback, not_shown = sum(tip.fallback and tip.shown for tip in kept), sum(not tip.shown for tip in kept)
     return report, (fallback, not_shown, sum(tip.simulated for tip in kept))
 
@@ -133,8 +135,9 @@ async def check_reports(history: History, store: TipStore) -> None:
                 "reacted": variant.reacted,
                 "counted": variant.counted,
                 "dependent": variant.dependent,
+                "waiting": variant.waiting,
                 "kinds": Counter({kind: n for kind, n in variant.reactions.items() if n}),
-                "mean": pytest.approx(variant.reward.estimate),
+                "mean": variant.reward and pytest.approx(variant.reward.estimate),
             }
             for variant in report.variants
         }

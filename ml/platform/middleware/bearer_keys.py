@@ -1,28 +1,28 @@
 """Middleware that checks bearer keys."""
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ml.platform.errors import Unauthorized
+from ml.platform.middleware.route_rules import rules_of
 from ml.platform.problem_json import problem_response
 
 
 class BearerKeyMiddleware:
-    """Answers 401 to requests without one of the keys, except on `open_paths` and below.
+    """Answers 401 to requests without one of the keys, except to routes that need none.
 
     If no keys are configured, every request passes.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], open_paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
         self.app = app
         self.keys = [key.get_secret_value().encode() for key in keys]
-        self.open_paths = tuple(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.keys and not is_open(scope["path"], self.open_paths):
+        if scope["type"] == "http" and self.keys and rules_of(scope).needs_key:
             authorization = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, token = authorization.partition(b" ")
             # Every key is compared, each in constant time, so that the response time reveals nothing about the keys.
@@ -32,8 +32,3 @@ class BearerKeyMiddleware:
                 await problem_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
-
-
-def is_open(path: str, open_paths: Collection[str]) -> bool:
-    """Return whether a path is one of `open_paths` or below one."""
-    return any(path == open_path or path.startswith(f"{open_path}/") for open_path in open_paths)

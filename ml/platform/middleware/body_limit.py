@@ -1,63 +1,62 @@
-"""Middleware that reads the request body, up to a limit, before the handler runs."""
+"""Middleware that reads the request body, within limits of size and time, before the request takes other resources."""
 
 import asyncio
-from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ml.platform.errors import PayloadTooLarge
+from ml.platform.errors import PayloadTooLarge, RequestTimeout, TipsError
 from ml.platform.problem_json import problem_response
 
 
 class BodyLimitMiddleware:
-    """Buffers the body, answers 413 above `max_bytes`, and cancels the handler when the client disconnects."""
+    """Reads the whole body first; answers 413 above `max_bytes`, and 408 if it is not complete after `timeout` seconds.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    The application receives the body in one message.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = bytearray()
-        more_body = True
-        while more_body:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more_body = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                error = PayloadTooLarge(f"The request body is longer than {self.max_bytes} bytes.")
-                await problem_response(error)(scope, receive, send)
-                return
-        await self._run_handler(bytes(body), scope, receive, send)
-
-    async def _run_handler(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._read_in_time(receive)
+        except TipsError as error:
+            await problem_response(error)(scope, receive, send)
+            return
+        if body is None:  # the client has disconnected
+            return
         unread = [body]
 
         async def receive_body() -> Message:
             if unread:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            # A disconnect is handled below, by cancelling the handler, so the handler never sees it.
-            await asyncio.Future()
-            raise AssertionError("the future is never resolved")
+            return await receive()
 
-        # In a task of its own, even if it never waits: requests that arrive meanwhile reach `InFlightLimitMiddleware`
-        # first, which can then see how many there are and refuse some, instead of waiting unseen in the event loop.
-        handler = asyncio.ensure_future(self.app(scope, receive_body, send))
-        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+        await self.app(scope, receive_body, send)
+
+    async def _read_in_time(self, receive: Receive) -> bytes | None:
         try:
-            await asyncio.wait({handler, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            disconnected.cancel()
-            if not handler.done():
-                handler.cancel()
-        with suppress(asyncio.CancelledError):
-            await handler
+            async with asyncio.timeout(self.timeout):
+                return await self._read(receive)
+        except TimeoutError:
+            message = f"The request body was not complete after {self.timeout:g} seconds."
+            raise RequestTimeout(message) from None
 
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Return the body; None if the client disconnects. Raises PayloadTooLarge."""
+        chunks = bytearray()
+        more_body = True
+        while more_body:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunks += message.get("body", b"")
+            more_body = message.get("more_body", False)
+            if len(chunks) > self.max_bytes:
+                raise PayloadTooLarge(f"The request body is longer than {self.max_bytes} bytes.")
+        return bytes(chunks)

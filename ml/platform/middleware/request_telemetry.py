@@ -8,6 +8,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml.platform.errors import TipsError
+from ml.platform.middleware.route_rules import rules_of
 from ml.platform.problem_json import problem_response
 from ml.platform.telemetry import Telemetry, traceparent
 
@@ -21,7 +22,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 class RequestTelemetryMiddleware:
-    """The outermost middleware: accepts and returns request id and trace, and logs and measures each request once.
+    """Accepts and returns request id and trace, and logs and measures each request once, also refused ones.
 
     It also handles unexpected exceptions: they are logged without their message and answered with 500.
     """
@@ -60,7 +61,7 @@ class RequestTelemetryMiddleware:
                     await problem_response(error)(scope, receive, send_with_ids)
             finally:
                 seconds = time.perf_counter() - started
-                route = getattr(scope.get("route"), "path", "unmatched")
+                route = rules_of(scope).path
                 self.telemetry.requests.labels(method, route, status).observe(seconds)
                 span.update_name(f"{method} {route}")
                 span.set_attribute("http.response.status_code", status)
