@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app
-from ml.serving.gateway import _import_litellm
+from ml.serving.litellm_adapter import import_litellm
+from ml.serving.providers import KEY_VARIABLES
 from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app as create_both
 from tests.browser import browser
@@ -30,7 +32,7 @@ from tests.fixtures import (
     start_recommender,
 )
 from tests.server import running
-from tests.upstream import Upstream
+from tests.upstream import ADDRESS_VARIABLES, Upstream
 
 __all__ = [
     "browser",
@@ -76,20 +78,23 @@ def becomes_ready(http: httpx.Client) -> bool:
 def _unset_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ServingSettings.model_fields | RecommenderSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for variable in (*chain(*KEY_VARIABLES.values()), *ADDRESS_VARIABLES):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture(scope="session")
 def litellm_imported() -> None:
     """Import LiteLLM, which on busy cores takes longer than the timeout of a request."""
-    _import_litellm([])
+    import_litellm()
 
 
 @pytest.fixture
-def upstream(litellm_imported: None) -> Iterator[Upstream]:  # noqa: ARG001
-    """A fake model server."""
+def upstream(litellm_imported: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:  # noqa: ARG001
+    """A fake model server, which is also at the usual addresses of the providers, for fallback models."""
     upstream = Upstream()
     with running(upstream.app()) as upstream.url:
+        for variable, value in upstream.environment().items():
+            monkeypatch.setenv(variable, value)
         yield upstream
 
 

@@ -25,8 +25,12 @@ UNUSABLE = {
     "essay": "Drink water. " * 40,
     "three": "Drink water. Stand up. Look outside.",
     "lines": "Drink water.\nStand up.",
+    "purchase": "Buy a can of MegaBoost now.",
     "refusal": "I'm sorry, but I can't help with that.",
 }
+
+ADDRESS_VARIABLES = ("OPENAI_BASE_URL", "ANTHROPIC_API_BASE", "GEMINI_API_BASE")
+"""The variables from which LiteLLM takes the addresses of the providers."""
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Upstream:
     disconnects: int = 0
     calls: Counter[str] = field(default_factory=Counter)
     released: threading.Event = field(default_factory=threading.Event)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that make this server the usual address of OpenAI, with a key."""
+        return {"OPENAI_BASE_URL": f"{self.url}/v1", "OPENAI_API_KEY": "k"}
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/v1/chat/completions", self._answer, methods=["POST"])])
@@ -65,15 +73,17 @@ class Upstream:
             case "hang":
                 return await self._hang(request)
             case "nonsense":
-                return (
-                    PlainTextResponse(f"<html>{SECRET}</html>") if argument == "html" else JSONResponse({"a": SECRET})
-                )
+                return _nonsense(argument)
+            case "ends":
+                return _unfinished(body, argument)
+            case "completes" if is_first:
+                return _reply(body, "Dim the lights and", "length")
             case "waits":
                 await asyncio.to_thread(self.released.wait, 300)
             case "slow":
                 await asyncio.sleep(0.7)
             case "improves" if is_first:
-                return _reply(body, UNUSABLE["preamble"])
+                return _reply(body, UNUSABLE[argument or "preamble"])
             case "cut":
                 return _reply(body, "Dim the lights and", "length")
             case "says":
@@ -104,24 +114,44 @@ class Upstream:
 
 
 def _error(status: int) -> Response:
-    headers = {"retry-after": "7"} if status == 429 else {}
+    headers = {"retry-after": "7"} if status in {429, 529} else {}
     return JSONResponse({"error": {"message": SECRET, "type": "error", "code": status}}, status, headers=headers)
+
+
+def _nonsense(kind: str) -> Response:
+    if kind == "html":
+        return PlainTextResponse(f"<html>{SECRET}</html>", media_type="text/html")
+    if kind == "json":
+        return JSONResponse({"a": SECRET})
+    return Response(NONSENSE[kind], media_type="application/json")
+
+
+def _unfinished(body: dict[str, Any], ending: str) -> Response:
+    """Answer with a finish reason, or with none: `none` drops the connection's end, `done` only the reason."""
+    if ending not in {"none", "done"}:
+        return _reply(body, TIP, ending)
+    if not body.get("stream"):
+        return JSONResponse(_completion(TIP, None))
+    chunks = [chunk for chunk in _chunks(TIP) if b'"finish_reason": "stop"' not in chunk]
+    return StreamingResponse(iter(chunks if ending == "done" else chunks[:-2]), media_type="text/event-stream")
 
 
 def _reply(body: dict[str, Any], text: str, reason: str = "stop") -> Response:
     if body.get("stream"):
         return StreamingResponse(iter(_chunks(text, reason)), media_type="text/event-stream")
+    return JSONResponse(_completion(text, reason))
+
+
+def _completion(text: object, reason: str | None = "stop", usage: object = None) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
-    return JSONResponse(
-        {
-            "id": "c1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-            "usage": _USAGE,
-        }
-    )
+    return {
+        "id": "c1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+        "usage": usage or _USAGE,
+    }
 
 
 _USAGE = {"prompt_tokens": 50, "completion_tokens": 12, "total_tokens": 62}
@@ -137,3 +167,16 @@ def _chunks(text: str, reason: str = "stop") -> list[bytes]:
     events: list[dict[str, Any]] = [{**head, "choices": [choice]} for choice in choices]
     events.append({**head, "choices": [], "usage": _USAGE})
     return [f"data: {json.dumps(event)}\n\n".encode() for event in events] + [b"data: [DONE]\n\n"]
+
+
+NONSENSE = {
+    "empty": b"",
+    "list": b"[1,2]",
+    "null": b"null",
+    "number": b"7",
+    "choices": b'{"choices": null}',
+    "message": b'{"choices": [{"message": null}]}',
+    "content": json.dumps(_completion(5)).encode(),
+    "usage": json.dumps(_completion(TIP, usage={"prompt_tokens": "many", "completion_tokens": []})).encode(),
+}
+"""Responses that are no answer, by what is wrong."""

@@ -19,7 +19,7 @@ from babel import Locale, UnknownLocaleError
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ml.features.free_text import quote_free_text
+from ml.features.free_text import quote_free_text, remove_hidden_characters
 from ml.features.topics import TOPICS, topics_of
 
 Floats = npt.NDArray[np.float64]
@@ -167,15 +167,31 @@ class Category:
         return _one_hot_options(values, tuple(self.options))
 
 
+class FreeText(ABC):
+    """A feature type whose values are free text: data about the user, never instructions to the model.
+
+    Hidden characters are removed when a request is read, so nothing stores, shows or logs them.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def texts(self, value: Any) -> Sequence[str]:
+        """Return the texts of a value."""
+
+
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Free text of at most `max_length` characters: data about the user, never instructions to the model."""
+class Text(FreeText):
+    """Free text of at most `max_length` characters."""
 
     max_length: int
 
     @property
     def annotation(self) -> Any:
-        return Annotated[str, Field(max_length=self.max_length)]
+        return Annotated[str, Field(max_length=self.max_length), AfterValidator(remove_hidden_characters)]
+
+    def texts(self, value: str) -> Sequence[str]:
+        return (value,)
 
     def words(self, value: str) -> str:
         return quote_free_text(value, self.max_length)
@@ -189,7 +205,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Texts(_NotEncoded):
+class Texts(_NotEncoded, FreeText):
     """At most `max_items` free texts of at most `max_length` characters each."""
 
     max_items: int
@@ -197,8 +213,11 @@ class Texts(_NotEncoded):
 
     @property
     def annotation(self) -> Any:
-        item = Annotated[str, Field(max_length=self.max_length)]
+        item = Annotated[str, Field(max_length=self.max_length), AfterValidator(remove_hidden_characters)]
         return Annotated[tuple[item, ...], Field(max_length=self.max_items, strict=False)]
+
+    def texts(self, value: Sequence[str]) -> Sequence[str]:
+        return value
 
     def words(self, value: Sequence[str]) -> str:
         quoted = (quote_free_text(text, self.max_length) for text in value[: self.max_items])

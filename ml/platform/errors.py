@@ -2,18 +2,22 @@
 
     TipsError
     ├── InvalidRequest          400  not JSON
+    ├── InvalidHeader           400  a request header has a value that is not accepted
     ├── Unauthorized            401  no bearer key, or a wrong one
     │   └── PasswordNeeded      401  an admin page without its password
     ├── Forbidden               403
     ├── UnknownTip              404
     ├── RequestTimeout          408  the client is too slow in sending the request
     ├── PolicyReloadFailed      409  a ranking policy cannot be loaded; the previous one stays active
+    ├── RequestInProgress       409  another request with the same Idempotency-Key has not ended
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
     ├── UnprocessableRequest    422  a field has a value that is not accepted
-    │   └── ContentRefused      422  the model's provider declined the content of the signals
+    │   ├── ContentRefused      422  the model's provider declined the content of the signals
+    │   └── IdempotencyKeyReused 422  the same Idempotency-Key came with another body
     ├── HeadersTooLarge         431
     ├── UnusableTip             502  the model's text cannot be shown to a person
+    │   └── UnsuitableTip       502  because of its content, which free text may have asked for
     ├── UpstreamRefused         502  the provider rejects the request or the key
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
     ├── UpstreamUnreachable     502
@@ -80,6 +84,10 @@ class InvalidRequest(TipsError):
     status, slug = HTTPStatus.BAD_REQUEST, "invalid-json"
 
 
+class InvalidHeader(TipsError):
+    status, slug = HTTPStatus.BAD_REQUEST, "invalid-header"
+
+
 class Unauthorized(TipsError):
     status, slug = HTTPStatus.UNAUTHORIZED, "unauthorized"
 
@@ -116,6 +124,10 @@ class PolicyReloadFailed(TipsError):
     status, slug = HTTPStatus.CONFLICT, "policy-unusable"
 
 
+class RequestInProgress(TipsError):
+    status, slug = HTTPStatus.CONFLICT, "request-in-progress"
+
+
 class PayloadTooLarge(TipsError):
     status, slug = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload-too-large"
 
@@ -132,12 +144,20 @@ class ContentRefused(UnprocessableRequest):
     slug = "content-refused"
 
 
+class IdempotencyKeyReused(UnprocessableRequest):
+    slug = "idempotency-key-reused"
+
+
 class HeadersTooLarge(TipsError):
     status, slug = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"
 
 
 class UnusableTip(TipsError):
     status, slug = HTTPStatus.BAD_GATEWAY, "unusable-tip"
+
+
+class UnsuitableTip(UnusableTip):
+    pass
 
 
 class UpstreamRefused(TipsError):

@@ -75,6 +75,9 @@ class Telemetry:
             ("policy", "policy_version", "outcome"),
             registry=self.registry,
         )
+        self.background_task_failures = Counter(
+            "tips_background_task_failures", "Background tasks that ended.", ("task",), registry=self.registry
+        )
         self.requests = Histogram(
             "http_request_seconds",
             "Time to answer a request.",

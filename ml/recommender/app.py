@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from ml.experiments.policies import POLICIES, UNIFORM
 from ml.platform.app_factory import build_service, warn_if_unauthenticated
+from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock, utc_now
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
@@ -94,11 +95,19 @@ async def open_state(
     selector = PromptSelector(settings.version_weights, settings.tip_prompt_policy)
     reaction_window = timedelta(hours=settings.reaction_window_hours)
     serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
+    background = BackgroundTasks(telemetry.background_task_failures)
     async with AsyncExitStack() as stack:
-        tip_store = await stack.enter_async_context(open_tip_store(settings.database_url.get_secret_value(), clock))
+        database_url = settings.database_url.get_secret_value()
+        tip_store = await stack.enter_async_context(open_tip_store(database_url, clock, background))
         await stack.enter_async_context(
             keep_learning(
-                selector, tip_store, serving, reaction_window=reaction_window, clock=clock, every=refresh_seconds
+                selector,
+                tip_store,
+                serving,
+                reaction_window=reaction_window,
+                clock=clock,
+                every=refresh_seconds,
+                background=background,
             )
         )
         recommender = Recommender(
@@ -116,7 +125,7 @@ async def open_state(
             "reporter": RewardReporter(tip_store, reaction_window=reaction_window, versions=selector.versions),
             "clock": clock,
             "telemetry": telemetry,
-            "ready": [tip_store.database.ping],
+            "ready": [tip_store.database.ping, background.check_ready],
         }
 
 

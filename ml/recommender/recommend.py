@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,16 +14,38 @@ from uuid_utils.compat import uuid7
 from ml.features.definitions import segments
 from ml.platform.clock import Clock
 from ml.platform.errors import TipsError
+from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.telemetry import Telemetry, add_to_request_log
 from ml.recommender.selection import PromptSelection, PromptSelector
 from ml.recommender.serving_client import CandidateRanking, GeneratedTip, ServingClient
+from ml.store.idempotency import KeyClaim
 from ml.store.rollup import UNAVAILABLE
+from ml.store.tables import as_row
 from ml.store.tips import TipRecord, TipStore
 
 log = structlog.get_logger()
 
 MAX_RANKING_SECONDS = 1.0
 """The timeout of a ranking: at most this, and at most a tenth of the time for the whole tip."""
+
+
+LEASE_MARGIN = timedelta(seconds=10)
+"""How much longer than its timeout a request holds its idempotency key, for storing the tip."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """The id of a tip to write, and the selection of its prompt version."""
+
+    tip_id: UUID
+    selection: PromptSelection
+
+    def as_json(self) -> dict[str, Any]:
+        return {"tip_id": str(self.tip_id), **as_row(self.selection)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "_Draw":
+        return cls(UUID(value["tip_id"]), PromptSelection(**{k: v for k, v in value.items() if k != "tip_id"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +81,34 @@ class Recommender:
         self._candidate_count = candidate_count
         self._simulated = simulated
 
-    async def tip(self, user_id: str, signals: dict[str, Any], *, timeout: float | None = None) -> TipRecord:
+    async def tip(
+        self,
+        user_id: str,
+        signals: dict[str, Any],
+        *,
+        timeout: float | None = None,
+        key: IdempotencyKey | None = None,
+    ) -> TipRecord:
         """Return a tip that is stored durably, together with the candidates that were not chosen.
 
-        `timeout`: how long the caller waits, in seconds; None if it does not say. Raises the errors of the serving
-        client and the store; then nothing is stored. Of several candidates, those that cannot be generated are left
-        out, and the first candidate is shown if they cannot be ranked.
+        `timeout`: how long the caller waits, in seconds; None if it does not say. `key`: a later request with the same
+        key gets the same tip. Raises the errors of the serving client and the store; then nothing is stored, except
+        what was drawn for the key. Of several candidates, those that cannot be generated are left out, and the first
+        candidate is shown if they cannot be ranked.
         """
-        seconds = self._serving.timeout(timeout)
         started = time.perf_counter()
-        is_ranked = self._candidate_count > 1
-        ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if is_ranked else 0
-        candidates = await self._generate_candidates(user_id, signals, seconds - ranking_seconds)
-        records = self._records(user_id, signals, candidates)
-        if is_ranked:
+        seconds = self._serving.timeout(timeout)
+        draws = self._draw(user_id)
+        if key is None:
+            return await self._write(user_id, signals, draws, seconds)
+        lease = timedelta(seconds=seconds) + LEASE_MARGIN
+        async with self._tip_store.reserve(key, user_id, [draw.as_json() for draw in draws], lease) as reserved:
+            if isinstance(reserved, TipRecord):
+                _log_tip(reserved, replayed=True)
+                return reserved
+            draws = [_Draw.from_json(draw) for draw in reserved.draw]
             remaining = seconds - (time.perf_counter() - started)
-            ranking = await self._rank(candidates, user_id, signals, min(MAX_RANKING_SECONDS, remaining))
-            records = _with_ranking(records, ranking)
-        return await self._store(records)
+            return await self._write(user_id, signals, draws, remaining, reserved.claim)
 
     async def record(
         self, user_id: str, signals: Mapping[str, Any], selection: PromptSelection, generated: GeneratedTip, ms: int
@@ -85,35 +117,57 @@ class Recommender:
         candidate = _Candidate(_time_ordered_id(self._clock()), selection, generated, ms)
         return await self._store(self._records(user_id, signals, [candidate]))
 
-    async def _generate_candidates(self, user_id: str, signals: dict[str, Any], timeout: float) -> list[_Candidate]:
+    def _draw(self, user_id: str) -> list[_Draw]:
+        """Draw the prompt version of each candidate."""
+        now = self._clock()
+        tip_ids = [_time_ordered_id(now) for _ in range(self._candidate_count)]
+        return [_Draw(tip_id, self._selector.select(user_id, str(tip_id))) for tip_id in tip_ids]
+
+    async def _write(
+        self,
+        user_id: str,
+        signals: dict[str, Any],
+        draws: Sequence[_Draw],
+        seconds: float,
+        claim: KeyClaim | None = None,
+    ) -> TipRecord:
+        """Generate the candidates that were drawn, in `seconds`, rank and store them; return the shown one."""
+        started = time.perf_counter()
+        is_ranked = len(draws) > 1
+        ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if is_ranked else 0
+        candidates = await self._generate_candidates(draws, signals, seconds - ranking_seconds)
+        records = self._records(user_id, signals, candidates)
+        if is_ranked:
+            remaining = seconds - (time.perf_counter() - started)
+            ranking = await self._rank(candidates, user_id, signals, min(MAX_RANKING_SECONDS, remaining))
+            records = _with_ranking(records, ranking)
+        return await self._store(records, claim)
+
+    async def _generate_candidates(
+        self, draws: Sequence[_Draw], signals: dict[str, Any], timeout: float
+    ) -> list[_Candidate]:
         """Generate all candidates concurrently; return those that succeed.
 
         Raises the error of the first candidate if none succeeds.
         """
-        now = self._clock()
-        outcomes = await asyncio.gather(
-            *(self._generate(_time_ordered_id(now), user_id, signals, timeout) for _ in range(self._candidate_count))
-        )
+        outcomes = await asyncio.gather(*(self._generate(draw, signals, timeout) for draw in draws))
         candidates = [outcome for outcome in outcomes if isinstance(outcome, _Candidate)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, TipsError)]
-        if self._candidate_count > 1:
+        if len(draws) > 1:
             for error in errors:
                 log.warning("candidate_not_written", outcome=error.slug)
         if not candidates:
             raise errors[0]
         return candidates
 
-    async def _generate(
-        self, tip_id: UUID, user_id: str, signals: dict[str, Any], timeout: float
-    ) -> _Candidate | TipsError:
+    async def _generate(self, draw: _Draw, signals: dict[str, Any], timeout: float) -> _Candidate | TipsError:
         """Generate one candidate; returns the error if that fails, so that the other candidates are not cancelled."""
-        selection = self._selector.select(user_id, str(tip_id))
         started = time.perf_counter()
         try:
-            generated = await self._serving.generate(signals, selection.prompt_version, timeout=timeout)
+            generated = await self._serving.generate(signals, draw.selection.prompt_version, timeout=timeout)
         except TipsError as error:
             return error
-        return _Candidate(tip_id, selection, generated, round((time.perf_counter() - started) * 1000))
+        return _Candidate(draw.tip_id, draw.selection, generated, round((time.perf_counter() - started) * 1000))
 
     async def _rank(
         self, candidates: Sequence[_Candidate], user_id: str, signals: Mapping[str, Any], timeout: float
@@ -164,16 +218,20 @@ class Recommender:
             for candidate in candidates
         ]
 
-    async def _store(self, records: Sequence[TipRecord]) -> TipRecord:
+    async def _store(self, records: Sequence[TipRecord], claim: KeyClaim | None = None) -> TipRecord:
         """Store the records of one decision; return the shown record when all are durable."""
-        await self._tip_store.add(*records)
+        await self._tip_store.add(*records, claim=claim)
         (shown,) = [record for record in records if record.shown]
         self._telemetry.shown.labels(shown.prompt_version, shown.policy).inc()
-        score_policy = {"score_policy": shown.score_policy} if shown.score_policy else {}
-        add_to_request_log(
-            tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **score_policy
-        )
+        _log_tip(shown)
         return shown
+
+
+def _log_tip(shown: TipRecord, **fields: Any) -> None:
+    score_policy = {"score_policy": shown.score_policy} if shown.score_policy else {}
+    add_to_request_log(
+        tip_id=str(shown.tip_id), prompt_version=shown.prompt_version, policy=shown.policy, **score_policy, **fields
+    )
 
 
 def _with_ranking(records: Sequence[TipRecord], ranking: CandidateRanking | None) -> list[TipRecord]:

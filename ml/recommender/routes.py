@@ -10,6 +10,7 @@ from ml.platform.app_factory import ReadinessCheck
 from ml.platform.clock import Clock
 from ml.platform.dependencies import CallerTimeout, from_state, json_body
 from ml.platform.errors import FieldError, UnknownTip, UnprocessableRequest
+from ml.platform.idempotency_key import IdempotencyKey, OptionalIdempotencyKey
 from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
 from ml.platform.telemetry import Telemetry
@@ -52,20 +53,28 @@ router = APIRouter(tags=[Tag.TIPS])
 @router.post(
     "/tips",
     summary="Write a tip for a user",
-    responses=problem_responses(400, 401, 408, 413, 415, 422, 502, 503, 504),
+    responses=problem_responses(400, 401, 408, 409, 413, 415, 422, 502, 503, 504),
     openapi_extra=request_body(TipRequest),
 )
 async def tips(
-    body: Annotated[TipRequest, json_body(TipRequest)], recommender: RecommenderDep, timeout: CallerTimeout
+    body: Annotated[TipRequest, json_body(TipRequest)],
+    recommender: RecommenderDep,
+    timeout: CallerTimeout,
+    idempotency_key: OptionalIdempotencyKey,
 ) -> TipResponse:
-    """Draw a prompt version, generate the tip, store it durably, then answer."""
-    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), timeout=timeout))
+    """Draw a prompt version, generate the tip, store it durably, then answer.
+
+    With an `Idempotency-Key`, the same request gets the same tip for 24 hours: 409 while the first one is in progress,
+    422 for another body.
+    """
+    key = idempotency_key.with_body(body) if idempotency_key else None
+    return TipResponse.of(await recommender.tip(body.user_id, body.signals.known(), timeout=timeout, key=key))
 
 
 @router.post(
     "/reactions",
     summary="Report a reaction to a tip",
-    responses=problem_responses(400, 401, 404, 408, 413, 415, 422, 503),
+    responses=problem_responses(400, 401, 404, 408, 409, 413, 415, 422, 503),
     openapi_extra=request_body(ReactionRequest),
 )
 async def react(
@@ -73,9 +82,14 @@ async def react(
     tip_store: TipStoreDep,
     clock: ClockDep,
     telemetry: TelemetryDep,
+    idempotency_key: OptionalIdempotencyKey,
 ) -> ReactionResponse:
-    """Store a reaction durably, then answer. The latest reaction is effective; a repeated one changes nothing."""
-    (result,) = await _store_reactions([body], "#", tip_store, clock, telemetry)
+    """Store a reaction durably, then answer. The latest reaction is effective; a repeated one changes nothing.
+
+    With an `Idempotency-Key`, the same request gets the same answer for 24 hours; 422 for another body.
+    """
+    key = idempotency_key.with_body(body) if idempotency_key else None
+    (result,) = await _store_reactions([body], "#", tip_store, clock, telemetry, key=key)
     return ReactionResponse.of(result)
 
 
@@ -97,7 +111,13 @@ async def react_batch(
 
 
 async def _store_reactions(
-    reactions: Sequence[ReactionRequest], pointer: str, tip_store: TipStore, clock: Clock, telemetry: Telemetry
+    reactions: Sequence[ReactionRequest],
+    pointer: str,
+    tip_store: TipStore,
+    clock: Clock,
+    telemetry: Telemetry,
+    *,
+    key: IdempotencyKey | None = None,
 ) -> list[ReactionResult]:
     """Store all reactions. `pointer`: the format of the JSON pointer to the reaction at an index of the body."""
     latest = clock() + MAX_CLOCK_SKEW
@@ -106,10 +126,11 @@ async def _store_reactions(
         errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in in_future]
         raise UnprocessableRequest("A reaction is in the future; nothing has been stored.", errors=errors)
     try:
-        results = await tip_store.react([reaction.as_reaction() for reaction in reactions])
+        results = await tip_store.react([reaction.as_reaction() for reaction in reactions], key)
     except UnknownTipsError as unknown:
         errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in unknown.indexes]
         raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None
     for reaction, result in zip(reactions, results, strict=True):
-        telemetry.reactions.labels(reaction.reaction, result.outcome).inc()
+        if not result.replayed:
+            telemetry.reactions.labels(reaction.reaction, result.outcome).inc()
     return results

@@ -10,7 +10,7 @@ import structlog
 
 from ml.experiments.policies import POLICIES, UNIFORM
 from ml.experiments.statistics import Sample
-from ml.platform.background import run_in_background
+from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
 from ml.platform.errors import StorageUnavailable, TipsError
 from ml.recommender.serving_client import ServingClient
@@ -90,6 +90,7 @@ async def keep_learning(
     reaction_window: timedelta,
     clock: Clock,
     every: float,
+    background: BackgroundTasks,
 ) -> AsyncIterator[None]:
     """Update a selector that learns: at once, and then every `every` seconds until the block ends.
 
@@ -123,7 +124,7 @@ async def keep_learning(
         yield
         return
     await learn()
-    async with run_in_background(learn_repeatedly()):
+    async with background.run("learning", learn_repeatedly()):
         yield
 
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from ml.features.online_store import OnlineStoreUnavailable, open_online_store
 from ml.platform import api_docs
 from ml.platform.app_factory import build_service, freeze_gc_again, warn_if_unauthenticated
-from ml.platform.background import run_in_background
+from ml.platform.background import BackgroundTasks
 from ml.platform.errors import NotReady, PolicyReloadFailed
 from ml.platform.middleware.route_rules import InFlightLimit
 from ml.platform.settings import ConfigurationError
@@ -53,6 +53,7 @@ async def open_state(
     settings: ServingSettings, telemetry: Telemetry, policies: ActivePolicies
 ) -> AsyncIterator[ServingState]:
     """Open the resources that the routes need; close them when the block ends, also if opening one of them fails."""
+    background = BackgroundTasks(telemetry.background_task_failures)
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(build_gateway(settings).running())
         online_store = stack.enter_context(open_online_store(settings.online_store_url))
@@ -64,7 +65,7 @@ async def open_state(
             await gateway.warm_up([prompt.prefix for _, prompt in default_first])
             freeze_gc_again()  # LiteLLM is large, and is loaded after the start
 
-        await stack.enter_async_context(run_in_background(warm_up()))
+        await stack.enter_async_context(background.run("warm-up", warm_up(), endless=False))
 
         async def check_ready() -> None:
             if gateway.missing:
@@ -75,7 +76,7 @@ async def open_state(
             "serving_settings": settings,
             "generator": build_generator(settings, gateway, telemetry),
             "scorer": scorer,
-            "ready": [check_ready],
+            "ready": [check_ready, background.check_ready],
         }
 
 

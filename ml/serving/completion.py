@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from ml.platform.errors import DeadlineExceeded, UnusableTip
 from ml.serving.prompts import Message, Parameters
@@ -33,6 +33,15 @@ class TokenUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer; `finish_reason` is set in the last one."""
+
+    text: str = ""
+    usage: TokenUsage = TokenUsage()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The text of a model. `model`: the id of the model that wrote it; `fallback`: it was not the first model."""
 
@@ -52,7 +61,7 @@ class CompletionStream:
 
     model: str
     fallback: bool
-    chunks: AsyncGenerator[Any, None]
+    chunks: AsyncGenerator[Chunk, None]
     deadline: float
     _pieces: list[str] = field(default_factory=list)
     _usage: TokenUsage = TokenUsage()
@@ -64,6 +73,12 @@ class CompletionStream:
             if self._add(chunk):
                 return self
         raise UnusableTip("The model's answer is empty.")
+
+    async def read(self) -> Completion:
+        """Wait for the whole answer, which may be empty."""
+        async for chunk in self.chunks:
+            self._add(chunk)
+        return self.completion
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yield the pieces of text. Raises DeadlineExceeded, or an upstream error if the stream breaks."""
@@ -80,23 +95,13 @@ class CompletionStream:
     def completion(self) -> Completion:
         return Completion("".join(self._pieces), self.model, self.fallback, self._usage, self._finish_reason)
 
-    def _add(self, chunk: Any) -> str:
+    def _add(self, chunk: Chunk) -> str:
         """Add a chunk and return its text."""
-        self._usage += token_usage(chunk)
-        choice = next(iter(chunk.choices or ()), None)
-        if choice is None:
-            return ""
-        self._finish_reason = choice.finish_reason or self._finish_reason
-        text: str = choice.delta.content or ""
-        if text:
-            self._pieces.append(text)
-        return text
-
-
-def token_usage(response: Any) -> TokenUsage:
-    """Return the token usage in a LiteLLM response or chunk; zero if it has none."""
-    usage = getattr(response, "usage", None)
-    return TokenUsage(usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else TokenUsage()
+        self._usage += chunk.usage
+        self._finish_reason = chunk.finish_reason or self._finish_reason
+        if chunk.text:
+            self._pieces.append(chunk.text)
+        return chunk.text
 
 
 async def with_deadline(deadline: float, awaitable: Awaitable[T]) -> T:

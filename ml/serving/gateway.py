@@ -1,25 +1,17 @@
 """The gateway to language models: fallback models, retries, one deadline, and the errors of this service.
 
-The entry points are `complete` and `stream`. LiteLLM takes seconds to import, so a thread imports it while the service
-already answers. Of the other modules only the embedded model, one of its providers, imports LiteLLM.
+The entry points are `complete` and `stream`.
 """
 
 import asyncio
-import logging
 import os
-import threading
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import httpx
 import stamina
 import structlog
-from opentelemetry import trace
 
 from ml.platform.background import run_in_daemon_thread
 from ml.platform.errors import (
@@ -31,11 +23,12 @@ from ml.platform.errors import (
     UpstreamOverloaded,
     UpstreamUnreachable,
 )
-from ml.platform.telemetry import traceparent
-from ml.serving.completion import Completion, CompletionRequest, CompletionStream, token_usage, with_deadline
+from ml.serving.completion import Completion, CompletionRequest, CompletionStream, with_deadline
+from ml.serving.hosted_model import HostedModel
+from ml.serving.litellm_adapter import LiteLLM, import_litellm
 from ml.serving.prompts import Message
+from ml.serving.providers import missing_key
 from ml.serving.settings import EMBEDDED_MODEL, NO_EMBEDDED_MODEL
-from ml.serving.upstream_errors import map_upstream_error, vendor_exceptions
 
 T = TypeVar("T")
 
@@ -44,19 +37,7 @@ log = structlog.get_logger()
 ATTEMPTS = 2
 """The number of calls to one model after transient errors, before the next model is tried."""
 
-# Without it, two threads that import LiteLLM at the same time (two services in one process) see it half initialised.
-_IMPORT_LOCK = threading.Lock()
-
 _TRANSIENT = (UpstreamFailed, UpstreamOverloaded, UpstreamUnreachable)
-
-
-@dataclass(frozen=True, slots=True)
-class _LiteLLM:
-    """The imported module, the exceptions of its calls, and a factory for the log object of a call."""
-
-    module: Any
-    exceptions: tuple[type[Exception], ...]
-    make_log: Callable[[str, Sequence[Message]], Any]
 
 
 class Gateway:
@@ -65,10 +46,13 @@ class Gateway:
     def __init__(
         self, models: Sequence[str], *, api_base: str | None = None, embedded_path: Path | None = None
     ) -> None:
-        """Take LiteLLM model ids, the preferred one first; `api_base` is the address of the first one's provider."""
-        self._models = {model: _route(model, models[0], api_base) for model in models}
+        """Take LiteLLM model ids, the preferred one first; `api_base` is the address of the first one only."""
+        self._models = tuple(models)
+        self._api_base = api_base
         self._embedded_path = embedded_path
-        self._litellm: asyncio.Task[_LiteLLM]
+        self._missing_keys = [self._missing_key(position) for position in range(len(models))]
+        self._litellm: asyncio.Task[LiteLLM]
+        self._hosted: list[HostedModel] = []
         self._embedded: asyncio.Task[Any] | None = None
 
     @asynccontextmanager
@@ -77,7 +61,7 @@ class Gateway:
 
         A request that arrives while a model loads waits for it; if the loading fails, the request gets that error.
         """
-        self._litellm = asyncio.create_task(run_in_daemon_thread(lambda: _import_litellm([*self._models])))
+        self._litellm = asyncio.create_task(self._load_litellm())
         if EMBEDDED_MODEL in self._models:
             self._embedded = asyncio.create_task(self._load_embedded())
         try:
@@ -88,9 +72,7 @@ class Gateway:
                 task.cancel()
             await asyncio.wait(loading)
             if not self._litellm.cancelled() and not self._litellm.exception():
-                litellm = self._litellm.result().module
-                await litellm.close_litellm_async_clients()
-                litellm.in_memory_llm_clients_cache.flush_cache()
+                await self._litellm.result().aclose()
 
     @property
     def missing(self) -> dict[str, str]:
@@ -98,10 +80,17 @@ class Gateway:
         needed: dict[str, asyncio.Task[Any]] = {"litellm": self._litellm}
         if self._embedded and len(self._models) == 1:
             needed["embedded model"] = self._embedded
-        return {name: state for name, task in needed.items() if (state := _loading_state(task))}
+        states = {name: state for name, task in needed.items() if (state := _loading_state(task))}
+        return states | {
+            model: reason for model, reason in zip(self._models, self._missing_keys, strict=True) if reason
+        }
 
     async def warm_up(self, prefixes: Sequence[Sequence[Message]]) -> None:
         """Wait until all parts are loaded; the embedded model, if configured, then reads these prompt prefixes."""
+        for reason in filter(None, self._missing_keys):
+            log.error("model_not_ready", reason=reason)
+        if all(self._missing_keys):
+            return
         try:
             await self._litellm
             embedded_model = self._embedded and await self._embedded
@@ -126,81 +115,75 @@ class Gateway:
         Raises what `complete` raises.
         """
 
-        async def start(model: str, request: CompletionRequest) -> CompletionStream:
-            stream = CompletionStream(model, self._is_fallback(model), self._chunks(model, request), deadline)
-            try:
-                return await stream.start()
-            except BaseException:
-                await stream.aclose()
-                raise
-
-        return await self._try_models(start, request, deadline)
+        return await self._try_models(self._start, request, deadline)
 
     async def _try_models(
-        self, call: Callable[[str, CompletionRequest], Awaitable[T]], request: CompletionRequest, deadline: float
+        self, call: Callable[[int, CompletionRequest, float], Awaitable[T]], request: CompletionRequest, deadline: float
     ) -> T:
         """Return what `call` returns for the first model that answers.
 
         Each model gets an equal share of the remaining time, so that one that hangs leaves time for the next.
         """
-        last_model = [*self._models][-1]
-        for models_before, model in enumerate(self._models):
+        for position, model in enumerate(self._models):
             now = asyncio.get_running_loop().time()
-            model_deadline = now + (deadline - now) / (len(self._models) - models_before)
+            model_deadline = now + (deadline - now) / (len(self._models) - position)
             try:
-                await self._wait_until_loaded(model, model_deadline)
-                return await with_deadline(model_deadline, _with_retries(call, model, request))
+                await self._wait_until_loaded(position, model_deadline)
+                return await with_deadline(
+                    model_deadline,
+                    _with_retries(lambda at=position: call(at, request, deadline)),  # type: ignore[misc]
+                )
             except ContentRefused:
                 raise
             except TipsError as error:
                 log.warning("model_failed", model=model, error=error.slug)
-                if model == last_model:
+                if position == len(self._models) - 1:
                     raise
         raise AssertionError("the last model answers or raises")
 
-    async def _wait_until_loaded(self, model: str, deadline: float) -> None:
-        task = self._embedded if model == EMBEDDED_MODEL and self._embedded else self._litellm
+    async def _wait_until_loaded(self, position: int, deadline: float) -> None:
+        if reason := self._missing_keys[position]:
+            raise NotReady(reason)
+        task = self._embedded if self._models[position] == EMBEDDED_MODEL and self._embedded else self._litellm
         try:
             await with_deadline(deadline, asyncio.shield(task))
         except DeadlineExceeded:
             raise NotReady("The model is still loading.", retry_after=5) from None
 
-    async def _complete(self, model: str, request: CompletionRequest) -> Completion:
-        with self._upstream_errors():
-            response = await self._call_litellm(model, request, stream=False)
-        choice = next(iter(response.choices or ()), None)
-        if choice is None:
-            raise UpstreamFailed("The model's answer has no choices.")
-        text, finish_reason = choice.message.content or "", choice.finish_reason or "stop"
-        return Completion(text, model, self._is_fallback(model), token_usage(response), finish_reason)
+    async def _complete(self, position: int, request: CompletionRequest, deadline: float) -> Completion:
+        stream = self._open(position, request, deadline, stream=False)
+        try:
+            return await stream.read()
+        finally:
+            await stream.aclose()
 
-    async def _chunks(self, model: str, request: CompletionRequest) -> AsyncGenerator[Any, None]:
-        with self._upstream_errors():
-            response = await self._call_litellm(model, request, stream=True)
-            async with aclosing(response):
-                async for chunk in response:
-                    yield chunk
+    async def _start(self, position: int, request: CompletionRequest, deadline: float) -> CompletionStream:
+        stream = self._open(position, request, deadline, stream=True)
+        try:
+            return await stream.start()
+        except BaseException:
+            await stream.aclose()
+            raise
 
-    async def _call_litellm(self, model: str, request: CompletionRequest, *, stream: bool) -> Any:
-        options: dict[str, Any] = dict(self._models[model])
-        litellm = self._litellm.result()
-        if model == EMBEDDED_MODEL:
-            options["extra_body"] = {"locale": request.locale, "crisis": request.crisis}
-        elif not stream:
-            options["litellm_logging_obj"] = litellm.make_log(options["model"], request.messages)
-        if "api_base" in options:  # the operator's own server, which may continue the trace
-            options["extra_headers"] = {"traceparent": traceparent(trace.get_current_span())}
-        if stream:
-            options |= {"stream": True, "stream_options": {"include_usage": True}}
-        return await litellm.module.acompletion(
-            messages=request.messages,
-            temperature=request.parameters.temperature,
-            top_p=request.parameters.top_p,
-            max_tokens=request.parameters.max_tokens,
-            drop_params=True,
-            max_retries=0,
-            **options,
-        )
+    def _open(self, position: int, request: CompletionRequest, deadline: float, *, stream: bool) -> CompletionStream:
+        chunks = self._litellm.result().chunks(self._hosted[position], request, stream=stream)
+        return CompletionStream(self._models[position], position > 0, chunks, deadline)
+
+    async def _load_litellm(self) -> LiteLLM:
+        litellm = await run_in_daemon_thread(import_litellm)
+        for position, model in enumerate(self._models):
+            address = None if position else self._api_base
+            key = os.environ.get("OPENAI_API_KEY", "")
+            self._hosted.append(HostedModel.of(model, litellm.module.model_cost, address, key))
+        return litellm
+
+    def _missing_key(self, position: int) -> str:
+        """Return a sentence for the operator if the key for a model is missing; otherwise an empty text."""
+        model = self._models[position]
+        if position == 0 and self._api_base and model.startswith("openai/"):
+            return ""  # the operator's own server need not have keys
+        variable = missing_key(model, os.environ)
+        return variable and f"{variable} is not set, and {model} needs it."
 
     async def _load_embedded(self) -> Any:
         litellm = await asyncio.shield(self._litellm)
@@ -215,27 +198,14 @@ class Gateway:
         litellm.module.custom_provider_map = [provider]
         return model
 
-    def _is_fallback(self, model: str) -> bool:
-        return model != next(iter(self._models))
 
-    @contextmanager
-    def _upstream_errors(self) -> Iterator[None]:
-        """Map LiteLLM's exceptions to this service's errors."""
-        try:
-            yield
-        except self._litellm.result().exceptions as error:
-            raise map_upstream_error(error) from None
-
-
-async def _with_retries(
-    call: Callable[[str, CompletionRequest], Awaitable[T]], model: str, request: CompletionRequest
-) -> T:
+async def _with_retries(call: Callable[[], Awaitable[T]]) -> T:
     """Call one model, and once more after a transient error."""
     async for attempt in stamina.retry_context(
         on=_TRANSIENT, attempts=ATTEMPTS, timeout=None, wait_initial=0.1, wait_max=1, wait_jitter=0.1
     ):
         with attempt:
-            return await call(model, request)
+            return await call()
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -243,67 +213,3 @@ def _loading_state(task: asyncio.Task[Any]) -> str:
     if not task.done():
         return "loading"
     return str(error) if not task.cancelled() and (error := task.exception()) else ""
-
-
-def _route(model: str, first_model: str, api_base: str | None) -> dict[str, str]:
-    """Return the arguments by which LiteLLM reaches `model`.
-
-    An OpenAI-compatible server is called through LiteLLM's own HTTP client (its `hosted_vllm` provider) and not through
-    the OpenAI SDK: the same request for a quarter less CPU.
-    """
-    provider, _, name = model.partition("/")
-    if api_base is None or provider != first_model.partition("/")[0]:
-        return {"model": model}
-    if provider != "openai":
-        return {"model": model, "api_base": api_base}
-    return {"model": f"hosted_vllm/{name}", "api_base": api_base, "api_key": os.environ.get("OPENAI_API_KEY") or "none"}
-
-
-def _import_litellm(models: Sequence[str]) -> _LiteLLM:
-    """Import LiteLLM for a server: without its log lines, and without looking up prices on the network.
-
-    Raises NotReady when LiteLLM does not know the provider of one of `models`.
-    """
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    os.environ["LITELLM_MODE"] = "PRODUCTION"
-    with _IMPORT_LOCK:
-        import litellm
-
-    known = {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
-    unknown = [model for model in models if model != EMBEDDED_MODEL and model.partition("/")[0] not in known]
-    if unknown:
-        raise NotReady(
-            f"LiteLLM does not know the provider of {', '.join(unknown)}; the operator must correct the setting."
-        )
-    litellm.suppress_debug_info = True
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        logging.getLogger(name).disabled = True  # its lines may quote prompts and answers
-    litellm.ModelResponse()  # pydantic completes these classes at their first use: do that before the first request
-    return _LiteLLM(litellm, (*vendor_exceptions(litellm), httpx.HTTPError), _log_factory(litellm))
-
-
-def _log_factory(litellm: Any) -> Callable[[str, Sequence[Message]], Any]:
-    """Return a factory for LiteLLM's log object of a plain call, with its bookkeeping switched off.
-
-    LiteLLM computes the price of each call twice and prepares a record for callbacks, which this service does not use.
-    Without that, a call takes two thirds of the CPU.
-    """
-
-    class SilentLogging(litellm.Logging):  # type: ignore[misc]
-        def response_cost_calculator(self, *_: Any, **__: Any) -> None: ...
-        def failure_handler(self, *_: Any, **__: Any) -> None: ...
-        async def async_success_handler(self, *_: Any, **__: Any) -> None: ...
-        async def async_failure_handler(self, *_: Any, **__: Any) -> None: ...
-
-    def make_log(model: str, messages: Sequence[Message]) -> Any:
-        return SilentLogging(
-            model=model,
-            messages=messages,
-            stream=False,
-            call_type="acompletion",
-            start_time=datetime.now(),  # noqa: DTZ005 - LiteLLM subtracts naive times from it
-            litellm_call_id=uuid.uuid4().hex,
-            function_id="",
-        )
-
-    return make_log

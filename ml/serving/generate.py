@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from ml.features.context import assemble_context
-from ml.platform.errors import UnusableTip
+from ml.features.context import assemble_context, own_words
+from ml.platform.errors import UnsuitableTip, UnusableTip
 from ml.platform.telemetry import GenerationRecord, Telemetry
 from ml.serving.completion import Completion, CompletionRequest, CompletionStream, TokenUsage
 from ml.serving.gateway import Gateway
-from ml.serving.prompts import resolve_prompt
+from ml.serving.prompts import Prompt, resolve_prompt
 from ml.serving.tip import validate_tip
 
 
@@ -47,18 +47,27 @@ class TipStream:
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """The generation of one tip: the resolved prompt version, the request to the model, and the deadline."""
+    """The generation of one tip: the signals, the resolved prompt version, and the deadline."""
 
+    signals: Mapping[str, Any]
     prompt_version: str
-    prompt_digest: str
-    request: CompletionRequest
+    prompt: Prompt
     deadline: float
 
+    def request(self, *, with_free_text: bool = True) -> CompletionRequest:
+        context = assemble_context(self.signals, with_free_text=with_free_text)
+        return CompletionRequest(self.prompt.render(context), self.prompt.parameters, context.locale, context.crisis)
+
     def origin(self, answer: Completion | CompletionStream) -> TipOrigin:
-        return TipOrigin(uuid.uuid4().hex, self.prompt_version, self.prompt_digest, answer.model, answer.fallback)
+        return TipOrigin(uuid.uuid4().hex, self.prompt_version, self.prompt.digest, answer.model, answer.fallback)
 
     def tip(self, origin: TipOrigin, completion: Completion, usage: TokenUsage) -> Tip:
-        text = validate_tip(completion.text, locale=self.request.locale, finish_reason=completion.finish_reason)
+        text = validate_tip(
+            completion.text,
+            locale=self.signals.get("locale"),
+            finish_reason=completion.finish_reason,
+            own_words=own_words(self.signals),
+        )
         return Tip(origin, text, usage, completion.finish_reason)
 
 
@@ -81,20 +90,23 @@ class TipGenerator:
     ) -> Tip:
         """Write a tip within `timeout` seconds; after an unusable text the model gets a second attempt.
 
+        After unsuitable content, the second attempt has no free text, which may have asked for that content.
         Raises UnprocessableRequest for an unknown prompt version, UnusableTip, and what the gateway raises.
         """
         generation = self._prepare(signals, prompt_version, timeout)
-        usage = TokenUsage()
-        with self._telemetry.generation(generation.prompt_version, generation.prompt_digest) as record:
+        request, usage = generation.request(), TokenUsage()
+        with self._telemetry.generation(generation.prompt_version, generation.prompt.digest) as record:
             for is_last_attempt in (False, True):
-                completion = await self._gateway.complete(generation.request, generation.deadline)
+                completion = await self._gateway.complete(request, generation.deadline)
                 usage += completion.usage
                 _fill_in(record, completion, usage)
                 try:
                     return generation.tip(generation.origin(completion), completion, usage)
-                except UnusableTip:
+                except UnusableTip as error:
                     if is_last_attempt:
                         raise
+                    if isinstance(error, UnsuitableTip):
+                        request = generation.request(with_free_text=False)
         raise AssertionError("the last attempt returns or raises")
 
     async def stream(
@@ -109,24 +121,22 @@ class TipGenerator:
         Text that has been sent cannot be withdrawn, so the stream raises UnusableTip without a second attempt.
         """
         generation = self._prepare(signals, prompt_version, timeout)
+        request = generation.request()
         with ExitStack() as stack:
             record = stack.enter_context(
-                self._telemetry.generation(generation.prompt_version, generation.prompt_digest)
+                self._telemetry.generation(generation.prompt_version, generation.prompt.digest)
             )
             try:
-                completion_stream = await self._gateway.stream(generation.request, generation.deadline)
+                completion_stream = await self._gateway.stream(request, generation.deadline)
             except UnusableTip:  # an empty answer: nothing has been sent yet
-                completion_stream = await self._gateway.stream(generation.request, generation.deadline)
+                completion_stream = await self._gateway.stream(request, generation.deadline)
             record.model = completion_stream.model
             origin = generation.origin(completion_stream)
             return TipStream(origin, _pieces(generation, origin, completion_stream, record, stack.pop_all()))
 
     def _prepare(self, signals: Mapping[str, Any], prompt_version: str | None, timeout: float | None) -> _Generation:
         deadline = asyncio.get_running_loop().time() + min(self._timeout, timeout or self._timeout)
-        prompt_version, prompt = resolve_prompt(prompt_version, self._default_prompt_version)
-        context = assemble_context(signals)
-        request = CompletionRequest(prompt.render(context), prompt.parameters, context.locale, context.crisis)
-        return _Generation(prompt_version, prompt.digest, request, deadline)
+        return _Generation(signals, *resolve_prompt(prompt_version, self._default_prompt_version), deadline)
 
 
 async def _pieces(

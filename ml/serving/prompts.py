@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
 from ml.features.context import PromptContext, assemble_context
+from ml.features.crisis import CRISIS_REQUEST
 from ml.features.definitions import SIGNALS
 from ml.platform.errors import FieldError, UnprocessableRequest
 
@@ -75,8 +76,7 @@ class Prompt:
 
 def _request(context: PromptContext) -> str:
     request = (
-        "I may be in danger. Please only ask me, kindly and without any number, to call a crisis line or to talk to "
-        "someone I trust right now."
+        CRISIS_REQUEST
         if context.crisis
         else "Suggest one small thing I can do now."
         if context.sentences

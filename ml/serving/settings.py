@@ -9,6 +9,7 @@ from pydantic_settings import NoDecode
 from ml.features.online_store import check_store_url
 from ml.platform.settings import Address, ReadableFile, ServiceSettings, split_commas
 from ml.registry.policies import validate_policy_source
+from ml.serving.providers import check_provider
 
 EMBEDDED_MODEL = "embedded/qwen2.5-coder-1.5b-instruct"
 NO_EMBEDDED_MODEL = (
@@ -18,8 +19,12 @@ NO_EMBEDDED_MODEL = (
 
 
 def _check_model_id(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9_]+/\S+", value):
-        raise ValueError("should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
+    if not re.fullmatch(r"[a-z0-9_-]+/\S+", value):
+        raise ValueError(f"{value!r} should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
+    if value.startswith("embedded/") and value != EMBEDDED_MODEL:
+        raise ValueError(f"{value!r} is not the embedded model, {EMBEDDED_MODEL}")
+    if value != EMBEDDED_MODEL:
+        check_provider(value)
     return value
 
 

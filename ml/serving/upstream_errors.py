@@ -1,5 +1,6 @@
 """The mapping from LiteLLM's exceptions to the errors of the services. No vendor's message is passed on."""
 
+import ssl
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -16,6 +17,9 @@ from ml.platform.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
+
+OVERLOADED = 529
+"""The status of an overloaded provider (Anthropic and others), for which LiteLLM has no class."""
 
 MAX_RETRY_AFTER = 300
 """In seconds; a longer `Retry-After` of an upstream is shortened to this."""
@@ -56,7 +60,8 @@ ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
         "OpenAIError": UpstreamFailed,
         "ToolLoopMaxRoundsExceeded": UpstreamFailed,
         "HTTPError": UpstreamFailed,
-        "APIConnectionError": UpstreamUnreachable,
+        # LiteLLM also raises it for answers that it cannot read; a lost connection is found by its cause.
+        "APIConnectionError": UpstreamFailed,
         "RateLimitError": UpstreamOverloaded,
         "RouterRateLimitError": UpstreamOverloaded,
         "RouterRateLimitErrorBasic": UpstreamOverloaded,
@@ -65,7 +70,7 @@ ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
     }
 )
 
-_DETAILS: Mapping[type[TipsError], str] = MappingProxyType(
+DETAILS: Mapping[type[TipsError], str] = MappingProxyType(
     {
         ContentRefused: "The model's provider declined to write about these signals.",
         UpstreamRefused: "The model's provider refused the request; the operator must correct the configuration.",
@@ -75,6 +80,9 @@ _DETAILS: Mapping[type[TipsError], str] = MappingProxyType(
         DeadlineExceeded: "The model did not answer in time.",
     }
 )
+
+
+_UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout, ssl.SSLError)
 
 
 def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
@@ -91,16 +99,23 @@ def vendor_exceptions(litellm: Any) -> tuple[type[Exception], ...]:
     )
 
 
-def map_upstream_error(error: Exception) -> TipsError:
-    """Return this project's error for a vendor's exception; for an unknown one, UpstreamFailed."""
+def map_upstream_error(error: Exception, *, status: int = 0) -> TipsError:
+    """Return this project's error for a vendor's exception; for an unknown one, UpstreamFailed.
+
+    `status`: that of the provider's response, 0 if there was none. LiteLLM invents one for answers that it cannot read.
+    """
     error_class = _error_class(error)
+    if error_class is UpstreamRefused and status == HTTPStatus.OK:
+        error_class = UpstreamFailed
     retry_after = _retry_after(error) if error_class is UpstreamOverloaded else None
-    return error_class(_DETAILS[error_class], retry_after=retry_after)
+    return error_class(DETAILS[error_class], retry_after=retry_after)
 
 
 def _error_class(error: Exception) -> type[TipsError]:
-    if any(isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout)) for cause in _causes(error)):
+    if any(isinstance(cause, _UNREACHABLE) for cause in _causes(error)):
         return UpstreamUnreachable
+    if _status(error) == OVERLOADED:
+        return UpstreamOverloaded
     names = (cls.__name__ for cls in type(error).__mro__)
     error_class = next((ERROR_MAP[name] for name in names if name in ERROR_MAP), UpstreamFailed)
     # LiteLLM has no class for some statuses: a 403 is a plain APIError.

@@ -19,12 +19,16 @@ class GroupCommit(Generic[Operation]):
         self._commit = commit
         self._max_group = max_group
         self._waiting: asyncio.Queue[tuple[Operation, asyncio.Future[Any]]] = asyncio.Queue(max_waiting)
+        self._has_ended = False
 
     async def submit(self, operation: Operation) -> Any:
         """Return the operation's result once it is durable.
 
-        Raises Busy when too many operations wait, StorageUnavailable, or the operation's own error.
+        Raises Busy when too many operations wait, StorageUnavailable, which includes that the writer has ended, or the
+        operation's own error.
         """
+        if self._has_ended:
+            raise _writer_has_ended()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             self._waiting.put_nowait((operation, future))
@@ -33,13 +37,22 @@ class GroupCommit(Generic[Operation]):
         return await future
 
     async def run(self) -> None:
-        """Commit operations until cancelled."""
-        while True:
-            group = [await self._waiting.get()]
-            while len(group) < self._max_group and not self._waiting.empty():
+        """Commit operations until cancelled. When it ends, for any reason, all operations fail, later ones too."""
+        group: list[tuple[Operation, asyncio.Future[Any]]] = []
+        try:
+            while True:
+                group = [await self._waiting.get()]
+                while len(group) < self._max_group and not self._waiting.empty():
+                    group.append(self._waiting.get_nowait())
+                # A caller that disconnected before the transaction began has cancelled its operation.
+                await self._settle([(operation, future) for operation, future in group if not future.done()])
+        finally:
+            self._has_ended = True
+            while not self._waiting.empty():
                 group.append(self._waiting.get_nowait())
-            # A caller that disconnected before the transaction began has cancelled its operation.
-            await self._settle([(operation, future) for operation, future in group if not future.done()])
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(_writer_has_ended())
 
     async def _settle(self, group: Sequence[tuple[Operation, asyncio.Future[Any]]]) -> None:
         try:
@@ -58,3 +71,7 @@ class GroupCommit(Generic[Operation]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+def _writer_has_ended() -> StorageUnavailable:
+    return StorageUnavailable("The service can store nothing until it is restarted.")

@@ -1,6 +1,6 @@
 """Reactions to tips: their rewards, the rule for which of several is effective, and their storage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -45,12 +45,16 @@ class EffectiveReaction:
 
 @dataclass(frozen=True, slots=True)
 class ReactionResult:
-    """The outcome of storing a reaction, and the effective reaction of its tip."""
+    """The outcome of storing a reaction, and the effective reaction of its tip.
+
+    `replayed`: the result was stored before, under the same idempotency key.
+    """
 
     tip_id: UUID
     outcome: Outcome
     reaction: str
     reward: float
+    replayed: bool = False
 
 
 class UnknownTipsError(Exception):
@@ -102,6 +106,38 @@ def effective_reaction(row: Row) -> EffectiveReaction | None:
     return EffectiveReaction(row["reacted_at"], row["reaction"], row["reward"]) if row["reaction"] else None
 
 
+class LockedTips:
+    """The rows of tips that a transaction has locked, for reactions to them. `ReactionWriter.save` writes them."""
+
+    def __init__(self, rows: Mapping[UUID, RowMapping], now: datetime) -> None:
+        self.rows = rows
+        self.history: list[dict[str, Any]] = []
+        self._now = now
+        self._effective = {tip_id: effective_reaction(row) for tip_id, row in rows.items()}
+
+    def react(self, reactions: Sequence[Reaction]) -> list[ReactionResult]:
+        """Return the results of reactions; raises UnknownTipsError, and then none of them takes effect."""
+        unknown = [index for index, reaction in enumerate(reactions) if reaction.tip_id not in self.rows]
+        if unknown:
+            raise UnknownTipsError(unknown)
+        results = []
+        for reaction in reactions:
+            tip_id = reaction.tip_id
+            resolved, effective, outcome = resolve_reaction(reaction, self._effective[tip_id], self._now)
+            self._effective[tip_id] = effective
+            if outcome != "repeated":
+                self.history.append(_history_row(tip_id, resolved, self._now))
+            results.append(ReactionResult(tip_id, outcome, effective.kind, effective.reward))
+        return results
+
+    def changes(self) -> Iterator[tuple[RowMapping, EffectiveReaction | None, EffectiveReaction]]:
+        """Yield each row whose effective reaction has changed, with the old and the new one."""
+        for tip_id, row in self.rows.items():
+            old, new = effective_reaction(row), self._effective[tip_id]
+            if new and new != old:
+                yield row, old, new
+
+
 class ReactionWriter:
     """Stores reactions in the caller's transaction."""
 
@@ -109,55 +145,28 @@ class ReactionWriter:
         # Built once, so that SQLAlchemy's statement cache finds it by identity.
         self._insert = database.upsert(tables.reactions).on_conflict_do_nothing()
 
-    async def store(
-        self, connection: AsyncConnection, batches: Sequence[Sequence[Reaction]], delta: CounterDelta, now: datetime
-    ) -> list[list[ReactionResult] | UnknownTipsError]:
-        """Store batches of reactions, each completely or not at all, and add the change of the counters to `delta`.
-
-        Returns for each batch its results, or the error if it has reactions to unknown tips.
-        """
-        rows = await self._select_tips(connection, {reaction.tip_id for batch in batches for reaction in batch})
-        before = {tip_id: effective_reaction(row) for tip_id, row in rows.items()}
-        after = dict(before)
-        history: list[dict[str, Any]] = []
-        answers: list[list[ReactionResult] | UnknownTipsError] = []
-        for batch in batches:
-            unknown = [index for index, reaction in enumerate(batch) if reaction.tip_id not in rows]
-            if unknown:
-                answers.append(UnknownTipsError(unknown))
-                continue
-            results = []
-            for reaction in batch:
-                tip_id = reaction.tip_id
-                resolved, effective, outcome = resolve_reaction(reaction, after[tip_id], now)
-                after[tip_id] = effective
-                if outcome != "repeated":
-                    history.append(_history_row(tip_id, resolved, now))
-                results.append(ReactionResult(tip_id, outcome, effective.kind, effective.reward))
-            answers.append(results)
-        changed = {tip_id: new for tip_id, new in after.items() if new and new != before[tip_id]}
-        for tip_id, new in changed.items():
-            tip = TipDimensions.of(rows[tip_id])
-            if old := before[tip_id]:
-                delta.add_reaction(tip, old.kind, old.reward, -1)
-            delta.add_reaction(tip, new.kind, new.reward)
-        if history:
-            await connection.execute(self._insert, history)
-        if changed:
-            updates = [
-                {"of_tip": tip_id, "new_kind": new.kind, "new_reward": new.reward, "new_at": new.at}
-                for tip_id, new in changed.items()
-            ]
-            await connection.execute(_UPDATE_EFFECTIVE, updates)
-        return answers
-
-    async def _select_tips(self, connection: AsyncConnection, tip_ids: set[UUID]) -> dict[UUID, RowMapping]:
-        ids = sorted(tip_ids)
+    async def lock(self, connection: AsyncConnection, tip_ids: Iterable[UUID], now: datetime) -> LockedTips:
+        """Lock the tips with these ids that are stored."""
+        ids = sorted({*tip_ids})
         rows: dict[UUID, RowMapping] = {}
         for start in range(0, len(ids), MAX_PARAMETERS):
             chunk = {"ids": ids[start : start + MAX_PARAMETERS]}
             rows |= {row["tip_id"]: row for row in (await connection.execute(_SELECT_TIPS, chunk)).mappings()}
-        return rows
+        return LockedTips(rows, now)
+
+    async def save(self, connection: AsyncConnection, locked: LockedTips, delta: CounterDelta) -> None:
+        """Write the reactions to locked tips, and add the change of the counters to `delta`."""
+        updates = []
+        for row, old, new in locked.changes():
+            tip = TipDimensions.of(row)
+            if old:
+                delta.add_reaction(tip, old.kind, old.reward, -1)
+            delta.add_reaction(tip, new.kind, new.reward)
+            updates.append({"of_tip": row["tip_id"], "new_kind": new.kind, "new_reward": new.reward, "new_at": new.at})
+        if locked.history:
+            await connection.execute(self._insert, locked.history)
+        if updates:
+            await connection.execute(_UPDATE_EFFECTIVE, updates)
 
 
 def _history_row(tip_id: UUID, resolved: EffectiveReaction, now: datetime) -> dict[str, Any]:

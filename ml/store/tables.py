@@ -133,6 +133,24 @@ assignment_hours = Table(
     Column("expected", Float, nullable=False),
 )
 
+# The answers to requests with an Idempotency-Key; see idempotency.py.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key_hash", String(64), primary_key=True),
+    Column("body_hash", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    # The claim that may answer the request, and until when.
+    Column("claim_id", Uuid, nullable=False),
+    Column("leased_until", UtcTime),
+    # Of a request for a tip: its user, and what was drawn for it.
+    Column("user_id", String(128)),
+    Column("draw", JSON(none_as_null=True)),
+    # The answer: the tip that was shown; or the result of a reaction to this tip.
+    Column("tip_id", Uuid),
+    Column("reaction_result", JSON(none_as_null=True)),
+)
+
 
 def as_row(value: Any) -> dict[str, Any]:
     """Return the fields of a dataclass with slots by name, uncopied (`asdict` copies deeply, which takes long)."""

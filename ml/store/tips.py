@@ -5,24 +5,27 @@ rows that they count; `purge` and `forget` delete rows together with their count
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.experiments.decisions import LoggedDecision
-from ml.platform.background import run_in_background
+from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
-from ml.store import decision_log, tables
+from ml.platform.errors import IdempotencyKeyReused, RequestInProgress, TipsError
+from ml.platform.idempotency_key import IdempotencyKey
+from ml.store import decision_log, deletion, tables
 from ml.store.counts import Counts
-from ml.store.database import MAX_PARAMETERS, Database
+from ml.store.database import Database
 from ml.store.group_commit import GroupCommit
-from ml.store.reactions import Reaction, ReactionResult, ReactionWriter, effective_reaction
-from ml.store.rollup import CounterDelta, TipDimensions, hour_of, start_of
+from ml.store.idempotency import IdempotencyKeys, KeyClaim, LockedKeys
+from ml.store.reactions import LockedTips, Reaction, ReactionResult, ReactionWriter, UnknownTipsError
+from ml.store.rollup import CounterDelta, TipDimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +67,62 @@ class TipRecord:
     aggregates: Mapping[str, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _AddTips:
-    """The operation that stores tips, all or none."""
+    """Store tips, all or none. `claim`: of the request that they answer, if it has an idempotency key."""
 
     tips: Sequence[TipRecord]
+    claim: KeyClaim | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _StoreReactions:
+    """Store reactions, all or none. `claim`: of the request, if it has an idempotency key."""
+
+    reactions: Sequence[Reaction]
+    claim: KeyClaim | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ReserveKey:
+    """Claim the idempotency key of a request for a tip."""
+
+    claim: KeyClaim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ReleaseKey:
+    """End the lease of a claim."""
+
+    claim: KeyClaim
+
+
+_Operation = _AddTips | _StoreReactions | _ReserveKey | _ReleaseKey
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The claim of a request for a tip, whose answer is not stored yet, and what was drawn for it (JSON)."""
+
+    claim: KeyClaim
+    draw: Any
 
 
 @asynccontextmanager
-async def open_tip_store(url: str, clock: Clock) -> AsyncIterator["TipStore"]:
+async def open_tip_store(
+    url: str, clock: Clock, background: BackgroundTasks | None = None
+) -> AsyncIterator["TipStore"]:
     """Open the store at `url`, with its writer, until the block ends.
 
-    An SQLite database is created or migrated. Raises ConfigurationError when a PostgreSQL database does not have the
-    newest schema, and StorageUnavailable when the database cannot be reached.
+    `background`: the tasks of the service, of which the writer becomes one. An SQLite database is created or migrated.
+    Raises ConfigurationError when a PostgreSQL database does not have the newest schema, and StorageUnavailable when
+    the database cannot be reached.
     """
     database = Database(url)
     store = TipStore(database, clock)
     try:
         await database.prepare()
-        async with run_in_background(store.writer.run()):
+        async with (background or BackgroundTasks()).run("writer", store.writer.run()):
             yield store
     finally:
         await database.close()
@@ -96,22 +136,47 @@ class TipStore:
         self.counts = Counts(database)
         self._clock = clock
         self._reactions = ReactionWriter(database)
-        self.writer: GroupCommit[_AddTips | Sequence[Reaction]] = GroupCommit(self._commit)
+        self._keys = IdempotencyKeys(database)
+        self.writer: GroupCommit[_Operation] = GroupCommit(self._commit)
 
-    async def add(self, *tips: TipRecord) -> None:
+    async def add(self, *tips: TipRecord, claim: KeyClaim | None = None) -> None:
         """Store all tips of one decision; returns when they are durable.
 
-        Raises StorageUnavailable or Busy; then no row is stored.
+        `claim`: of the request that the shown tip answers, if it has an idempotency key. Raises StorageUnavailable,
+        Busy, or RequestInProgress when the claim has lost its lease; then no row is stored.
         """
-        await self.writer.submit(_AddTips(tips))
+        await self.writer.submit(_AddTips(tips, claim))
 
-    async def react(self, reactions: Sequence[Reaction]) -> list[ReactionResult]:
+    async def react(self, reactions: Sequence[Reaction], key: IdempotencyKey | None = None) -> list[ReactionResult]:
         """Store reactions, all or none; returns their results, in order, when they are durable.
 
-        Raises UnknownTipsError, StorageUnavailable or Busy.
+        `key`: the idempotency key of a request with a single reaction. Raises UnknownTipsError, StorageUnavailable,
+        Busy, or IdempotencyKeyReused.
         """
-        results: list[ReactionResult] = await self.writer.submit(reactions)
+        claim = KeyClaim(key, tip_id=reactions[0].tip_id) if key else None
+        results: list[ReactionResult] = await self.writer.submit(_StoreReactions(reactions, claim))
         return results
+
+    @asynccontextmanager
+    async def reserve(
+        self, key: IdempotencyKey, user_id: str, draw: Any, lease: timedelta
+    ) -> AsyncIterator[Reservation | TipRecord]:
+        """Yield the stored answer to a request for a tip, or a reservation to write it.
+
+        The reservation is durable before the block begins, and `add` answers the request. If the block fails or is
+        cancelled, the reservation is released; if the process dies, another attempt may take over after `lease`.
+        `draw`: JSON; an earlier attempt's draw is used instead. Raises RequestInProgress, IdempotencyKeyReused,
+        StorageUnavailable or Busy.
+        """
+        claim = KeyClaim(key, user_id, draw, lease)
+        try:
+            yield await self.writer.submit(_ReserveKey(claim))
+        except (IdempotencyKeyReused, RequestInProgress):
+            raise
+        except BaseException:
+            with suppress(TipsError):
+                await self.writer.submit(_ReleaseKey(claim))
+            raise
 
     async def holds_real_tips(self) -> bool:
         """Return whether there are tips that were not simulated."""
@@ -131,61 +196,36 @@ class TipStore:
         return decision_log.user_aggregates(self.database, now, reaction_window)
 
     async def purge(self, before: datetime) -> int:
-        """Delete the tips of all full hours before `before`, with their reactions and counts.
-
-        Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never waits for
-        more than one chunk; the counts of these hours are deleted in the last transaction.
-        """
-        tips, hour = tables.tip_scores, hour_of(before)
-        # Locked, so that no reaction to a tip is stored while the tip is being deleted.
-        old_tips = (
-            select(tips.c.tip_id)
-            .where(tips.c.created_at < start_of(hour))
-            .order_by(tips.c.tip_id)
-            .limit(MAX_PARAMETERS)
-            .with_for_update()
-        )
-        purged = 0
-        while True:
-            async with self.database.writing() as connection:
-                tip_ids = (await connection.execute(old_tips)).scalars().all()
-                if not tip_ids:
-                    await self.counts.remove(connection, hour)
-                    break
-                await _delete(connection, tip_ids)
-                purged += len(tip_ids)
-        await self.database.wipe_deleted()
-        return purged
+        """Delete the tips of all full hours before `before`; returns their number. See `deletion`."""
+        return await deletion.purge(self.database, self.counts, self._keys, before, self._clock())
 
     async def forget(self, user_id: str) -> int:
-        """Delete all data of one user, and subtract it from the counts; returns the number of tips."""
-        tips = tables.tip_scores
-        # Locked until the transaction ends; SQLite, which has one writer at a time, ignores this.
-        query = select(tips).where(tips.c.user_id == user_id).order_by(tips.c.tip_id).with_for_update()
-        async with self.database.writing() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-            delta = CounterDelta()
-            for row in rows:
-                tip = TipDimensions.of(row)
-                delta.add_tip(tip, -1)
-                if effective := effective_reaction(row):
-                    delta.add_reaction(tip, effective.kind, effective.reward, -1)
-            await _delete(connection, [row["tip_id"] for row in rows])
-            await self.counts.add(connection, delta)
-            await self.counts.remove_empty(connection)
-        await self.database.wipe_deleted()
-        return len(rows)
+        """Delete all data of one user; returns the number of tips. See `deletion`."""
+        return await deletion.forget(self.database, self.counts, self._keys, user_id)
 
-    async def _commit(self, operations: Sequence[_AddTips | Sequence[Reaction]]) -> Sequence[Any]:
-        """Execute the operations in one transaction; return each one's result."""
+    async def _commit(self, operations: Sequence[_Operation]) -> Sequence[Any]:
+        """Execute the operations in one transaction; return each one's result, or the error to raise for it.
+
+        Rows are locked first, then all operations are executed in memory, in their order, and then written.
+        """
+        batches = [operation for operation in operations if isinstance(operation, _StoreReactions)]
+        reacted_tips = [reaction.tip_id for batch in batches for reaction in batch.reactions]
+        held = [op.claim for op in operations if isinstance(op, _AddTips | _ReleaseKey) and op.claim]
         async with self.database.writing() as connection:
-            delta = CounterDelta()
-            tips = [tip for operation in operations if isinstance(operation, _AddTips) for tip in operation.tips]
-            await self._insert_tips(connection, tips, delta)
-            batches = [operation for operation in operations if not isinstance(operation, _AddTips)]
-            answers = iter(await self._reactions.store(connection, batches, delta, self._clock()) if batches else ())
+            now, delta = self._clock(), CounterDelta()
+            tips = await self._reactions.lock(connection, reacted_tips, now)
+            new = [op.claim for op in operations if isinstance(op, _ReserveKey)]
+            # A reaction to an unknown tip is an error, so it claims no key.
+            new += [batch.claim for batch in batches if batch.claim and batch.claim.tip_id in tips.rows]
+            keys = await self._keys.lock(connection, new, held, now)
+            added: list[TipRecord] = []
+            results = [_execute(operation, tips, keys, added) for operation in operations]
+            await self._insert_tips(connection, added, delta)
+            await self._reactions.save(connection, tips, delta)
+            await self._keys.save(connection, keys)
             await self.counts.add(connection, delta)
-        return [None if isinstance(operation, _AddTips) else next(answers) for operation in operations]
+            stored = await _select_tips(connection, [result for result in results if isinstance(result, UUID)])
+        return [stored[result] if isinstance(result, UUID) else result for result in results]
 
     async def _insert_tips(self, connection: AsyncConnection, tips: Sequence[TipRecord], delta: CounterDelta) -> None:
         if tips:
@@ -195,8 +235,46 @@ class TipStore:
                 delta.add_tip(TipDimensions.of(row))
 
 
-async def _delete(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:
-    for start in range(0, len(tip_ids), MAX_PARAMETERS):
-        chunk = tip_ids[start : start + MAX_PARAMETERS]
-        await connection.execute(delete(tables.reactions).where(tables.reactions.c.tip_id.in_(chunk)))
-        await connection.execute(delete(tables.tip_scores).where(tables.tip_scores.c.tip_id.in_(chunk)))
+def _execute(operation: _Operation, tips: LockedTips, keys: LockedKeys, added: list[TipRecord]) -> Any:
+    """Return the result of an operation, or its error; for an answered request, the id of its tip.
+
+    New tips are added to `added`.
+    """
+    try:
+        match operation:
+            case _AddTips(records, claim):
+                if claim:
+                    (shown,) = [record.tip_id for record in records if record.shown]
+                    keys.complete(claim, shown)
+                added += records
+            case _StoreReactions(reactions, claim):
+                return _react(reactions, claim, tips, keys)
+            case _ReserveKey(claim):
+                row = keys.reserve(claim)
+                return row["tip_id"] or Reservation(claim, row["draw"])
+            case _ReleaseKey(claim):
+                keys.release(claim)
+    except (TipsError, UnknownTipsError) as error:
+        return error
+    return None
+
+
+def _react(
+    reactions: Sequence[Reaction], claim: KeyClaim | None, tips: LockedTips, keys: LockedKeys
+) -> list[ReactionResult]:
+    if claim is None or claim.tip_id not in tips.rows:
+        return tips.react(reactions)
+    row = keys.claim(claim)
+    if row["claim_id"] != claim.id:
+        return [ReactionResult(row["tip_id"], **row["reaction_result"], replayed=True)]
+    (result,) = tips.react(reactions)
+    keys.answer_reaction(claim, {"outcome": result.outcome, "reaction": result.reaction, "reward": result.reward})
+    return [result]
+
+
+async def _select_tips(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> dict[UUID, TipRecord]:
+    if not tip_ids:
+        return {}
+    columns = [tables.tip_scores.c[name] for name in TipRecord.__slots__]
+    found = await connection.execute(select(*columns).where(tables.tip_scores.c.tip_id.in_(tip_ids)))
+    return {row["tip_id"]: TipRecord(**row) for row in found.mappings()}

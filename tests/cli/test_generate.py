@@ -71,3 +71,18 @@ def test_a_failure_of_the_model_gives_an_error_message(upstream: Upstream) -> No
 def test_the_libraries_of_the_recommender_are_not_needed(upstream: Upstream) -> None:
     command = tips_without("sqlalchemy", "alembic", "scipy", "matplotlib", "uuid_utils")
     assert run(*command, "generate", **model_settings(upstream)).stdout == f"{TIP}\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("openai/gpt-4o-mini", "OPENAI_API_KEY is not set, and openai/gpt-4o-mini needs it."),
+        (
+            "opnai/x",
+            "TIP_MODEL: the value 'opnai/x' should begin with a provider that LiteLLM knows, such as openai.",
+        ),
+    ],
+)
+def test_a_model_that_cannot_work_gives_one_sentence(model: str, sentence: str) -> None:
+    ended = run(TIPS, "generate", TIP_MODEL=model)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"{sentence}\n")

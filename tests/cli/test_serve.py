@@ -75,6 +75,15 @@ def test_the_service_is_live_before_the_model_is_loaded(
         assert running.http.get("/health/ready").status_code == 200
 
 
+def test_a_missing_key_is_logged_and_named_in_the_readiness_before_any_request_for_a_tip() -> None:
+    with service(TIPS, "serve", "--only", "serving", TIP_MODEL="openai/gpt-4o-mini") as running:
+        ready = running.http.get("/health/ready")
+        assert (ready.status_code, "OPENAI_API_KEY is not set" in ready.json()["detail"]) == (503, True)
+        _, log = running.stop()
+    (line,) = [line for line in log if line["event"] == "model_not_ready"]
+    assert line["reason"] == "OPENAI_API_KEY is not set, and openai/gpt-4o-mini needs it."
+
+
 def test_a_request_whose_deadline_passes_while_the_model_loads_is_a_503_with_retry_after(
     upstream: Upstream, blocked_model: BlockedModel
 ) -> None:

@@ -11,13 +11,16 @@ from structlog.testing import capture_logs
 from ml.platform.errors import StorageUnavailable
 from ml.platform.telemetry import Telemetry
 from ml.recommender.app import create_app, open_state
+from ml.recommender.selection import PromptSelector
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.settings import ServingSettings
 from ml.standalone.app import create_app as create_both
 from ml.store.database import Database as Store
+from ml.store.tips import TipStore
+from tests.conftest import eventually
 from tests.databases import Database
 from tests.fake_serving import FakeServing
-from tests.fixtures import ON_SQLITE
+from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.policies import policy
 
 UNREACHABLE = "postgresql+asyncpg://tips@127.0.0.1:1/tips"
@@ -119,6 +122,50 @@ def test_a_failing_start_leaves_the_http_client_of_the_caller_open(events: list[
             assert not http.is_closed
 
     asyncio.run(run())
+
+
+def not_ready(http: httpx.Client) -> str:
+    """Return the detail of the readiness check; empty when the service is ready."""
+    answer = http.get("/health/ready")
+    assert answer.status_code in {200, 503}
+    return answer.json().get("detail", "") if answer.status_code == 503 else ""
+
+
+@ON_SQLITE
+def test_a_writer_that_dies_is_a_503_everywhere_and_no_caller_waits(
+    monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender
+) -> None:
+    http = start_recommender()
+    tip_id = http.post("/tips", json={"user_id": "u-1"}).json()["tip_id"]
+
+    async def die(*_: Any) -> Any:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(TipStore, "_insert_tips", die)
+    assert not_ready(http) == ""
+    for path, body in (
+        ("/tips", {"user_id": "u-1"}),
+        ("/tips", {"user_id": "u-1"}),
+        ("/reactions", {"tip_id": tip_id, "reaction": "done"}),
+    ):
+        answer = http.post(path, json=body)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:tips:problem:storage-unavailable")
+    assert not_ready(http).endswith("have ended: writer (cancelled).")
+    assert 'tips_background_task_failures_total{task="writer"} 1.0' in http.get("/metrics").text
+    assert http.get("/health/live").status_code == 200
+
+
+@ON_SQLITE
+def test_learning_that_dies_is_not_ready(monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender) -> None:
+    http = start_recommender(tip_prompt_version="v1,v2-mentor", tip_prompt_policy="thompson")
+    assert 'tips_background_task_failures_total{task="learning"} 0.0' in http.get("/metrics").text
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PromptSelector, "learn", fail)
+    assert eventually(lambda: not_ready(http).endswith("have ended: learning (ZeroDivisionError)."))
+    assert http.post("/tips", json={"user_id": "u-1"}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from sqlalchemy import event
 from ml.experiments.assignment import draw_sticky, draw_weighted, hash_to_unit_interval
 from ml.experiments.policies import SALT
 from ml.experiments.statistics import Sample, sample_ratio_p_value
+from ml.platform.background import BackgroundTasks
 from ml.platform.errors import StorageUnavailable
 from ml.platform.telemetry import Telemetry
 from ml.recommender.app import open_state
@@ -423,7 +424,9 @@ async def learning(
 
         selector = PromptSelector({"v1": 1.0, BETTER: 1.0}, policy)
         serving = ServingClient(http, timeout=60)
-        async with keep_learning(selector, store, serving, reaction_window=DAY, clock=clock, every=0.01):
+        async with keep_learning(
+            selector, store, serving, reaction_window=DAY, clock=clock, every=0.01, background=BackgroundTasks()
+        ):
             yield selector, next_read
 
 

@@ -216,13 +216,23 @@ def test_any_text_is_stored_unchanged(recommender: httpx.Client, database: Datab
     assert (row["user_id"], json.loads(row["signals"])) == (text, {"goal": text})
 
 
-@pytest.mark.parametrize("goal", ["a\x00b", "a\x1b[2Jb", "a\u202eb", "line\nline", "\x85"])
+@pytest.mark.parametrize("goal", ["a\x00b", "a\x1b[2Jb", "line\nline", "\x85"])
 def test_a_goal_with_control_characters_is_stored_unchanged(
     recommender: httpx.Client, database: Database, goal: str
 ) -> None:
     assert recommender.post("/tips", json={"user_id": "u-1", "signals": {"goal": goal}}).status_code == 200
     (row,) = database.rows("SELECT signals FROM tip_scores")
     assert json.loads(row["signals"]) == {"goal": goal}
+
+
+def test_hidden_characters_in_free_text_are_neither_stored_nor_sent(
+    recommender: httpx.Client, database: Database, fake_serving: FakeServing
+) -> None:
+    signals = {"goal": "a\u202eb\u200bc", "recent_tips": ["Rest\u2066 now."]}
+    assert recommender.post("/tips", json={"user_id": "u-1", "signals": signals}).status_code == 200
+    (row,) = database.rows("SELECT signals FROM tip_scores")
+    assert json.loads(row["signals"]) == {"goal": "abc", "recent_tips": ["Rest now."]}
+    assert fake_serving.generate_bodies[-1]["signals"] == json.loads(row["signals"])
 
 
 @ON_SQLITE

@@ -13,9 +13,11 @@ from typing import Any, NoReturn
 import pytest
 
 from ml.features.online_store import OnlineStoreUnavailable, replace_all
+from ml.platform.background import BackgroundTasks
 from ml.platform.telemetry import Telemetry
 from ml.serving import app as app_module
 from ml.serving.app import create_app, load_policies, open_state
+from ml.serving.gateway import Gateway
 from ml.serving.settings import ServingSettings
 from tests.conftest import eventually, of_model
 from tests.policies import TIPS, policy
@@ -93,13 +95,13 @@ def test_a_failing_start_up_step_closes_the_resources_opened_before(
 
         return recording
 
-    def fail(work: Coroutine[Any, Any, None]) -> NoReturn:
+    def fail(_: BackgroundTasks, __: str, work: Coroutine[Any, Any, None], **___: Any) -> NoReturn:
         work.close()
         raise OSError("the last step fails")
 
     for name in ("open_online_store", "Scorer", "_reload_on_hangup"):
         monkeypatch.setattr(app_module, name, recorded(name))
-    monkeypatch.setattr(app_module, "run_in_background", fail)
+    monkeypatch.setattr(BackgroundTasks, "run", fail)
     assert asyncio.run(tasks_after_failed_start(settings, OSError)) == set()
     assert events == [
         *("open open_online_store", "open Scorer", "open _reload_on_hangup"),
@@ -120,6 +122,21 @@ def test_an_online_store_that_disappears_before_the_start_leaves_no_task_of_the_
     store_file.write_bytes(content)
     with TestClient(app) as client:
         assert client.post("/score", json=SCORE_REQUEST).json()["aggregates"] == AGGREGATES
+
+
+def test_a_warm_up_that_fails_is_not_ready(monkeypatch: pytest.MonkeyPatch, settings: ServingSettings) -> None:
+    async def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Gateway, "warm_up", fail)
+    with TestClient(create_app(settings)) as client:
+
+        def has_failed() -> bool:
+            return "warm-up (ZeroDivisionError)" in client.get("/health/ready").text
+
+        assert eventually(has_failed)
+        assert client.get("/health/ready").status_code == 503
+        assert 'tips_background_task_failures_total{task="warm-up"} 1.0' in client.get("/metrics").text
 
 
 async def tasks_after_failed_start(settings: ServingSettings, error: type[Exception]) -> set[asyncio.Task[Any]]:

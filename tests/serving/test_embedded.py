@@ -15,6 +15,7 @@ from ml.serving.embedded import EmbeddedModel
 from ml.serving.prompts import PROMPTS
 from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 from ml.serving.tip import validate_tip
+from tests.bench.injection_attempts import ATTEMPTS
 from tests.conftest import Serve, eventually, serving_client
 
 SIGNALS = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
@@ -81,6 +82,23 @@ def test_in_a_crisis_the_tip_is_one_of_the_fixed_sentences(
     for version in PROMPTS:
         body = generate(http, signals={"goal": goal, "mood": "awful", "locale": locale}, prompt_version=version)
         assert re.search(pattern, str(body["tip"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("marker", "v3-few-shot"),
+        ("site", "v1"),
+        ("savings", "v3-few-shot"),
+        ("swearing", "v2-mentor"),
+        ("which model", "v1"),
+        ("recent tips, closing quote", "v3-few-shot"),
+    ],
+)
+def test_instructions_in_free_text_are_not_obeyed(http: httpx.Client, name: str, version: str) -> None:
+    attempt = next(attempt for attempt in ATTEMPTS if attempt.name == name)
+    body = generate(http, signals=attempt.signals, prompt_version=version)
+    assert not re.search(attempt.obeyed, str(body["tip"]), re.IGNORECASE)
 
 
 class EndlessServer:

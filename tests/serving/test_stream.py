@@ -9,7 +9,7 @@ import pytest
 
 from ml.serving.prompts import PROMPTS
 from tests.conftest import Serve, becomes_ready, eventually
-from tests.upstream import SECRET, TIP, Upstream
+from tests.upstream import NONSENSE, SECRET, TIP, Upstream
 
 BODY = {"signals": {"energy": 3}, "stream": True}
 
@@ -61,7 +61,8 @@ def test_a_fallback_model_streams_after_an_error_of_the_first_model(serve: Serve
         ("status-500", 502, "upstream-failed"),
         ("hang", 504, "deadline-exceeded"),
         ("says-empty", 502, "unusable-tip"),
-        ("nonsense-html", 502, "unusable-tip"),
+        ("status-529", 503, "upstream-overloaded"),
+        *((f"nonsense-{kind}", 502, "upstream-failed") for kind in ("html", "json", *NONSENSE)),
     ],
 )
 def test_an_error_before_the_first_text_is_a_problem_document(serve: Serve, model: str, status: int, slug: str) -> None:
@@ -76,7 +77,7 @@ def test_an_unknown_version_is_a_422(serve: Serve) -> None:
     assert serve().post("/generate", json={**BODY, "prompt_version": "v9"}).status_code == 422
 
 
-@pytest.mark.parametrize("model", ["says-three", "says-markup", "says-preamble", "cut"])
+@pytest.mark.parametrize("model", ["says-three", "says-markup", "says-preamble", "says-purchase", "cut"])
 def test_an_unusable_text_ends_with_an_error_event(serve: Serve, model: str) -> None:
     *_, (last, problem) = stream(serve(model))
     assert (last, problem["type"], problem["status"]) == ("error", "urn:tips:problem:unusable-tip", 502)

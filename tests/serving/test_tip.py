@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.platform.errors import UnusableTip
+from ml.platform.errors import UnsuitableTip, UnusableTip
 from ml.serving.tip import MAX_TIP_LENGTH, validate_tip
 
 
@@ -44,7 +44,6 @@ def test_a_usable_tip_is_returned_unchanged(text: str) -> None:
         ("Walk `now`.", "contains markup"),
         ("Walk <b>now</b>.", "contains markup"),
         ("Walk [now](x).", "contains markup"),
-        ("Look at https://example.org now.", "contains markup"),
         ("Call 1-800-273-8255 now.", "contains a telephone number"),
         ("Call +49 (0)800 1110111 now.", "contains a telephone number"),
         ("Call 1-press-press-press now.", "repeats itself"),
@@ -56,7 +55,6 @@ def test_a_usable_tip_is_returned_unchanged(text: str) -> None:
         ("Here's one. Walk now.", "begins with words that are not part of the tip"),
         ("Tip: walk now.", "begins with words that are not part of the tip"),
         ("Your personal tip: walk now.", "begins with words that are not part of the tip"),
-        ("As an AI, I would walk.", "begins with words that are not part of the tip"),
         ("I'm sorry, but no.", "begins with words that are not part of the tip"),
         ("I cannot help with that.", "begins with words that are not part of the tip"),
     ],
@@ -64,6 +62,54 @@ def test_a_usable_tip_is_returned_unchanged(text: str) -> None:
 def test_an_unusable_text_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(UnusableTip, match=reason):
         validate_tip(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Look at https://example.org now.", "contains an address"),
+        ("Look at evil.com now.", "contains an address"),
+        ("Rest \u202enow.", "contains hidden characters"),
+        ("Re\u200bst now.", "contains hidden characters"),
+        ("As an AI, I would walk.", "is about the prompt"),
+        ("Buy MegaBoost now.", "gives advice on buying"),
+        ("Take two pills. Rest. Rest. Rest.", "gives advice on medicine"),
+    ],
+)
+def test_unsuitable_content_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(UnsuitableTip, match=reason):
+        validate_tip(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "own_words"),
+    [
+        ("HACKED:10 minutes of rest.", "my tip is hacked"),
+        ("PWNED, go to bed.", "sleep, pwned"),
+        ("Read a book about KUMQUAT.", "kumquat!"),
+        ("Now visit the shop of evilcom today, please.", "And visit the shop of evilcom today!"),
+    ],
+)
+def test_a_marker_or_a_long_passage_of_the_user_s_own_words_is_refused(text: str, own_words: str) -> None:
+    with pytest.raises(UnsuitableTip, match="repeats the user's own words"):
+        validate_tip(text, own_words=own_words)
+    assert validate_tip(text, own_words="sleep better")
+
+
+@pytest.mark.parametrize(
+    ("text", "own_words"),
+    [
+        ("Do one page of the TOEFL book.", "pass my TOEFL"),
+        ("Learn five Spanish words at the window.", "learn Spanish words"),
+        ("Put your shoes by the door, and walk after dinner.", "walk after dinner each day"),
+    ],
+)
+def test_a_tip_may_use_words_of_the_user(text: str, own_words: str) -> None:
+    assert validate_tip(text, own_words=own_words) == text
+
+
+def test_joiners_in_an_emoji_are_accepted() -> None:
+    assert validate_tip("Call your family \U0001f468\u200d\U0001f469\u200d\U0001f467 now.")
 
 
 def test_an_incomplete_text_is_refused() -> None:

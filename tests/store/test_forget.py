@@ -4,6 +4,7 @@ import asyncio
 import random
 from datetime import timedelta
 
+from ml.platform.idempotency_key import IdempotencyKey
 from ml.store.reactions import Reaction
 from ml.store.tips import open_tip_store
 from tests.databases import Database
@@ -11,7 +12,7 @@ from tests.example_tips import NOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE
 from tests.store.rebuilt_counts import check_counts
 
-TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours")
+TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours", "idempotency_keys")
 
 
 def test_only_the_given_user_is_forgotten(database: Database) -> None:
@@ -37,11 +38,14 @@ def test_when_the_only_user_is_forgotten_all_tables_are_empty(database: Database
         async with open_tip_store(database.url, SetClock()) as store:
             for options in ({"v1": 1 / 3, "v2": 2 / 3}, {"v1": 0.1, "v2": 0.9}, {"v1": 1.0}):
                 await store.add(tip := a_tip(options=options))
-                await store.react([Reaction(tip.tip_id, "saved")])
+                await store.react([Reaction(tip.tip_id, "saved")], IdempotencyKey(f"reaction-{tip.tip_id}", "b"))
+                async with store.reserve(IdempotencyKey(f"{tip.tip_id}", "b"), "u-1", [], timedelta(seconds=1)):
+                    pass
+            assert await asyncio.to_thread(database.count, "idempotency_keys") == 6
             await store.forget("u-1")
 
     asyncio.run(run())
-    assert [database.count(table) for table in TABLES] == [0, 0, 0, 0]
+    assert [database.count(table) for table in TABLES] == [0, 0, 0, 0, 0]
 
 
 def test_old_tips_are_purged_in_full_hours(database: Database) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ml.platform.background import run_in_background
-from ml.platform.errors import Busy, StorageUnavailable
+from ml.platform.background import BackgroundTasks
+from ml.platform.errors import Busy, NotReady, StorageUnavailable
 from ml.store.group_commit import GroupCommit
 
 
@@ -39,7 +39,7 @@ def run_with_writer(
     async def run() -> Disk:
         disk = Disk()
         writer = GroupCommit(disk.commit, max_group=max_group, max_waiting=max_waiting)
-        async with run_in_background(writer.run()), asyncio.timeout(60):
+        async with BackgroundTasks().run("writer", writer.run()), asyncio.timeout(60):
             await work(disk, writer)
         return disk
 
@@ -136,3 +136,43 @@ def test_when_too_many_operations_wait_the_next_one_is_refused_at_once() -> None
         assert refused.value.detail == "Too many writes wait for the database; it is safe to send this again."
 
     assert run_with_writer(work, max_waiting=2).groups == [[1], [2, 3]]
+
+
+async def submit_and_kill(disk: Disk, writer: GroupCommit[int], kill: Callable[[], None]) -> list[Any]:
+    """Submit one operation, and two during its commit; kill the writer, and return the exceptions of all three."""
+    tasks = [asyncio.ensure_future(writer.submit(1))]
+    await disk.began.wait()
+    tasks += [asyncio.ensure_future(writer.submit(number)) for number in (2, 3)]
+    await asyncio.sleep(0)
+    kill()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("cause", ["cancelled", "wrong number of results"])
+def test_when_the_writer_ends_all_operations_fail_and_none_waits(cause: str) -> None:
+    async def run() -> None:
+        disk = Disk()
+        background = BackgroundTasks()
+
+        async def commit(numbers: Sequence[int]) -> Sequence[Any]:
+            return [*await disk.commit(numbers), "one too many"]
+
+        writer = GroupCommit(disk.commit if cause == "cancelled" else commit)
+        async with background.run("writer", writer.run()), asyncio.timeout(60):
+
+            def kill() -> None:
+                if cause == "cancelled":
+                    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "writer"]
+                    task.cancel()
+                else:
+                    disk.released.set()
+
+            first, *waiting = await submit_and_kill(disk, writer, kill)
+            assert [type(error) for error in waiting] == [StorageUnavailable] * 2
+            assert first == 2 or isinstance(first, StorageUnavailable)
+            with pytest.raises(StorageUnavailable, match="until it is restarted"):
+                await writer.submit(4)
+            with pytest.raises(NotReady, match="writer"):
+                await background.check_ready()
+
+    asyncio.run(run())

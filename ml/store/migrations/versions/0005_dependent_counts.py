@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 _KEY = ("segment", "hour", "prompt_version", "prompt_digest", "fallback", "shown", "reaction")
 _SUMS = ("tips", "reward", "reward_squared", "input_tokens", "output_tokens", "ms", "simulated")

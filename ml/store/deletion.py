@@ -1,0 +1,73 @@
+"""The deletion of stored data: old tips, or one user's. Rows are deleted together with their counts."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ml.store import tables
+from ml.store.counts import Counts
+from ml.store.database import MAX_PARAMETERS, Database
+from ml.store.idempotency import IdempotencyKeys
+from ml.store.reactions import effective_reaction
+from ml.store.rollup import CounterDelta, TipDimensions, hour_of, start_of
+
+
+async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, before: datetime, now: datetime) -> int:
+    """Delete the tips of all full hours before `before`, with their reactions, idempotency keys and counts.
+
+    Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never waits for
+    more than one chunk; the counts of these hours are deleted in the last transaction, with the expired keys.
+    """
+    tips, hour = tables.tip_scores, hour_of(before)
+    # Locked, so that no reaction to a tip is stored while the tip is being deleted.
+    old_tips = (
+        select(tips.c.tip_id)
+        .where(tips.c.created_at < start_of(hour))
+        .order_by(tips.c.tip_id)
+        .limit(MAX_PARAMETERS)
+        .with_for_update()
+    )
+    purged = 0
+    while True:
+        async with database.writing() as connection:
+            tip_ids = (await connection.execute(old_tips)).scalars().all()
+            if not tip_ids:
+                await keys.remove_old(connection, start_of(hour), now)
+                await counts.remove(connection, hour)
+                break
+            await keys.remove_of_tips(connection, tip_ids)
+            await _delete_tips(connection, tip_ids)
+            purged += len(tip_ids)
+    await database.wipe_deleted()
+    return purged
+
+
+async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user_id: str) -> int:
+    """Delete all data of one user, and subtract it from the counts; returns the number of tips."""
+    tips = tables.tip_scores
+    # Locked until the transaction ends; SQLite, which has one writer at a time, ignores this.
+    query = select(tips).where(tips.c.user_id == user_id).order_by(tips.c.tip_id).with_for_update()
+    async with database.writing() as connection:
+        rows = (await connection.execute(query)).mappings().all()
+        delta = CounterDelta()
+        for row in rows:
+            tip = TipDimensions.of(row)
+            delta.add_tip(tip, -1)
+            if effective := effective_reaction(row):
+                delta.add_reaction(tip, effective.kind, effective.reward, -1)
+        await keys.remove_of_user(connection, user_id)
+        await _delete_tips(connection, [row["tip_id"] for row in rows])
+        await counts.add(connection, delta)
+        await counts.remove_empty(connection)
+    await database.wipe_deleted()
+    return len(rows)
+
+
+async def _delete_tips(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:
+    for start in range(0, len(tip_ids), MAX_PARAMETERS):
+        chunk = tip_ids[start : start + MAX_PARAMETERS]
+        await connection.execute(delete(tables.reactions).where(tables.reactions.c.tip_id.in_(chunk)))
+        await connection.execute(delete(tables.tip_scores).where(tables.tip_scores.c.tip_id.in_(chunk)))
