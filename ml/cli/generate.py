@@ -72,5 +72,5 @@ def _parse_request(pairs: Sequence[str], prompt_version: str | None) -> Generate
         return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
     except ValidationError as error:
         first = error_from_validation(error.errors()).errors[0]
-        name, detail = first.pointer.removeprefix("#/signals/"), first.detail.removeprefix("Input ")
+        name, detail = first.pointer.removeprefix("#/signals/"), first.detail
         raise ConfigurationError(f"--signal {name}: {detail}.") from None
