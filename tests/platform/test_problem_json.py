@@ -18,7 +18,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=12) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=15,
 )
-FIELDS = {model: sorted(model.model_fields) for model in (GenerateRequest, ScoreRequest, TipRequest, ReactionRequest)}
+FIELDS: dict[type[BaseModel], list[str]] = {
+    model: sorted(model.model_fields) for model in (GenerateRequest, ScoreRequest, TipRequest, ReactionRequest)
+}
 
 
 def details(model: type[BaseModel], body: Any) -> list[str]:
