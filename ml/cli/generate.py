@@ -2,17 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from ml.cli.progress import working
-from ml.features.definitions import SIGNALS
-from ml.platform.problem_json import error_from_validation
-from ml.platform.settings import ConfigurationError
+from ml.cli.signals import SignalOption, parse_request
 from ml.platform.telemetry import Telemetry
 from ml.serving.app import build_gateway, build_generator, check_settings
 from ml.serving.generate import Tip, TipGenerator
@@ -22,13 +18,13 @@ from ml.serving.settings import ServingSettings
 
 
 def generate(
-    signal: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUE; names: {', '.join(SIGNALS)}.")] = None,
+    signal: SignalOption = None,
     prompt_version: Annotated[str | None, typer.Option(help="One of the versions that `tips prompts` shows.")] = None,
 ) -> None:
     """Write one tip; a terminal shows it while it is written. The first one waits until the model is loaded."""
     settings = ServingSettings.from_environment()
     check_settings(settings)
-    request = _parse_request(signal or [], prompt_version)
+    request = parse_request(signal, prompt_version)
     _, prompt = resolve_prompt(request.prompt_version, settings.default_prompt_version)
     asyncio.run(_generate(settings, request, prompt))
 
@@ -56,21 +52,3 @@ async def _print_stream(generator: TipGenerator, request: GenerateRequest) -> No
                     print(piece, end="", flush=True)
     finally:
         print()
-
-
-def _parse_request(pairs: Sequence[str], prompt_version: str | None) -> GenerateRequest:
-    signals: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} should be NAME=VALUE, such as sleep_hours=5.5", param_hint="--signal")
-        if name == "recent_tips":
-            signals[name] = [*signals.get(name, []), value]
-        else:
-            signals[name] = value
-    try:
-        return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
-    except ValidationError as error:
-        first = error_from_validation(error.errors()).errors[0]
-        name, detail = first.pointer.removeprefix("#/signals/"), first.detail
-        raise ConfigurationError(f"--signal {name}: {detail}.") from None

@@ -1,7 +1,7 @@
 """The context of a prompt, assembled from signals. A pure function; its text has a bounded length."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ml.features.crisis import states_crisis
@@ -16,12 +16,13 @@ class PromptContext:
 
     `sentences`: one sentence for each signal that is set, in the order of `SIGNALS`; double quotes delimit free text
     and appear nowhere else. `locale`: the BCP 47 locale to write in, if given. `crisis`: a free text states plainly
-    that the user may harm themselves.
+    that the user may harm themselves. `signals`: the signals that the sentences state.
     """
 
     sentences: tuple[str, ...] = ()
     locale: str | None = None
     crisis: bool = False
+    signals: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def text(self) -> str:
@@ -40,7 +41,7 @@ def assemble_context(signals: Mapping[str, Any], *, with_free_text: bool = True)
     unknown = signals.keys() - SIGNALS.keys()
     if unknown:
         raise KeyError(*sorted(unknown))
-    sentences, crisis = [], False
+    sentences, stated, crisis = [], {}, False
     for name, signal in SIGNALS.items():
         if (value := signals.get(name)) is None:
             continue
@@ -51,7 +52,8 @@ def assemble_context(signals: Mapping[str, Any], *, with_free_text: bool = True)
                 continue
         if wording := signal.type.words(value):
             sentences.append(signal.sentence.format(wording))
-    return PromptContext(tuple(sentences), signals.get("locale"), crisis)
+            stated[name] = value
+    return PromptContext(tuple(sentences), signals.get("locale"), crisis, stated)
 
 
 def own_words(signals: Mapping[str, Any]) -> str:

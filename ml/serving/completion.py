@@ -13,12 +13,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """The messages, the sampling parameters, and the reader's locale and crisis flag (see `PromptContext`)."""
+    """The messages, the sampling parameters, and the reader's locale and crisis flag (see `PromptContext`).
+
+    `opening`: the first words of the answer, for the embedded model (see `RenderedPrompt`).
+    """
 
     messages: Sequence[Message]
     parameters: Parameters
     locale: str | None = None
     crisis: bool = False
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)

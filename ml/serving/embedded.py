@@ -19,7 +19,7 @@ import xllamacpp
 from litellm.types.utils import GenericStreamingChunk
 
 from ml.platform.errors import NotReady
-from ml.serving.grammar import grammar
+from ml.serving.grammar import AVOIDED_WORDS, AVOIDED_WORDS_BIAS, grammar, is_english
 
 PROVIDER = "embedded"
 
@@ -119,12 +119,14 @@ class EmbeddedProvider(litellm.CustomLLM):
         self, model: str, messages: list[Any], *_: Any, **options: Any
     ) -> AsyncIterator[GenericStreamingChunk]:
         """Answer as a stream. Raises LiteLLM's own exceptions."""
+        optional = options["optional_params"]
+        opening = optional["extra_body"]["opening"]
         body = {
-            "messages": _require_messages(messages, model),
+            "messages": _require_messages(messages, model) + _answer_so_far(opening),
             "stream_options": {"include_usage": True},
-            **_sampling(options["optional_params"]),
+            **_sampling(optional),
         }
-        reason = ""
+        reason, before = "", opening
         async with contextlib.aclosing(self._model.chunks(body)) as chunks:
             async for chunk in chunks:
                 if "error" in chunk:
@@ -134,6 +136,7 @@ class EmbeddedProvider(litellm.CustomLLM):
                 text = (choice and choice["delta"].get("content")) or ""
                 usage = chunk.get("usage")
                 if text or usage:
+                    text, before = before + text, ""
                     yield GenericStreamingChunk(
                         text=text,
                         is_finished=usage is not None,
@@ -144,10 +147,19 @@ class EmbeddedProvider(litellm.CustomLLM):
                     )
 
 
+def _answer_so_far(opening: str) -> list[Any]:
+    """Return the turn that the model completes; reading an opening takes less time than writing it."""
+    return [{"role": "assistant", "content": opening}] if opening else []
+
+
 def _sampling(optional: Mapping[str, Any]) -> dict[str, Any]:
     reader = optional["extra_body"]
-    parameters = {name: optional[name] for name in ("temperature", "top_p", "max_tokens") if name in optional}
-    return {**parameters, "grammar": grammar(reader["locale"], crisis=reader["crisis"])}
+    locale, crisis = reader["locale"], reader["crisis"]
+    sampling = {name: optional[name] for name in ("temperature", "top_p", "max_tokens") if name in optional}
+    sampling["grammar"] = grammar(locale, crisis=crisis, opened=bool(reader["opening"]))
+    if is_english(locale) and not crisis:
+        sampling["logit_bias"] = [[f" {word}", AVOIDED_WORDS_BIAS] for word in AVOIDED_WORDS]
+    return sampling
 
 
 def _require_messages(messages: list[Any], model: str) -> list[Any]:

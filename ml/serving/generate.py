@@ -56,7 +56,9 @@ class _Generation:
 
     def request(self, *, with_free_text: bool = True) -> CompletionRequest:
         context = assemble_context(self.signals, with_free_text=with_free_text)
-        return CompletionRequest(self.prompt.render(context), self.prompt.parameters, context.locale, context.crisis)
+        rendered = self.prompt.render(context)
+        parameters, crisis = self.prompt.parameters, context.crisis
+        return CompletionRequest(rendered.messages, parameters, context.locale, crisis, rendered.opening)
 
     def origin(self, answer: Completion | CompletionStream) -> TipOrigin:
         return TipOrigin(uuid.uuid4().hex, self.prompt_version, self.prompt.digest, answer.model, answer.fallback)

@@ -92,7 +92,8 @@ class LiteLLM:
     ) -> AsyncGenerator[Any, None]:
         options = {**model.address, **model.arguments(request.parameters, refused)}
         if options["model"] == EMBEDDED_MODEL:
-            options["extra_body"] = {"locale": request.locale, "crisis": request.crisis}
+            reader = {"locale": request.locale, "crisis": request.crisis}
+            options["extra_body"] = {**reader, "opening": request.opening}
         elif not stream:
             options["litellm_logging_obj"] = self.make_log(options["model"], request.messages)
         if "api_base" in options:  # the operator's own server, which may continue the trace

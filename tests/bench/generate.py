@@ -47,7 +47,7 @@ LITELLM = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
 def chat() -> dict[str, Any]:
     """Return the chat completion request that serving sends for the signals, for servers that receive it ready-made."""
     prompt = PROMPTS[PROMPT_VERSION]
-    return {"model": "tiny", "messages": prompt.render(assemble_context(SIGNALS)), **asdict(prompt.parameters)}
+    return {"model": "tiny", "messages": prompt.render(assemble_context(SIGNALS)).messages, **asdict(prompt.parameters)}
 
 
 def server_with_tip(

@@ -48,7 +48,7 @@ def test_generated_signals_cover_every_signal() -> None:
 def test_valid_signals_give_messages_of_bounded_length(signals: dict[str, object]) -> None:
     context = assemble_context(Signals.model_validate(signals).model_dump(exclude_none=True))
     for prompt in PROMPTS.values():
-        message = prompt.render(context)[-1]["content"]
+        message = prompt.render(context).messages[-1]["content"]
         assert 0 < len(message) < MAX_MESSAGE_LENGTH
         assert "None" not in message or "None" in str(signals)
         assert "\n" not in context.text

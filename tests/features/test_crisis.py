@@ -105,7 +105,7 @@ def test_a_crisis_in_any_free_text_changes_the_request(name: str) -> None:
     context = assemble_context({name: text if name == "goal" else ("Walk.", text)})
     assert context.crisis
     for prompt in PROMPTS.values():
-        assert CRISIS_REQUEST in prompt.render(context)[-1]["content"]
+        assert CRISIS_REQUEST in prompt.render(context).messages[-1]["content"]
 
 
 def test_a_crisis_holds_without_the_free_text_and_with_instructions_in_it() -> None:
