@@ -29,5 +29,6 @@ def parse_request(pairs: Sequence[str] | None, prompt_version: str | None) -> Ge
         return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
     except ValidationError as error:
         first = error_from_validation(error.errors()).errors[0]
-        name, detail = first.pointer.removeprefix("#/signals/"), first.detail.removeprefix("Input ")
-        raise ConfigurationError(f"--signal {name}: {detail}.") from None
+        field = first.pointer.removeprefix("#/")
+        option = "--prompt-version" if field == "prompt_version" else f"--signal {field.removeprefix('signals/')}"
+        raise ConfigurationError(f"{option}: {first.detail}.") from None

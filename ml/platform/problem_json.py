@@ -142,7 +142,51 @@ def _field_errors(error: Mapping[str, Any]) -> Iterable[FieldError]:
     names = context.get("unknown")
     locations = [[*location, name] for name in names] if names else [location]
     allowed = tuple(context.get("allowed", ()))
-    return [FieldError(_pointer(location), error["msg"], allowed) for location in locations]
+    return [FieldError(_pointer(location), _detail(error, context), allowed) for location in locations]
+
+
+_DETAILS: Mapping[str, str] = {
+    "missing": "is required",
+    "model_type": "should be an object",
+    "model_attributes_type": "should be an object",
+    "dict_type": "should be an object",
+    "list_type": "should be a list",
+    "tuple_type": "should be a list",
+    "too_short": "should have at least {min_length} items",
+    "too_long": "should have at most {max_length} items",
+    "string_type": "should be a string",
+    "string_unicode": "should be a valid Unicode string",
+    "string_too_short": "should have at least {min_length} characters",
+    "string_too_long": "should have at most {max_length} characters",
+    "string_pattern_mismatch": "should match the pattern {pattern}",
+    "literal_error": "should be one of {expected}",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_parsing_size": "should be a whole number with fewer digits",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "finite_number": "should be a finite number",
+    "greater_than": "should be above {gt:g}",
+    "greater_than_equal": "should be at least {ge:g}",
+    "less_than": "should be below {lt:g}",
+    "less_than_equal": "should be at most {le:g}",
+    "uuid_type": "should be a UUID",
+    "uuid_parsing": "should be a UUID",
+    "datetime_type": "should be a date and time",
+    "datetime_parsing": "should be a date and time",
+    "datetime_from_date_parsing": "should be a date and time",
+    "datetime_object_invalid": "should be a date and time",
+    "timezone_aware": "should have a time zone",
+}
+"""The wording of pydantic's errors, by their type, as the end of a sentence that begins with the field."""
+
+
+def _detail(error: Mapping[str, Any], context: Mapping[str, Any]) -> str:
+    wording = _DETAILS.get(error["type"])
+    return wording.format_map(context) if wording else str(error["msg"])
 
 
 def _pointer(location: Iterable[str | int]) -> str:

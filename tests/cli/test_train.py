@@ -84,3 +84,14 @@ def test_without_mature_tips_nothing_is_written(settings: Mapping[str, str], tmp
 def test_a_file_that_cannot_be_written_is_reported(settings: Mapping[str, str], tmp_path: Path) -> None:
     ended = run(TIPS, "train", "--to", str(tmp_path / "no" / "p.npz"), **settings)
     assert (ended.returncode, ended.stderr) == (1, f"{tmp_path}/no/p.npz cannot be written.\n")
+
+
+def test_a_terminal_shows_the_progress_and_no_other_output_has_it(settings: Mapping[str, str], tmp_path: Path) -> None:
+    command = f"{TIPS} train --to {tmp_path}/policy.npz"
+    ended = run("script", "-qec", command, "/dev/null", **settings)
+    assert ended.returncode == 0, ended.stdout
+    for step in ("Reading decisions", "Training"):
+        assert step in ended.stdout
+    ended = run(*command.split(), **settings)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Training" not in ended.stdout

@@ -18,7 +18,7 @@ from ml.platform.errors import UnprocessableRequest
 from ml.serving import prompts
 from ml.serving.examples import LIBRARIES, load_library
 from ml.serving.golden_situations import GOLDEN_SITUATIONS
-from ml.serving.prompts import PROMPTS, Prompt, resolve_prompt
+from ml.serving.prompts import MAX_SHOWN_LENGTH, PROMPTS, Prompt, resolve_prompt
 from tests.tip_rubric import word_overlap
 
 
@@ -182,6 +182,17 @@ def test_the_requested_version_is_used_then_the_default() -> None:
     for prompt_version, default in (("v9", "v1"), ("", "v1"), (None, "v9")):
         with pytest.raises(UnprocessableRequest, match=", ".join(PROMPTS)):
             resolve_prompt(prompt_version, default)
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [("v9", "'v9'"), ("v\n9\u202e", r"'v\n9\u202e'"), ("v" * 10_000, f"'{'v' * MAX_SHOWN_LENGTH}'")],
+)
+def test_an_unknown_version_is_shown_in_part_and_without_control_characters(version: str, shown: str) -> None:
+    with pytest.raises(UnprocessableRequest) as raised:
+        resolve_prompt(version, "v1")
+    assert raised.value.detail.startswith(f"The prompt version {shown} is not known; it should be one of ")
+    assert raised.value.detail.isprintable()
 
 
 def test_the_registry_cannot_be_changed_at_run_time() -> None:
