@@ -5,6 +5,8 @@ request. `tips serve` uses this protocol; so does `uvicorn --http ml.platform.ht
 """
 
 import asyncio
+import itertools
+import selectors
 from typing import Any, ClassVar
 
 import httptools
@@ -16,6 +18,9 @@ from ml.platform.middleware.server_limits import SERVER_LIMITS, ServerLimit
 
 MAX_CONNECTIONS = 500
 """The default of uvicorn's `limit_concurrency`, which limits the connections of clients here."""
+
+MAX_CANDIDATES = 64
+"""Connections of which one is chosen to make room."""
 
 
 class PipelineTooLong(Exception):
@@ -29,8 +34,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
       marked as exceeding the limit, and the connection is closed after its answer.
     - A client that has not completed the headers of a request, or the rest of a refused one, in time is disconnected.
     - So is a client that does not read its response.
-    - Above the limit of connections, one that waits for a request is closed in favour of the new one. If all are busy,
-      the request of the new one is marked as exceeding the limit.
+    - Above the limit of connections, one that waits for a request or a body is closed in favour of the new one. If all
+      are busy, the request of the new one is marked as exceeding the limit.
     """
 
     max_headers: ClassVar[int] = 100
@@ -56,14 +61,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether the connection waits for a request, or for the rest of one that is answered."""
+    def is_idle(self) -> bool:
+        """Whether no request is being handled: the next one is not complete, or the rest of an answered one arrives."""
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether nothing happens until the client sends more."""
+        return self.is_idle or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
-            self._close_waiting_connection()
+            self._make_room()
         self._start_read_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -82,7 +92,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._unparsed_bytes > self.max_header_bytes or len(self.headers or ()) > self.max_headers
         ):
             self._refuse_headers()
-        if not self.is_waiting:
+        if not self.is_idle:
             self._stop_read_timer()
         else:
             self._start_read_timer()
@@ -129,7 +139,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._write_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        if self.is_waiting:
+        if self.is_idle:
             super().send_400_response(msg)
         else:  # it would be part of the response in progress
             self.transport.abort()
@@ -153,17 +163,30 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:  # the address is not complete either
             self.transport.abort()
 
-    def _close_waiting_connection(self) -> None:
-        for connection in self.connections:
-            if (
-                isinstance(connection, LimitedHttpProtocol)
-                and connection is not self
-                and connection.is_waiting
-                and not connection.transport.is_closing()
-            ):
-                connection.transport.abort()
-                self.connections.discard(connection)  # at once: otherwise only when the event loop has closed it
-                return
+    def close_to_make_room(self) -> None:
+        """Send what is still to be sent, and close."""
+        self.connections.discard(self)  # at once: otherwise only when the event loop has closed it
+        self.transport.close()
+        self._start_write_timer()
+
+    def _make_room(self) -> None:
+        """Close one connection on which the client sends nothing, if there is one among the first few."""
+        waiting = (
+            connection
+            for connection in self.connections
+            if isinstance(connection, LimitedHttpProtocol)
+            and connection is not self
+            and connection.waits_for_client
+            and not connection.transport.is_closing()
+        )
+        with selectors.DefaultSelector() as selector:
+            for connection in itertools.islice(waiting, MAX_CANDIDATES):
+                selector.register(connection.transport.get_extra_info("socket"), selectors.EVENT_READ, connection)
+            # A busy server has not read yet what these have sent.
+            readable = {key.fd for key, _ in selector.select(0)}
+            silent = [key.data for key in selector.get_map().values() if key.fd not in readable]
+        if silent:
+            silent[0].close_to_make_room()
 
     def _start_read_timer(self) -> None:
         if self._read_timer is None:
