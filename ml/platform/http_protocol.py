@@ -19,8 +19,11 @@ from ml.platform.middleware.server_limits import SERVER_LIMITS, ServerLimit
 MAX_CONNECTIONS = 500
 """The default of uvicorn's `limit_concurrency`, which limits the connections of clients here."""
 
+REFUSABLE_SHARE = 0.5
+"""Connections above the limit, as a share of it, whose requests are answered with 503; more are closed at once."""
+
 MAX_CANDIDATES = 64
-"""Connections of which one is chosen to make room."""
+"""Silent connections that are looked at to make room for one."""
 
 
 class PipelineTooLong(Exception):
@@ -34,8 +37,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
       marked as exceeding the limit, and the connection is closed after its answer.
     - A client that has not completed the headers of a request, or the rest of a refused one, in time is disconnected.
     - So is a client that does not read its response.
-    - Above the limit of connections, one that waits for a request or a body is closed in favour of the new one. If all
-      are busy, the request of the new one is marked as exceeding the limit.
+    - Above the limit of connections, one that has waited for a request or a body for `min_silence` seconds is closed in
+      favour of the new one. If there is none, the request of the new one is marked as exceeding the limit.
     """
 
     max_headers: ClassVar[int] = 100
@@ -43,6 +46,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     max_pipelined: ClassVar[int] = 32
     read_timeout: ClassVar[float] = 10
     write_timeout: ClassVar[float] = 30
+    min_silence: ClassVar[float] = 2
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.max_connections = config.limit_concurrency or MAX_CONNECTIONS
         self.limit_concurrency = None  # uvicorn would answer with plain text, and keep idle connections
         self._unparsed_bytes = 0
+        self._waits_since = self.loop.time()
         self._in_headers = False
         self._is_refused = False
         self._read_timer: asyncio.TimerHandle | None = None
@@ -66,14 +71,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     @property
-    def waits_for_client(self) -> bool:
-        """Whether nothing happens until the client sends more."""
-        return self.is_idle or self.cycle.more_body
+    def seconds_silent(self) -> float:
+        """For how long the client has not completed, or not begun, a request; 0 while one is handled."""
+        return self.loop.time() - self._waits_since if self.is_idle or self.cycle.more_body else 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._make_room()
+        if len(self.connections) > self.max_connections * (1 + REFUSABLE_SHARE):
+            self.transport.abort()
         self._start_read_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -102,6 +109,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise PipelineTooLong
         super().on_message_begin()
         self._unparsed_bytes = 0
+        self._waits_since = self.loop.time()
         self._in_headers = True
 
     def on_headers_complete(self) -> None:
@@ -123,6 +131,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._waits_since = self.loop.time()
         if self.transport.is_closing():
             self._start_write_timer()
         elif self._in_headers:  # of the next request
@@ -170,13 +179,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._start_write_timer()
 
     def _make_room(self) -> None:
-        """Close one connection on which the client sends nothing, if there is one among the first few."""
+        """Close connections of silent clients until there are as many as allowed, or all candidates were tried."""
         waiting = (
             connection
             for connection in self.connections
             if isinstance(connection, LimitedHttpProtocol)
             and connection is not self
-            and connection.waits_for_client
+            and connection.seconds_silent > self.min_silence
             and not connection.transport.is_closing()
         )
         with selectors.DefaultSelector() as selector:
@@ -185,8 +194,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             # A busy server has not read yet what these have sent.
             readable = {key.fd for key, _ in selector.select(0)}
             silent = [key.data for key in selector.get_map().values() if key.fd not in readable]
-        if silent:
-            silent[0].close_to_make_room()
+        for connection in silent[: len(self.connections) - self.max_connections]:
+            connection.close_to_make_room()
 
     def _start_read_timer(self) -> None:
         if self._read_timer is None:

@@ -30,6 +30,12 @@ class Impatient(LimitedHttpProtocol):
     write_timeout = 0.2
 
 
+class Strict(LimitedHttpProtocol):
+    """The protocol that at the limit closes any connection that waits for its client."""
+
+    min_silence = 0
+
+
 @contextmanager
 def service(**options: Any) -> Iterator[str]:
     """Run a service that has only the routes that every service has; yield its address."""
@@ -142,15 +148,22 @@ async def _work() -> None: ...
 
 @pytest.mark.parametrize("sent", [b"", LIVE, SLOW_BODY], ids=["nothing", "a part of the headers", "a part of the body"])
 def test_clients_that_send_nothing_do_not_keep_others_out(sent: bytes) -> None:
-    with service(limit_concurrency=5) as url, ExitStack() as stack:
+    with service(http=Strict, limit_concurrency=5) as url, ExitStack() as stack:
         silent = [stack.enter_context(connected(url, sent)) for _ in range(20)]
         assert [httpx.get(f"{url}/health/live").status_code for _ in range(10)] == [200] * 10
         assert eventually(lambda: sum(is_closed(connection) for connection in silent) >= 15)
 
 
+def test_far_above_the_limit_connections_are_closed_at_once() -> None:
+    with service(limit_concurrency=4) as url, ExitStack() as stack:
+        silent = [stack.enter_context(connected(url)) for _ in range(20)]
+        assert eventually(lambda: sum(is_closed(connection) for connection in silent) == 14)
+
+
 def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
     try:
-        return connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+        return connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
     except ConnectionResetError:
@@ -184,14 +197,14 @@ def test_no_request_is_lost_to_make_room() -> None:
         is_blocked.set()
         released.wait(60)
 
-    with running(small_service(router), limit_concurrency=5) as url, ExitStack() as stack:
+    with running(small_service(router), http=Strict, limit_concurrency=5) as url, ExitStack() as stack:
         used = [stack.enter_context(connected(url, LIVE + b"\r\n")) for _ in range(4)]
         assert [status(connection.recv(65_536)) for connection in used] == [200] * 4
         stack.enter_context(connected(url, head("/block", method="GET") + b"\r\n"))
         assert is_blocked.wait(60)
         for connection in used:
             connection.sendall(LIVE + b"\r\n")
-        new = [stack.enter_context(connected(url, LIVE + b"\r\n")) for _ in range(5)]
+        new = [stack.enter_context(connected(url, LIVE + b"\r\n")) for _ in range(2)]
         released.set()
         assert {status(connection.recv(65_536)) for connection in [*used, *new]} <= {200, 503}
 
