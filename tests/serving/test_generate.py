@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from ml.features.context import assemble_context
 from ml.serving.prompts import PROMPTS
 from tests.conftest import Serve, becomes_ready, eventually
 from tests.upstream import SECRET, TIP, UNUSABLE, Upstream
@@ -36,7 +37,7 @@ def test_the_model_receives_the_messages_of_the_requested_version(
 ) -> None:
     assert generate(serve(), prompt_version=version).json()["prompt_version"] == version
     sent = upstream.bodies[-1]
-    assert sent["messages"][:-1] == list(PROMPTS[version].prefix)
+    assert sent["messages"] == PROMPTS[version].render(assemble_context(SIGNALS)).messages
     assert '"sleep better"' in sent["messages"][-1]["content"]
     assert "5.5 hours" in sent["messages"][-1]["content"]
     assert sent["max_tokens"] == PROMPTS[version].parameters.max_tokens
