@@ -21,7 +21,8 @@ def test_the_output_is_the_tip_and_nothing_else(upstream: Upstream) -> None:
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{TIP}\n", "")
     messages = upstream.bodies[-1]["messages"]
-    assert messages[:-1] == list(PROMPTS["v2-mentor"].prefix)
+    prefix = PROMPTS["v2-mentor"].prefix
+    assert messages[: len(prefix)] == list(prefix)
     for wording in ('"sleep better"', "5.5 hours", '"one", "two"'):
         assert wording in messages[-1]["content"]
 
