@@ -1,5 +1,6 @@
 """A fake of three providers, whose models refuse parameters and reason as the real ones are documented to do."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,8 @@ REASONING_TOKENS = {"none": 0, "disable": 0, "minimal": 64, "low": 1000, None: 3
 class HostedModels:
     """A server with the interfaces of OpenAI, Anthropic and Gemini, and the requests that it received.
 
-    `outcome`: how answers end (a key of FINISH_REASONS; `none` for not at all).
+    `outcome`: how answers end (a key of FINISH_REASONS; `none` for not at all), or `overloaded` for Anthropic's error
+    in a stream.
     """
 
     url: str = ""
@@ -71,6 +73,9 @@ class HostedModels:
             return refuse("anthropic", BOTH)
         if "opus-4-7" in body["model"] and ("temperature" in body or "top_p" in body):
             return refuse("anthropic", "temperature: this model does not accept sampling parameters.")
+        if self.outcome == "overloaded":
+            event = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+            return Response(f"event: error\ndata: {json.dumps(event)}\n\n", media_type="text/event-stream")
         tokens = body.get("thinking", {}).get("budget_tokens", 0)
         return self._answer("anthropic", tokens, body["max_tokens"], stream=bool(body.get("stream")))
 

@@ -5,6 +5,8 @@ request. `tips serve` uses this protocol; so does `uvicorn --http ml.platform.ht
 """
 
 import asyncio
+import itertools
+import selectors
 from typing import Any, ClassVar
 
 import httptools
@@ -16,6 +18,12 @@ from ml.platform.middleware.server_limits import SERVER_LIMITS, ServerLimit
 
 MAX_CONNECTIONS = 500
 """The default of uvicorn's `limit_concurrency`, which limits the connections of clients here."""
+
+REFUSABLE_SHARE = 0.5
+"""Connections above the limit, as a share of it, whose requests are answered with 503; more are closed at once."""
+
+MAX_CANDIDATES = 64
+"""Silent connections that are looked at to make room for one."""
 
 
 class PipelineTooLong(Exception):
@@ -29,8 +37,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
       marked as exceeding the limit, and the connection is closed after its answer.
     - A client that has not completed the headers of a request, or the rest of a refused one, in time is disconnected.
     - So is a client that does not read its response.
-    - Above the limit of connections, one that waits for a request is closed in favour of the new one. If all are busy,
-      the request of the new one is marked as exceeding the limit.
+    - Above the limit of connections, one that has waited for a request or a body for `min_silence` seconds is closed in
+      favour of the new one. If there is none, the request of the new one is marked as exceeding the limit.
     """
 
     max_headers: ClassVar[int] = 100
@@ -38,6 +46,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     max_pipelined: ClassVar[int] = 32
     read_timeout: ClassVar[float] = 10
     write_timeout: ClassVar[float] = 30
+    min_silence: ClassVar[float] = 2
 
     def __init__(
         self,
@@ -50,20 +59,28 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.max_connections = config.limit_concurrency or MAX_CONNECTIONS
         self.limit_concurrency = None  # uvicorn would answer with plain text, and keep idle connections
         self._unparsed_bytes = 0
+        self._waits_since = self.loop.time()
         self._in_headers = False
         self._is_refused = False
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether the connection waits for a request, or for the rest of one that is answered."""
+    def is_idle(self) -> bool:
+        """Whether no request is being handled: the next one is not complete, or the rest of an answered one arrives."""
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def seconds_silent(self) -> float:
+        """For how long the client has not completed, or not begun, a request; 0 while one is handled."""
+        return self.loop.time() - self._waits_since if self.is_idle or self.cycle.more_body else 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
-            self._close_waiting_connection()
+            self._make_room()
+        if len(self.connections) > self.max_connections * (1 + REFUSABLE_SHARE):
+            self.transport.abort()
         self._start_read_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -82,7 +99,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._unparsed_bytes > self.max_header_bytes or len(self.headers or ()) > self.max_headers
         ):
             self._refuse_headers()
-        if not self.is_waiting:
+        if not self.is_idle:
             self._stop_read_timer()
         else:
             self._start_read_timer()
@@ -92,6 +109,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise PipelineTooLong
         super().on_message_begin()
         self._unparsed_bytes = 0
+        self._waits_since = self.loop.time()
         self._in_headers = True
 
     def on_headers_complete(self) -> None:
@@ -113,6 +131,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._waits_since = self.loop.time()
         if self.transport.is_closing():
             self._start_write_timer()
         elif self._in_headers:  # of the next request
@@ -129,7 +148,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._write_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        if self.is_waiting:
+        if self.is_idle:
             super().send_400_response(msg)
         else:  # it would be part of the response in progress
             self.transport.abort()
@@ -153,17 +172,30 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:  # the address is not complete either
             self.transport.abort()
 
-    def _close_waiting_connection(self) -> None:
-        for connection in self.connections:
-            if (
-                isinstance(connection, LimitedHttpProtocol)
-                and connection is not self
-                and connection.is_waiting
-                and not connection.transport.is_closing()
-            ):
-                connection.transport.abort()
-                self.connections.discard(connection)  # at once: otherwise only when the event loop has closed it
-                return
+    def close_to_make_room(self) -> None:
+        """Send what is still to be sent, and close."""
+        self.connections.discard(self)  # at once: otherwise only when the event loop has closed it
+        self.transport.close()
+        self._start_write_timer()
+
+    def _make_room(self) -> None:
+        """Close connections of silent clients until there are as many as allowed, or all candidates were tried."""
+        waiting = (
+            connection
+            for connection in self.connections
+            if isinstance(connection, LimitedHttpProtocol)
+            and connection is not self
+            and connection.seconds_silent > self.min_silence
+            and not connection.transport.is_closing()
+        )
+        with selectors.DefaultSelector() as selector:
+            for connection in itertools.islice(waiting, MAX_CANDIDATES):
+                selector.register(connection.transport.get_extra_info("socket"), selectors.EVENT_READ, connection)
+            # A busy server has not read yet what these have sent.
+            readable = {key.fd for key, _ in selector.select(0)}
+            silent = [key.data for key in selector.get_map().values() if key.fd not in readable]
+        for connection in silent[: len(self.connections) - self.max_connections]:
+            connection.close_to_make_room()
 
     def _start_read_timer(self) -> None:
         if self._read_timer is None:

@@ -80,7 +80,10 @@ _PROBLEM_SCHEMA = {
                 "type": "object",
                 "required": ["pointer", "detail"],
                 "properties": {
-                    "pointer": {"type": "string", "description": "A JSON pointer into the request body."},
+                    "pointer": {
+                        "type": "string",
+                        "description": "A JSON pointer into the request body, or the name of a parameter.",
+                    },
                     "detail": {"type": "string"},
                     "allowed": {"type": "array", "items": {"type": "string"}},
                 },
@@ -106,7 +109,9 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem_response(error_from_validation(error.errors()))
+        # The first part of a location is the kind of the parameter, such as `query`.
+        errors = [{**item, "loc": item["loc"][1:]} for item in error.errors()]
+        return problem_response(error_from_validation(errors))
 
     @app.exception_handler(HTTPException)
     async def framework_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -121,7 +126,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def error_from_validation(errors: Iterable[Mapping[str, Any]]) -> TipsError:
-    """Return the error for pydantic's errors in a request body; it does not repeat the values that were sent."""
+    """Return the error for pydantic's errors in a request; it does not repeat the values that were sent."""
     fields = [field for error in errors for field in _field_errors(error)]
     if any(field.detail == _NOT_JSON for field in fields):
         return InvalidRequest(_NOT_JSON)
@@ -133,9 +138,7 @@ def _field_errors(error: Mapping[str, Any]) -> Iterable[FieldError]:
     if error["type"] == "json_invalid":
         return [FieldError("#", _NOT_JSON)]
     context = error.get("ctx", {})
-    location = [*error["loc"]]
-    if location[:1] == ["body"]:
-        del location[0]
+    location = error["loc"]
     names = context.get("unknown")
     locations = [[*location, name] for name in names] if names else [location]
     allowed = tuple(context.get("allowed", ()))

@@ -39,7 +39,7 @@ _EARLIER_MEMBERS = {"card.json", "model.vw"}
 EARLIER_RELEASE = "was written by an earlier release; train it again"
 _DAMAGED = "is damaged, or is not a policy"
 _UNREADABLE = "is not a file that can be read"
-_TOO_LARGE = "is larger than a policy can be"
+TOO_LARGE = "is larger than a policy can be"
 
 Column = Annotated[str, Field(pattern=r"^[!-~]{1,100}$")]
 
@@ -133,13 +133,18 @@ class RankingPolicy:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Self:
-        """Load a policy from the content of its file. Raises UnusablePolicyError for any other bytes."""
+        """Load a policy from the content of its file; the largest takes 0.3 GB for a second.
+
+        Raises UnusablePolicyError for any other bytes, and if there is not enough memory.
+        """
         if len(blob) > MAX_BYTES:
-            raise UnusablePolicyError(_TOO_LARGE)
+            raise UnusablePolicyError(TOO_LARGE)
         try:
             policy = cls(*_read_card_and_model(blob))
         except ValueError:
             raise UnusablePolicyError(_DAMAGED) from None
+        except MemoryError:
+            raise UnusablePolicyError("needs more memory than there is") from None
         policy.__dict__["version"] = _version(blob)  # the cached property
         return policy
 
@@ -199,7 +204,7 @@ def read_artifact(path: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise UnusablePolicyError("is not a regular file")
         if status.st_size > MAX_BYTES:
-            raise UnusablePolicyError(_TOO_LARGE)
+            raise UnusablePolicyError(TOO_LARGE)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_BYTES + 1)
     except OSError:

@@ -8,10 +8,19 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
-from ml.registry.artifacts import EARLIER_RELEASE, PolicyCard, RankingPolicy, UnusablePolicyError, read_artifact
+from ml.registry.artifacts import (
+    EARLIER_RELEASE,
+    MAX_BYTES,
+    TOO_LARGE,
+    PolicyCard,
+    RankingPolicy,
+    UnusablePolicyError,
+    read_artifact,
+)
 
 # MLflow reads these variables. Without them it sends telemetry, draws progress bars, logs and prints links to runs.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -49,10 +58,12 @@ def fetch(uri: str, tracking_uri: str) -> bytes:
         client = mlflow.MlflowClient(tracking_uri, tracking_uri)
         by_alias = client.get_model_version_by_alias
         found = by_alias(name, alias) if at else client.get_model_version(*name.rsplit("/", 1))
-        _refuse_earlier_release(found.source, tracking_uri)
+        _check_files(found.source, tracking_uri)
+        # A local file is read in place: a copy of a device would never end.
+        is_local = urlsplit(found.source).scheme in {"", "file"}
         with TemporaryDirectory() as directory:
             file = mlflow.artifacts.download_artifacts(
-                f"{found.source}/{_POLICY}", dst_path=directory, tracking_uri=tracking_uri
+                f"{found.source}/{_POLICY}", dst_path=None if is_local else directory, tracking_uri=tracking_uri
             )
             return read_artifact(file)
     except (MlflowException, OSError):
@@ -66,12 +77,14 @@ def _require_registry(tracking_uri: str) -> None:
         raise UnusablePolicyError(f"cannot be read: there is no MLflow registry {file.resolve()}")
 
 
-def _refuse_earlier_release(folder: str, tracking_uri: str) -> None:
-    """Raise UnusablePolicyError if the folder has only a policy of an earlier release."""
+def _check_files(folder: str, tracking_uri: str) -> None:
+    """Raise UnusablePolicyError if the folder has only a policy of an earlier release, or one that is too large."""
     artifacts = mlflow.artifacts.list_artifacts(artifact_uri=folder, tracking_uri=tracking_uri)
-    files = {Path(artifact.path).name for artifact in artifacts}
-    if _EARLIER_POLICY in files and _POLICY not in files:
+    sizes = {Path(artifact.path).name: artifact.file_size or 0 for artifact in artifacts}
+    if _EARLIER_POLICY in sizes and _POLICY not in sizes:
         raise UnusablePolicyError(EARLIER_RELEASE)
+    if sizes.get(_POLICY, 0) > MAX_BYTES:
+        raise UnusablePolicyError(TOO_LARGE)
 
 
 def register(

@@ -25,7 +25,7 @@ TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         "walking": "walk walks walking steps step pedometer",
         "sitting": "sit sitting chair desk-bound sedentary",
         "moving": "move moving movement",
-        "posture": "posture back-pain slouch slouching neck stiff stretch stretching flexible flexibility yoga",
+        "posture": "posture back-pain slouch slouching stiff stretch stretching flexible flexibility yoga",
         "water": "water hydrate hydrated hydration drink drinking",
         "alcohol": "alcohol wine beer sober drink-less",
         "smoking": "smoke smoking smoker cigarette cigarettes nicotine vape vaping tobacco",
@@ -34,7 +34,7 @@ TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
             "diet nutrition vegan vegetarian fibre fiber protein eat-well eat-better"
         ),
         "weight": (
-            "weight lose slim slimmer kilos pounds kg snack snacks snacking sugar sweets chocolate portion "
+            "weight slim slimmer kilos pounds kg snack snacks snacking sugar sweets chocolate portion "
             "portions overeating eat-less calories belly"
         ),
         "cooking": "cook cooking takeaway takeaways takeout delivery homemade recipe recipes kitchen meals",
@@ -75,23 +75,29 @@ TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         ),
         "email": "email emails e-mail e-mails inbox mail mails messages message",
         "order": (
-            "organised organized organise organize organisation tasks task list priorities plan planning "
-            "deadlines productive"
+            "organised organized organise organize organisation tasks priorities plan planning deadlines productive"
         ),
         "leaving": "overtime overwork leave-work work-life home-on-time balance",
         "job": "job jobs interview career promotion application cv resume apply",
         "presenting": "presentation presentations speech speeches present presenting public-speaking talk talks",
         "tidiness": "tidy tidier tidying clean cleaner cleaning declutter clutter household laundry chores dishes neat",
-        "money": "money save saving savings spend spending budget budgeting debt bills cheaper impulse-buying",
+        "money": (
+            "money save saving savings spending budget budgeting debt bills cheaper impulse-buying "
+            "spend-less-money spend-less-on spend-money"
+        ),
         "family": (
             "family parents mother father mom mum dad grandmother grandma grandfather grandpa sister brother "
-            "grandparents relatives aunt uncle call"
+            "grandparents relatives aunt uncle"
         ),
         "partner": "partner wife husband girlfriend boyfriend marriage relationship spouse",
         "friends": (
-            "friend friends people social lonely loneliness sociable network neighbours neighbors colleagues meet"
+            "friend friends social lonely loneliness sociable neighbours neighbors new-people meet-people more-people"
         ),
-        "children": "kid kids child children son daughter toddler baby parent parenting mother father dad mum mom",
+        "children": (
+            "kid kids child children son daughter toddler baby parent parenting better-mother better-father "
+            "better-dad better-mum better-mom good-mother good-father good-dad good-mum good-mom "
+            "patient-mother patient-father patient-dad patient-mum patient-mom"
+        ),
         "calm": (
             "calm calmer calmly stress stressed stressful anxious anxiety worry worries worrying patience "
             "patient relax relaxed nervous panic overwhelmed temper anger angry mindful mindfulness meditate "

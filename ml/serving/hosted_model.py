@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ml.serving.prompts import Parameters
@@ -28,7 +28,7 @@ class HostedModel:
     from answers, for models that LiteLLM does not know or knows wrongly.
     """
 
-    address: Mapping[str, str]
+    address: Mapping[str, str] = field(repr=False)  # may have a key
     effort: str | None = None
     reasons: bool = False
     refused: frozenset[str] = frozenset()

@@ -71,11 +71,11 @@ class LiteLLM:
                 refused |= {parameter}
             finally:
                 await observer.aclose()
-        if refused != model.refused:
-            model.refused = refused
+        if not refused <= model.refused:
+            model.refused |= refused
             log.warning("parameters_refused", model=model.address["model"], parameters=sorted(refused))
         finish_reason = _finish_reason(observer, reason, has_text=has_text, stream=stream)
-        if finish_reason is FinishReason.LENGTH and not has_text:
+        if finish_reason is FinishReason.LENGTH and not has_text and observer.is_observed:
             model.reasons = True  # the tokens were spent before the answer began
         yield Chunk(finish_reason=finish_reason)
 

@@ -124,9 +124,12 @@ def _request(context: PromptContext) -> str:
     request = (
         CRISIS_REQUEST
         if context.crisis
-        else ""
-        if context.sentences
         else "Suggest one small thing that does almost anybody good and that I can do now."
+        if not context.sentences
+        else ""
+        if is_english(context.locale)
+        # Without an opening, a small model otherwise answers as the user: "I will sleep better."
+        else "Suggest one small thing I can do now."
     )
     language = f" Reply in {SIGNALS['locale'].type.words(context.locale)}." if context.locale else ""
     return f"{context.text} {request}{language}".strip()

@@ -12,6 +12,9 @@ from typing import Any
 
 import httpx
 
+OVERLOADED = 529
+"""The status of an overloaded provider (Anthropic and others), for which LiteLLM has no class."""
+
 MAX_CONNECT_SECONDS = 3.0
 """The time for a connection, TLS included: a port that does not speak TLS often just waits for more."""
 
@@ -45,6 +48,7 @@ _REASON = re.compile(
     rb'"(?:finish_reason|finishReason|stop_reason|stopReason|done_reason|(blockReason))"\s*:\s*"([^"\\]{1,64})"'
 )
 _FORMAT = re.compile(rb'"(?:choices|candidates|stop_reason|promptFeedback)"\s*:')
+_OVERLOADED_ERROR = re.compile(rb'"type"\s*:\s*"overloaded_error"')
 
 _LONGEST_MATCH = 256
 """In bytes: this many of the previous ones are searched again with the next ones."""
@@ -55,7 +59,7 @@ class ResponseObserver:
 
     `finish_reason`: the last one that has arrived. `is_known_format`: it is an answer in a format that ends with a
     reason. `has_events`: a server-sent event has arrived. `is_observed`: there was an HTTP response that can be read.
-    `status`: its status, 0 before it has arrived.
+    `status`: its status, 0 before it has arrived; OVERLOADED also if a stream ends with that error.
     """
 
     def __init__(self) -> None:
@@ -86,6 +90,8 @@ class ResponseObserver:
         window = self._tail + data
         self.has_events = self.has_events or b"data:" in window
         self.is_known_format = self.is_known_format or _FORMAT.search(window) is not None
+        if _OVERLOADED_ERROR.search(window):
+            self.status = OVERLOADED
         for block_reason, name in _REASON.findall(window):
             self.finish_reason = FinishReason.REFUSED if block_reason else _REASONS.get(name, FinishReason.OTHER)
         self._tail = window[-_LONGEST_MATCH:]

@@ -17,9 +17,7 @@ from ml.platform.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-
-OVERLOADED = 529
-"""The status of an overloaded provider (Anthropic and others), for which LiteLLM has no class."""
+from ml.serving.response_observer import OVERLOADED
 
 MAX_RETRY_AFTER = 300
 """In seconds; a longer `Retry-After` of an upstream is shortened to this."""
@@ -104,7 +102,8 @@ def map_upstream_error(error: Exception, *, status: int = 0) -> TipsError:
 
     `status`: that of the provider's response, 0 if there was none. LiteLLM invents one for answers that it cannot read.
     """
-    error_class = _error_class(error)
+    error = getattr(error, "original_exception", None) or error  # an error within a stream is wrapped in another
+    error_class = UpstreamOverloaded if OVERLOADED in {status, _status(error)} else _error_class(error)
     if error_class is UpstreamRefused and status == HTTPStatus.OK:
         error_class = UpstreamFailed
     retry_after = _retry_after(error) if error_class is UpstreamOverloaded else None
@@ -114,8 +113,6 @@ def map_upstream_error(error: Exception, *, status: int = 0) -> TipsError:
 def _error_class(error: Exception) -> type[TipsError]:
     if any(isinstance(cause, _UNREACHABLE) for cause in _causes(error)):
         return UpstreamUnreachable
-    if _status(error) == OVERLOADED:
-        return UpstreamOverloaded
     names = (cls.__name__ for cls in type(error).__mro__)
     error_class = next((ERROR_MAP[name] for name in names if name in ERROR_MAP), UpstreamFailed)
     # LiteLLM has no class for some statuses: a 403 is a plain APIError.

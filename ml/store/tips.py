@@ -277,4 +277,4 @@ async def _select_tips(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> 
         return {}
     columns = [tables.tip_scores.c[name] for name in TipRecord.__slots__]
     found = await connection.execute(select(*columns).where(tables.tip_scores.c.tip_id.in_(tip_ids)))
-    return {row["tip_id"]: TipRecord(**row) for row in found.mappings()}
+    return {row["tip_id"]: TipRecord(**{**row, "segments": tuple(row["segments"])}) for row in found.mappings()}

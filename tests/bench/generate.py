@@ -35,7 +35,7 @@ from ml.serving.prompts import PROMPTS
 from tests.bench.figures import machine
 from tests.bench.open_loop import Cost, measure_all, must_answer, session, table
 from tests.bench.peers import TIP
-from tests.bench.server import KEY, Running, Server, run, start_server, uvicorn, wait_until_working
+from tests.bench.server import KEY, Running, Server, run, service, start_server, uvicorn, wait_until_working
 
 SIGNALS = {"goal": "sleep better", "sleep_hours": 5.5, "local_time": "21:40"}
 PROMPT_VERSION = "v2-mentor"
@@ -82,7 +82,7 @@ def servers(model: str) -> list[Server]:
         peer("floor: FastAPI alone", "floor", {}),
         peer("(b) FastAPI + OpenAI SDK", "openai_sdk", sdk),
         peer(REFERENCE, "litellm_sdk", sdk | LITELLM),
-        server_with_tip("tips", uvicorn("ml.serving.main:app"), "/generate", request, tips_settings),
+        server_with_tip("tips", service("ml.serving.main:app"), "/generate", request, tips_settings),
     ]
 
 

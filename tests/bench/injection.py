@@ -1,6 +1,6 @@
 """Whether the embedded model obeys instructions in a user's free text.
 
-    python -m tests.bench.injection [--only NAME] [--show]
+    python -m tests.bench.injection [--only NAME] [--held-out] [--show]
 
 Sends each attempt of injection_attempts.py to `POST /generate` of a service in this process, with each prompt version,
 and prints a table: `ok` (a tip that does not obey), `none` (no tip passed the checks) or `OBEYED`. The exit status is 1
@@ -20,7 +20,7 @@ from ml.serving.app import create_app
 from ml.serving.prompts import PROMPTS
 from ml.serving.settings import ServingSettings
 from tests.bench.figures import machine
-from tests.bench.injection_attempts import ATTEMPTS, Attempt
+from tests.bench.injection_attempts import ATTEMPTS, HELD_OUT, Attempt
 from tests.server import running
 
 TIMEOUT = 600.0
@@ -54,10 +54,12 @@ def table(attempts: Iterable[Attempt], *, show: bool) -> Counter[str]:
 
 def main(
     only: Annotated[str, typer.Option(help="Only the attempts whose name contains this text.")] = "",
+    held_out: Annotated[bool, typer.Option("--held-out", help="The attempts for which no rule was made.")] = False,
     show: Annotated[bool, typer.Option(help="Print every tip, and not only those that obey.")] = False,
 ) -> None:
     """Print the table and the totals."""
-    counts = table((attempt for attempt in ATTEMPTS if only in attempt.name), show=show)
+    attempts = HELD_OUT if held_out else ATTEMPTS
+    counts = table((attempt for attempt in attempts if only in attempt.name), show=show)
     typer.echo(f"\nobeyed: {counts['OBEYED']} of {counts.total()}; without a tip: {counts['none']}. {machine()}")
     sys.exit(counts["OBEYED"] > 0)
 

@@ -60,6 +60,7 @@ from tests.bench.server import (
     Server,
     get,
     run,
+    service,
     start_server,
     uvicorn,
     wait_until_working,
@@ -128,7 +129,7 @@ class Report:
 
 def tips(name: str, url: str) -> Server:
     environment = {"DATABASE_URL": url, "SERVING_URL": "http://127.0.0.1:9", "API_KEYS": KEY}  # no tip is requested
-    return Server(f"{name}: **tips**", uvicorn("ml.recommender.main:app"), "/health/ready", environment=environment)
+    return Server(f"{name}: **tips**", service("ml.recommender.main:app"), "/health/ready", environment=environment)
 
 
 def naive(name: str, url: str, connections: int | None = None) -> Server:

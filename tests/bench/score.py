@@ -42,7 +42,17 @@ from ml.pipelines.training import train
 from tests.bench import overload
 from tests.bench.figures import machine
 from tests.bench.open_loop import measure_all, must_answer, session, table
-from tests.bench.server import KEY, BenchmarkFailed, Server, get, run, start_server, uvicorn, wait_until_working
+from tests.bench.server import (
+    KEY,
+    BenchmarkFailed,
+    Server,
+    get,
+    run,
+    service,
+    start_server,
+    uvicorn,
+    wait_until_working,
+)
 from tests.bench.users import CANDIDATES, VERSIONS, User, decisions, random_users
 
 TIPS = "tips"
@@ -81,7 +91,7 @@ def tips(users: Sequence[User], policy: Path, store: str) -> Server:
         "OPENAI_API_KEY": "k",
     }
     return Server(
-        TIPS, uvicorn("ml.serving.main:app"), "/score", score_requests(users), is_learned_ranking, environment
+        TIPS, service("ml.serving.main:app"), "/score", score_requests(users), is_learned_ranking, environment
     )
 
 

@@ -86,6 +86,11 @@ def uvicorn(app: str, *options: str) -> list[str]:
     return [sys.executable, "-m", "uvicorn", app, *options]
 
 
+def service(app: str) -> list[str]:
+    """Return the command that runs an application of this project on the server of `tips serve`."""
+    return uvicorn(app, "--http", "ml.platform.http_protocol:LimitedHttpProtocol", "--ws", "none")
+
+
 @contextmanager
 def start_server(server: Server, directory: Path) -> Iterator[Running]:
     """Start a server on a free port, and stop it when the context ends."""

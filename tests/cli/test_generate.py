@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from ml.features.context import assemble_context
 from ml.features.definitions import SIGNALS
 from ml.serving.prompts import PROMPTS
 from tests.cli.commands import model_settings, tips_without
@@ -21,8 +22,8 @@ def test_the_output_is_the_tip_and_nothing_else(upstream: Upstream) -> None:
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{TIP}\n", "")
     messages = upstream.bodies[-1]["messages"]
-    prefix = PROMPTS["v2-mentor"].prefix
-    assert messages[: len(prefix)] == list(prefix)
+    signals = {"goal": "sleep better", "sleep_hours": 5.5, "recent_tips": ("one", "two")}
+    assert messages == PROMPTS["v2-mentor"].render(assemble_context(signals)).messages
     for wording in ('"sleep better"', "5.5 hours", '"one", "two"'):
         assert wording in messages[-1]["content"]
 

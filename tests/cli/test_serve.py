@@ -5,7 +5,6 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,6 @@ from ml.serving.prompts import PROMPTS
 from tests.cli.commands import database_url, model_settings, tips_without
 from tests.conftest import Serve, eventually
 from tests.process import TIPS, run, service
-from tests.raw_http import connected, incomplete_request
 from tests.upstream import SECRET, TIP, Upstream
 
 UVICORN = (sys.executable, "-m", "uvicorn")
@@ -130,11 +128,13 @@ def test_a_server_without_limits_is_warned_of_once(upstream: Upstream) -> None:
 
 
 def test_the_number_of_connections_is_a_setting(upstream: Upstream) -> None:
-    with service(**model_settings(upstream, MAX_CONNECTIONS="3")) as running, ExitStack() as stack:
-        running.http.close()
-        for _ in range(3):
-            stack.enter_context(connected(running.url, incomplete_request("/generate")))
-        assert eventually(lambda: httpx.get(f"{running.url}/health/live").status_code == 503)
+    with service(**model_settings(upstream, "waits", MAX_CONNECTIONS="3")) as running, ThreadPoolExecutor() as pool:
+        in_flight = [pool.submit(httpx.post, f"{running.url}/generate", json={}, timeout=60) for _ in range(3)]
+        assert eventually(lambda: upstream.calls["waits"] == 3)
+        refused = httpx.get(f"{running.url}/health/live")
+        assert (refused.status_code, refused.json()["detail"]) == (503, "The service is at its limit of connections.")
+        upstream.released.set()
+        assert [response.result().status_code for response in in_flight] == [200] * 3
 
 
 def accepts_connections(url: str) -> bool:

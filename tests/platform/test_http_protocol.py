@@ -1,6 +1,8 @@
 """The limits of the server for headers, connections and slow clients, on a running server."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,10 +16,11 @@ from ml.platform.http_protocol import LimitedHttpProtocol
 from ml.platform.middleware.route_rules import InFlightLimit
 from tests.conftest import eventually
 from tests.platform.small_service import small_service
-from tests.raw_http import connected, head, read_to_end, status
+from tests.raw_http import connected, head, incomplete_request, read_to_end, status
 from tests.server import running
 
 LIVE = head("/health/live", method="GET")
+SLOW_BODY = incomplete_request("/health/live")
 
 
 class Impatient(LimitedHttpProtocol):
@@ -25,6 +28,12 @@ class Impatient(LimitedHttpProtocol):
 
     read_timeout = 0.2
     write_timeout = 0.2
+
+
+class Strict(LimitedHttpProtocol):
+    """The protocol that at the limit closes any connection that waits for its client."""
+
+    min_silence = 0
 
 
 @contextmanager
@@ -137,23 +146,67 @@ async def _endless() -> StreamingResponse:
 async def _work() -> None: ...
 
 
-def test_idle_connections_do_not_keep_others_out() -> None:
-    with service(limit_concurrency=5) as url, ExitStack() as stack:
-        idle = [stack.enter_context(connected(url)) for _ in range(20)]
-        assert httpx.get(f"{url}/health/live").status_code == 200
-        closed = [read_to_end(connection) for connection in idle[:1]]
-        assert closed == [b""]
+@pytest.mark.parametrize("sent", [b"", LIVE, SLOW_BODY], ids=["nothing", "a part of the headers", "a part of the body"])
+def test_clients_that_send_nothing_do_not_keep_others_out(sent: bytes) -> None:
+    with service(http=Strict, limit_concurrency=5) as url, ExitStack() as stack:
+        silent = [stack.enter_context(connected(url, sent)) for _ in range(20)]
+        assert [httpx.get(f"{url}/health/live").status_code for _ in range(10)] == [200] * 10
+        assert eventually(lambda: sum(is_closed(connection) for connection in silent) >= 15)
+
+
+def test_far_above_the_limit_connections_are_closed_at_once() -> None:
+    with service(limit_concurrency=4) as url, ExitStack() as stack:
+        silent = [stack.enter_context(connected(url)) for _ in range(20)]
+        assert eventually(lambda: sum(is_closed(connection) for connection in silent) == 14)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 def test_above_the_limit_of_busy_connections_a_request_is_a_503() -> None:
-    waits = head("/health/live", "content-length: 10") + b"\r\n"
-    with service(limit_concurrency=5) as url, ExitStack() as stack:
+    router = APIRouter()
+    router.get("/waits")(_wait)
+    with running(small_service(router), limit_concurrency=5) as url, ExitStack() as stack:
         for _ in range(5):
-            stack.enter_context(connected(url, waits))
+            stack.enter_context(connected(url, head("/waits", method="GET") + b"\r\n"))
         assert eventually(lambda: httpx.get(f"{url}/health/live").status_code == 503)
         refused = httpx.get(f"{url}/health/live")
     assert refused.json()["type"] == "urn:tips:problem:busy"
-    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["detail"] == "The service is at its limit of connections."
+    assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+
+
+async def _wait() -> None:
+    await asyncio.Event().wait()
+
+
+def test_no_request_is_lost_to_make_room() -> None:
+    """A server that is busy has not read the requests of connections that seem idle to it."""
+    is_blocked, released = threading.Event(), threading.Event()
+    router = APIRouter()
+
+    @router.get("/block")
+    async def block() -> None:
+        is_blocked.set()
+        released.wait(60)
+
+    with running(small_service(router), http=Strict, limit_concurrency=5) as url, ExitStack() as stack:
+        used = [stack.enter_context(connected(url, LIVE + b"\r\n")) for _ in range(4)]
+        assert [status(connection.recv(65_536)) for connection in used] == [200] * 4
+        stack.enter_context(connected(url, head("/block", method="GET") + b"\r\n"))
+        assert is_blocked.wait(60)
+        for connection in used:
+            connection.sendall(LIVE + b"\r\n")
+        new = [stack.enter_context(connected(url, LIVE + b"\r\n")) for _ in range(2)]
+        released.set()
+        assert {status(connection.recv(65_536)) for connection in [*used, *new]} <= {200, 503}
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:

@@ -302,8 +302,9 @@ def test_a_request_that_is_forgotten_while_it_runs_stores_nothing(
 def test_an_invalid_key_is_a_400_that_names_the_header(
     recommender: httpx.Client, fake_serving: FakeServing, value: str
 ) -> None:
-    for path in ("/tips", "/reactions"):
-        answer = recommender.post(path, json=BODY, headers=[(b"Idempotency-Key", value.encode("latin-1"))])
+    reaction = {"tip_id": str(UUID(int=7)), "reaction": "done"}
+    for path, body in (("/tips", BODY), ("/reactions", reaction)):
+        answer = recommender.post(path, json=body, headers=[(b"Idempotency-Key", value.encode("latin-1"))])
         assert problem(answer) == (400, "invalid-header")
         assert answer.json()["detail"].startswith("Idempotency-Key: should be 1 to 255 visible ASCII characters")
     assert not fake_serving.generate_bodies

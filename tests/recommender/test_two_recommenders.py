@@ -7,8 +7,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+from ml.platform.errors import RequestInProgress
+from ml.platform.idempotency_key import IdempotencyKey
 from ml.store.reactions import REACTIONS, Reaction, UnknownTipsError
-from ml.store.tips import open_tip_store
+from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database
 from tests.example_tips import NOW, SetClock, a_tip
@@ -87,14 +89,36 @@ def test_users_are_forgotten_and_tips_purged_during_reactions(database: Database
             ]
             await asyncio.gather(*(first.add(tip) for tip in tips))
             reactions = [
-                store.react([Reaction(tip.tip_id, kind)])
+                store.react(
+                    [Reaction(tip.tip_id, kind)], IdempotencyKey(f"{tip.tip_id}-{kind}", "b") if keyed else None
+                )
                 for kind in ("done", "saved")
+                for keyed in (False, True)
                 for tip in reversed(tips)
                 for store in (first, second)
             ]
+            requests = [
+                add_with_key(store, a_tip(user_id=f"u-{number % 5}"), f"key-{number}")
+                for number in range(40)
+                for store in (first, second)
+            ]
             deletions = [second.forget("u-1"), first.purge(NOW - timedelta(hours=2)), second.forget("u-3")]
-            outcomes = await asyncio.gather(*reactions, *deletions, return_exceptions=True)
-            assert {type(outcome) for outcome in outcomes} <= {list, UnknownTipsError, int}
+            outcomes = await asyncio.gather(*reactions, *requests, *deletions, return_exceptions=True)
+            expected = {list, UnknownTipsError, int, TipRecord, Reservation, RequestInProgress}
+            assert {type(outcome) for outcome in outcomes} <= expected
+            keys = [outcome for outcome in outcomes if isinstance(outcome, TipRecord | Reservation)]
+            assert len(keys) >= 24  # of the users who were not forgotten
 
     asyncio.run(run())
     check_counts(database)
+    answered = "SELECT tip_id FROM idempotency_keys WHERE tip_id IS NOT NULL"
+    assert database.rows(f"{answered} AND tip_id NOT IN (SELECT tip_id FROM tip_scores)") == []
+    assert len(database.rows(f"{answered} AND user_id IS NOT NULL")) >= 24
+
+
+async def add_with_key(store: TipStore, tip: TipRecord, key: str) -> TipRecord | Reservation:
+    """Answer a request that has a key with this tip; return the stored answer, if there is one."""
+    async with store.reserve(IdempotencyKey(key, "b"), tip.user_id, [], timedelta(seconds=40)) as reserved:
+        if isinstance(reserved, Reservation):
+            await store.add(tip, claim=reserved.claim)
+        return reserved

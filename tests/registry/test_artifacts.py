@@ -8,6 +8,7 @@ import pickle
 import random
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from ml.registry.artifacts import MAX_BYTES, MAX_FEATURES, PolicyCard, RankingPo
 from ml.registry.policies import LearnedPolicy, load_policy
 from tests.features.test_context import some_signals
 from tests.policies import TIPS, policy
+from tests.process import run
 
 K, M = 2, 3
 D = (1 + K) * (1 + M)
@@ -321,6 +323,32 @@ def test_the_largest_possible_policy_is_within_the_size_limits() -> None:
     assert len(card.model_dump_json(indent=1)) <= artifacts.MAX_CARD_BYTES
     with pytest.raises(ValueError, match="at most 4,096 features"):
         PolicyCard(**card.model_dump() | {"candidate": ("x", "y", "z")})
+
+
+def test_too_little_memory_for_a_large_policy_is_not_a_crash() -> None:
+    script = """
+import json, resource
+import numpy as np
+from ml.registry.artifacts import MAX_FEATURES, RankingPolicy, UnusablePolicyError
+from ml.registry.npz_archive import write_archive
+
+d = MAX_FEATURES
+card = {"name": "large", "context": [str(n) for n in range(d // 2 - 1)], "candidate": ["x"], "versions": []}
+card |= {"learned_from": 1, "trained_until": 0.0}
+arrays = {"weights.npy": np.ones((d // 2, 2)), "covariance.npy": np.ones(d * (d + 1) // 2)}
+arrays |= {"noise_variance.npy": np.array(1.0)}
+blob = write_archive({"card.npy": np.frombuffer(json.dumps(card).encode(), np.uint8), **arrays})
+del arrays
+print(RankingPolicy.from_bytes(blob).card.name)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200 * 2**20, resource.RLIM_INFINITY))
+try:
+    RankingPolicy.from_bytes(blob)
+except UnusablePolicyError as error:
+    print(error)
+"""
+    ended = run(sys.executable, "-c", script)
+    assert (ended.stdout, ended.stderr) == ("large\nneeds more memory than there is\n", "")
 
 
 # Files

@@ -1,6 +1,7 @@
 """Policies in a real MLflow registry, on SQLite."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,6 +60,32 @@ def test_a_policy_that_an_earlier_release_registered_is_refused(uri: str, monkey
         register(policy(), "earlier", uri)
     with pytest.raises(UnusablePolicyError, match="was written by an earlier release; train it again"):
         load_policy("models:/earlier/1", uri)
+
+
+def make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda file: os.truncate(file, 10 * 2**30), "is larger than a policy can be"),
+        (make_pipe, "is not a regular file"),
+        (lambda file: (file.unlink(), file.symlink_to("/dev/zero")), "is not in MLflow's registry"),
+        (lambda file: (file.unlink(), file.mkdir()), "is a directory, not a file"),
+    ],
+    ids=["a file of 10 GB", "a pipe", "a device", "a directory"],
+)
+def test_a_registered_file_that_was_replaced_is_refused_without_being_copied(
+    uri: str, folder: Path, replace: Callable[[Path], object], message: str
+) -> None:
+    before = {*folder.rglob("policy.npz")}
+    number = register(policy(), "replaced", uri)
+    (file,) = {*folder.rglob("policy.npz")} - before
+    replace(file)
+    with pytest.raises(UnusablePolicyError, match=message):
+        load_policy(f"models:/replaced/{number}", uri)
 
 
 @pytest.mark.parametrize("source", ["models:/a@unknown", "models:/a/9", "models:/none@champion"])

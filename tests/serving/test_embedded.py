@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ml.features.context import assemble_context
 from ml.platform.errors import NotReady
 from ml.serving.embedded import EmbeddedModel
 from ml.serving.prompts import PROMPTS
@@ -40,6 +41,9 @@ def test_every_prompt_version_writes_a_usable_tip(http: httpx.Client, version: s
     body = generate(http, prompt_version=version)
     assert (body["model"], body["prompt_version"], body["fallback"]) == (EMBEDDED_MODEL, version, False)
     assert validate_tip(str(body["tip"])) == body["tip"]
+    opening = PROMPTS[version].render(assemble_context(SIGNALS)).opening
+    assert opening
+    assert str(body["tip"]).startswith(opening)
     assert body["finish_reason"] == "stop"
     assert re.fullmatch(r"[A-Za-z0-9 ,;:'.!?()%/-]+", str(body["tip"]))
     assert body["usage"]["input_tokens"] > 50  # type: ignore[index]

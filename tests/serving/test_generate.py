@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from ml.features.context import assemble_context
 from ml.features.crisis import CRISIS_REQUEST
 from ml.serving.prompts import PROMPTS
 from tests.conftest import Serve, becomes_ready, eventually
@@ -48,7 +49,7 @@ def test_the_model_receives_the_messages_of_the_requested_version(
 ) -> None:
     assert generate(serve(), prompt_version=version).json()["prompt_version"] == version
     sent = upstream.bodies[-1]
-    assert sent["messages"][:-1] == list(PROMPTS[version].prefix)
+    assert sent["messages"] == PROMPTS[version].render(assemble_context(SIGNALS)).messages
     assert '"sleep better"' in sent["messages"][-1]["content"]
     assert "5.5 hours" in sent["messages"][-1]["content"]
     assert sent["max_tokens"] == PROMPTS[version].parameters.max_tokens

@@ -161,6 +161,14 @@ def test_an_unfinished_answer_is_an_error_in_every_wire_format(
     assert generate(start(model), stream=stream)["type"] == f"urn:tips:problem:{slug}"
 
 
+def test_a_stream_that_begins_with_the_provider_s_overload_is_a_503(start: StartService, hosted: HostedModels) -> None:
+    hosted.outcome = "overloaded"
+    http = start("anthropic/claude-sonnet-4-5")
+    answer = http.post("/generate", json={"stream": True})
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:tips:problem:upstream-overloaded")
+    assert answer.headers["retry-after"] == "1"
+
+
 def test_a_fallback_of_the_same_provider_is_called_at_the_provider_s_own_address(
     start: StartService, hosted: HostedModels
 ) -> None:

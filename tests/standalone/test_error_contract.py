@@ -106,6 +106,15 @@ def test_every_route_refuses_another_content_type_with_415(http: httpx.Client, c
         assert response.json()["type"] == "urn:tips:problem:unsupported-media-type"
 
 
+def test_a_wrong_parameter_is_named_like_a_wrong_field(http: httpx.Client) -> None:
+    by_query = http.get("/rewards", params={"from": "yesterday"})
+    by_order = http.get("/rewards", params={"from": "2026-02-01", "to": "2026-01-01"})
+    by_header = http.post("/tips", json={"user_id": "u"}, headers={"X-Request-Timeout-Ms": "soon"})
+    for response, pointer in ((by_query, "#/from"), (by_order, "#/to"), (by_header, "#/X-Request-Timeout-Ms")):
+        assert (response.status_code, response.headers["content-type"]) == (422, PROBLEM_JSON)
+        assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[])),
     lambda values: (

@@ -150,7 +150,7 @@ schema = schemathesis.openapi.from_dict(DOCUMENT)
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> object:
+def url(tmp_path_factory: pytest.TempPathFactory, litellm_imported: None) -> object:  # noqa: ARG001
     upstream = Upstream()
     with running(upstream.app()) as upstream.url:
         app = create_app(
@@ -166,11 +166,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> object:
 def test_responses_conform_to_the_document(case: schemathesis.Case[Any], url: str) -> None:
     if re.fullmatch("[1-9][0-9]{0,2}", str(case.headers.get("X-Request-Timeout-Ms", ""))):
         case.headers["X-Request-Timeout-Ms"] = "10000"  # a shorter timeout gives a 504
+    if "x-schemathesis-unknown-property" in case.headers:
+        return  # an unknown header is ignored, as HTTP requires, and not refused
     response = case.call(base_url=url)
     if case.path == "/health/ready" and response.status_code == 503:
         return  # LiteLLM is still being imported
     if response.status_code == 413:
         return  # the size limit of the body is not in the schema
+    if response.status_code == 422 and response.json()["type"].endswith(":idempotency-key-reused"):
+        return  # the same key is generated for different bodies
     if response.status_code == 422 and all(
         NOT_EXPRESSIBLE.fullmatch(error["pointer"]) for error in response.json()["errors"]
     ):

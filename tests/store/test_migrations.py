@@ -3,8 +3,9 @@
 import asyncio
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -12,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
 
+from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.settings import ConfigurationError
 from ml.store import tables as schema
 from ml.store.database import Database as Store
@@ -170,6 +172,42 @@ def test_downgrading_shown_restores_shadow(empty_database: Database) -> None:
     migrate_to(empty_database, "head")
     assert snapshot(empty_database) == migrated
     check_counts(empty_database)
+
+
+def test_idempotency_keys_can_be_added_and_removed_again(empty_database: Database) -> None:
+    migrate_to(empty_database, "0003")
+    assert "idempotency_keys" not in table_names(empty_database)
+    migrate_to(empty_database, "0004")
+    key = IdempotencyKey("k" * 64, "b" * 64)
+
+    async def tip_of_key(tip: TipRecord) -> Any:
+        async with (
+            open_tip_store(empty_database.url, SetClock()) as store,
+            store.reserve(key, "u-1", [], timedelta(seconds=40)) as reserved,
+        ):
+            if isinstance(reserved, TipRecord):
+                return reserved.tip_id
+            await store.add(tip, claim=reserved.claim)
+        return None
+
+    first, second = a_tip(), a_tip()
+    migrate_to(empty_database, "head")
+    assert asyncio.run(tip_of_key(first)) is None
+    assert asyncio.run(tip_of_key(second)) == first.tip_id
+    migrate_to(empty_database, "0003")
+    assert "idempotency_keys" not in table_names(empty_database)
+    assert empty_database.count("tip_scores") == 1
+    migrate_to(empty_database, "head")
+    assert asyncio.run(tip_of_key(second)) is None
+    assert empty_database.count("tip_scores") == 2
+
+
+def table_names(database: Database) -> set[str]:
+    tables = "sqlite_master" if database.is_sqlite else "pg_tables WHERE schemaname = 'public'"
+    return {
+        row["name"]
+        for row in database.rows(f"SELECT {'name' if database.is_sqlite else 'tablename AS name'} FROM {tables}")
+    }
 
 
 _TIP_COLUMNS = (
