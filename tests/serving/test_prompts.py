@@ -231,11 +231,12 @@ def test_in_a_crisis_there_is_neither_an_example_nor_an_opening(version: str) ->
     assert PROMPTS[version].render(assemble_context({"goal": "I want to die"})).opening == ""
 
 
-def test_versions_open_the_tips_for_the_same_situation_differently() -> None:
+def test_versions_with_different_libraries_open_the_tips_for_the_same_situation_differently() -> None:
     for activity in ("working", "walking", "in_bed", "eating", None):
         context = assemble_context({"activity": activity})
-        openings = [prompt.render(context).opening for prompt in PROMPTS.values()]
-        for first, second in itertools.combinations(openings, 2):
+        openings = {prompt.library: prompt.render(context).opening for prompt in PROMPTS.values() if prompt.library}
+        assert len(openings) > 1
+        for first, second in itertools.combinations(openings.values(), 2):
             assert word_overlap(first, second) < 0.5
 
 
