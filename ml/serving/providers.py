@@ -58,7 +58,7 @@ def check_provider(model: str) -> None:
     provider = model.partition("/")[0]
     if provider not in PROVIDERS:
         example = next(iter(difflib.get_close_matches(provider, PROVIDERS, n=1)), "openai")
-        raise ValueError(f"{model!r} should begin with a provider that LiteLLM knows, such as {example}")
+        raise ValueError(f"should begin with a provider that LiteLLM knows, such as {example}")
 
 
 def missing_key(model: str, environment: Mapping[str, str]) -> str:

@@ -20,9 +20,9 @@ NO_EMBEDDED_MODEL = (
 
 def _check_model_id(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9_-]+/\S+", value):
-        raise ValueError(f"{value!r} should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
+        raise ValueError("should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini")
     if value.startswith("embedded/") and value != EMBEDDED_MODEL:
-        raise ValueError(f"{value!r} is not the embedded model, {EMBEDDED_MODEL}")
+        raise ValueError(f"is not the embedded model, {EMBEDDED_MODEL}")
     if value != EMBEDDED_MODEL:
         check_provider(value)
     return value

@@ -151,7 +151,7 @@ def test_a_changed_library_changes_the_digest_even_where_no_example_is_chosen_di
 
 def test_the_digest_is_stable() -> None:
     prompt = Prompt("any", "Grüße.", prompts.Parameters(0.5, 0.9, 100))
-    assert prompt.digest == "61d1452c9a4217fc02746cd2053f57be4c832fed411a601ad453af51f3c095e3"
+    assert prompt.digest == "e3c2c3ffaba18102ceb79428135b92baee4053597493ee2de9231292ad57b43d"
 
 
 ADDED_SINCE: set[str] = set()
@@ -231,11 +231,12 @@ def test_in_a_crisis_there_is_neither_an_example_nor_an_opening(version: str) ->
     assert PROMPTS[version].render(assemble_context({"goal": "I want to die"})).opening == ""
 
 
-def test_versions_open_the_tips_for_the_same_situation_differently() -> None:
+def test_versions_with_different_libraries_open_the_tips_for_the_same_situation_differently() -> None:
     for activity in ("working", "walking", "in_bed", "eating", None):
         context = assemble_context({"activity": activity})
-        openings = [prompt.render(context).opening for prompt in PROMPTS.values()]
-        for first, second in itertools.combinations(openings, 2):
+        openings = {prompt.library: prompt.render(context).opening for prompt in PROMPTS.values() if prompt.library}
+        assert len(openings) > 1
+        for first, second in itertools.combinations(openings.values(), 2):
             assert word_overlap(first, second) < 0.5
 
 
