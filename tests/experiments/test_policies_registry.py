@@ -54,7 +54,7 @@ def test_the_settings_accept_the_new_policy(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_settings_check_the_requirements_of_the_new_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIP_PROMPT_POLICY", NEW_POLICY)
     monkeypatch.setenv("TIP_PROMPT_VERSION", "v1")
-    with pytest.raises(ConfigurationError, match=f"{NEW_POLICY} needs at least 2 versions in TIP_PROMPT_VERSION"):
+    with pytest.raises(ConfigurationError, match=f"'{NEW_POLICY}' needs at least 2 versions in TIP_PROMPT_VERSION"):
         RecommenderSettings.from_environment()
 
 

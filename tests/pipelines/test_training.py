@@ -20,6 +20,7 @@ from ml.pipelines import training
 from ml.pipelines.training import shown_versions, sum_statistics, train
 from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import LISTED_VERSIONS, Visit, visits
+from ml.store.database import prepare_database
 from tests.pipelines.logs import DAY, MOODS, VERSIONS, log_of, ranked_log_of
 from tests.policies import decisions
 from tests.simulation.oracle import expected_rewards
@@ -226,9 +227,13 @@ def test_the_command_reports_tips_with_an_earlier_digest(
         *with_digests(log_of(70, shares=shares, start=DAY, seed=2), "new"),
     ]
     monkeypatch.setattr(train_command, "mature_decisions", lambda **_: log)
+    url = f"sqlite+aiosqlite:///{tmp_path / 'tips.db'}"
+    prepare_database(url)
+    monkeypatch.setenv("DATABASE_URL", url)
     train_command.train(to=tmp_path / "policy.npz")
     policy = RankingPolicy.from_bytes((tmp_path / "policy.npz").read_bytes())
     assert capsys.readouterr().out == (
         "30 of 100 tips are left out, because the digest of a prompt version has changed since.\n"
-        f"learned from 70 tips: policy version {policy.version}, in {tmp_path / 'policy.npz'}\n"
+        f"learned from 70 tips of {tmp_path / 'tips.db'}: policy version {policy.version}, "
+        f"in {tmp_path / 'policy.npz'}\n"
     )

@@ -35,7 +35,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 def request_tips(page: Page, http: httpx.Client) -> None:
     page.goto(str(http.base_url))
-    page.get_by_label("Goal").fill("sleep <b>better</b>")
+    page.get_by_label("Goal").fill("sleep <3 & better")
     page.get_by_label("Sleep hours").fill("5.5")
     page.get_by_label("Mood").select_option("low")
     page.get_by_role("button", name="Write tips").click()
@@ -52,7 +52,7 @@ def test_a_visitor_gets_a_tip_of_every_version_and_reactions_change_the_rewards(
         expect(card).to_contain_text(PROMPTS[version].digest[:8])
     messages = [body["messages"][-1]["content"] for body in upstream.bodies]
     assert len(messages) == len(PROMPTS)
-    assert all("sleep <b>better</b>" in message and "5.5 hours" in message for message in messages)
+    assert all("sleep < 3 & better" in message and "5.5 hours" in message for message in messages)
     assert all(body["stream"] for body in upstream.bodies)
     page.locator("[data-version=v1]").get_by_role("button", name="Helps").click()
     expect(page.locator("[data-version=v1] .message")).to_have_text("Reaction stored: Helps.")
