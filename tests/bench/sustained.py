@@ -45,6 +45,7 @@ from tests.bench.server import (
     Server,
     get,
     run,
+    service,
     start_server,
     uvicorn,
     wait_until_working,
@@ -152,6 +153,9 @@ class Load:
     async def wrong_key(self) -> int:
         return (await self.send("POST", "/tips", json={}, headers={"Authorization": "Bearer no"}))[0]
 
+    async def many_headers(self) -> int:
+        return (await self.send("GET", "/health/live", headers={f"X-Header-{n}": "x" for n in range(200)}))[0]
+
     async def unfinished(self) -> int:
         """Send one byte of a body, wait, and disconnect."""
         address = urlsplit(self.running.address)
@@ -184,6 +188,7 @@ OPERATIONS = {
     "nonsense": Operation(Load.nonsense, 3, 400),
     "oversize body": Operation(Load.oversize, 1, 413),
     "wrong key": Operation(Load.wrong_key, 2, 401),
+    "200 headers": Operation(Load.many_headers, 1, 431),
     "unfinished request": Operation(Load.unfinished, 1, 0),
 }
 
@@ -204,7 +209,7 @@ def services(users: Sequence[User], model: str, directory: Path) -> Server:
         "TIP_PROMPT_VERSION": "v1,v2-mentor,v3-few-shot",
         "TIP_CANDIDATES": "2",
     }
-    return Server("tips", uvicorn("ml.standalone.main:app"), "/generate", environment=environment)
+    return Server("tips", service("ml.standalone.main:app"), "/generate", environment=environment)
 
 
 def sample(pid: int) -> Sample:
