@@ -23,7 +23,7 @@ TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         ),
         "running": "run running runner jog jogging marathon race 5k 10k kilometres kilometers parkrun triathlon",
         "walking": "walk walks walking steps step pedometer",
-        "sitting": "sit sitting chair desk-bound sedentary",
+        "sitting": "sit sitting stand standing chair desk-bound sedentary",
         "moving": "move moving movement",
         "posture": "posture back-pain slouch slouching stiff stretch stretching flexible flexibility yoga",
         "water": "water hydrate hydrated hydration drink drinking",
@@ -80,7 +80,10 @@ TOPIC_WORDS: Mapping[str, str] = MappingProxyType(
         "leaving": "overtime overwork leave-work work-life home-on-time balance",
         "job": "job jobs interview career promotion application cv resume apply",
         "presenting": "presentation presentations speech speeches present presenting public-speaking talk talks",
-        "tidiness": "tidy tidier tidying clean cleaner cleaning declutter clutter household laundry chores dishes neat",
+        "tidiness": (
+            "tidy tidier tidying clean cleaner cleaning declutter clutter household laundry chores dishes neat garage "
+            "attic wardrobe"
+        ),
         "money": (
             "money save saving savings spending budget budgeting debt bills cheaper impulse-buying "
             "spend-less-money spend-less-on spend-money"
