@@ -313,6 +313,14 @@ def test_every_error_has_a_row_with_its_status() -> None:
     assert {(status, slug) for status, slug, _ in table_rows(CALLERS, "## Errors")} == expected
 
 
+def test_every_attack_names_tests_that_exist() -> None:
+    cells = [row.rsplit("|", 2)[1] for row in PAGES["docs/security.md"].splitlines() if row.endswith("` |")]
+    named = [name.partition("::") for cell in cells for name in re.findall(r"`(\S+)`", cell)]
+    assert len(named) > 40
+    for file, _, function in named:
+        assert f"def {function}" in (ROOT / "tests" / file).read_text()
+
+
 def test_every_route_is_named() -> None:
     document = create_app(ServingSettings(), RecommenderSettings()).openapi()
     for path in document["paths"]:
