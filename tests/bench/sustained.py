@@ -169,7 +169,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a client does, its share of all operations, and the status that it must be answered with."""
+    """An operation of a client, its share of all operations, and the status of its answer."""
 
     send: Callable[[Load], Awaitable[int]]
     weight: float

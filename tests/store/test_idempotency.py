@@ -37,7 +37,7 @@ class Attempt:
 
 @dataclass
 class KeyModel:
-    """What should be known of one key: the time of its first attempt, its draw, its answer and its lease."""
+    """The expected state of one key: the time of its first attempt, its draw, its answer and its lease."""
 
     first_at: float
     draw: list[str]
