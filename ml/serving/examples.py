@@ -70,6 +70,8 @@ class Library:
         for example in self.examples:
             candidate = _Candidate(example, _Situation.of(example.signals), example.opening.casefold())
             candidates.setdefault(candidate.situation.moment, []).append(candidate)
+        # Nothing is known of the moment: what suits a day is better than what only suits an evening.
+        candidates[_UNKNOWN] = [each for moment in (_UNKNOWN, _DAY, _EVENING) for each in candidates.get(moment, ())]
         return candidates
 
 
@@ -94,6 +96,9 @@ _NEUTRAL_GOAL = 0.6
 """The distance of an example for any goal, as a share of the distance of one without a goal."""
 
 _FURTHEST_HOURS = 6
+
+# Moments that no activity decides.
+_DAY, _EVENING, _UNKNOWN = "day", "evening", "unknown"
 
 # Hours of the day.
 _NIGHT_ENDS = 5
@@ -200,5 +205,6 @@ def _moment(activity: str | None, hour: float | None) -> str:
         return "in bed by day" if is_day else "in bed at night"
     if activity in {"eating", "walking", "exercising", "commuting", "working"}:
         return activity
-    is_evening = hour is not None and not _NIGHT_ENDS <= hour < _EVENING_BEGINS
-    return "evening" if is_evening else "day"
+    if hour is None:
+        return _DAY if activity else _UNKNOWN
+    return _DAY if _NIGHT_ENDS <= hour < _EVENING_BEGINS else _EVENING

@@ -145,6 +145,19 @@ def test_the_nearest_hour_decides_between_otherwise_equal_examples_also_across_m
     assert opening(examples, activity="in_bed", local_time="09:00") is None
 
 
+def test_without_a_time_a_goal_is_served_by_an_example_of_the_day_or_otherwise_of_the_evening() -> None:
+    examples = library(
+        ({"goal": "sleep more", "local_time": "21:30"}, "sleep, evening"),
+        ({"goal": "read more", "local_time": "20:00"}, "read, evening"),
+        ({"goal": "read more", "local_time": "14:00"}, "read, day"),
+        ({"goal": "sleep more", "activity": "in_bed", "local_time": "23:00"}, "sleep, in bed"),
+        ({}, "any"),
+    )
+    assert opening(examples, goal="sleep better") == "sleep, evening"
+    assert opening(examples, goal="read every day") == "read, day"
+    assert opening(examples) == "any"
+
+
 def test_an_example_that_the_user_was_told_recently_comes_last() -> None:
     examples = library(({"activity": "eating"}, "Drink a glass of"), ({"activity": "eating", "energy": 5}, "Chew"))
     eating = {"activity": "eating"}
