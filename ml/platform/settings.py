@@ -45,8 +45,13 @@ def _check_address(value: str) -> str:
     return value
 
 
+def is_file(path: str | Path) -> bool:
+    """Return whether there is such a file; False for a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
+
+
 def _check_file(value: Path) -> Path:
-    if not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
+    if not is_file(value):
         raise ValueError("is not a file that can be read")
     return value
 

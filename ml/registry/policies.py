@@ -1,6 +1,5 @@
 """Ranking policies in use: they rank candidates, as rows of features, for the context of a user."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ import numpy as np
 
 from ml.experiments.exploration import Ranking
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
+from ml.platform.settings import is_file
 from ml.registry.artifacts import RankingPolicy, UnusablePolicyError, read_artifact
 
 
@@ -78,7 +78,7 @@ def validate_policy_source(value: str) -> str:
     if value.startswith("models:/"):
         if not re.fullmatch(r"models:/[\w.-]+(@[\w-]+|/[0-9]+)", value):
             raise ValueError("should be models:/NAME@ALIAS, models:/NAME/VERSION or a file")
-    elif not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises OSError for a name that is too long
+    elif not is_file(value):
         raise ValueError("is neither a file that can be read, nor models:/NAME@ALIAS or models:/NAME/VERSION")
     return value
 
