@@ -46,7 +46,7 @@ async def _report(
         str,
         Query(
             max_length=64,
-            pattern=r"^[\w:-]*$",
+            pattern="^[A-Za-z0-9_:-]*$",
             description="Only users of one segment, such as `mood:low` or `locale:de`.",
         ),
     ] = "",

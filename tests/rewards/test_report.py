@@ -266,7 +266,13 @@ def test_rewards_over_http(start_recommender: StartRecommender, fake_serving: Fa
     assert (backwards.status_code, backwards.json()["errors"][0]["pointer"]) == (422, "#/to")
     unknown = http.get("/rewards", params={"baseline": "v9"})
     assert (unknown.status_code, unknown.json()["errors"][0]["allowed"]) == (422, ["v1", "v2-mentor"])
-    for invalid in ({"from": "soon"}, {"to": "2026-02-30"}, {"segment": "x" * 65}, {"from": "\x00"}):
+    for invalid in (
+        {"from": "soon"},
+        {"to": "2026-02-30"},
+        {"segment": "x" * 65},
+        {"segment": "mood:é"},
+        {"from": "\x00"},
+    ):
         assert http.get("/rewards", params=invalid).status_code == 422
     everything = http.get("/rewards", params={"from": "0001-01-01", "to": "9999-12-31"})
     assert len(everything.json()["variants"]) == 2
