@@ -1,0 +1,60 @@
+"""Time-uniform boundaries: how far a sum of martingale differences can be from 0 at any time, and intervals from it.
+
+Source: Howard, Ramdas, McAuliffe & Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of
+Statistics 2021 (HRMS below).
+"""
+
+import math
+
+import numpy as np
+from scipy import special
+
+from ml.experiments.arrays import Floats
+
+TUNED_AT = 400.0
+"""The sum of squares at which boundaries are narrowest for their level; it must not depend on the data."""
+
+_BISECTIONS = 50
+
+
+def boundary(squares: Floats, *, alpha: float, scale: float = 1.0, tuned_at: float = TUNED_AT) -> Floats:
+    """Return the gamma-exponential mixture boundary, which a sum exceeds at any time with probability at most `alpha`.
+
+    For terms x_t, predictable predictions y_t with x_t - y_t >= -`scale`, and their conditional means e_t:
+
+        P(for any t: sum of (x_i - e_i) up to t >= boundary(sum of (x_i - y_i)^2 up to t)) <= alpha
+
+    It holds for every sample size and every distribution of the terms (HRMS, Theorem 4 and Proposition 9). For the
+    other side, apply it to -x_t.
+
+    Parameters
+        `squares`: any shape, at least 0, the sum of (x_i - y_i)^2.
+        `alpha`: in (0, 1), of one side.
+        `scale`: above 0.
+        `tuned_at`: above 0, the value of `squares` at which the boundary is narrowest.
+    Returns
+        The boundary for each element of `squares`, above 0.
+    """
+    v = np.asarray(squares, np.float64) / scale**2
+    rho = _mixture_precision(tuned_at / scale**2, alpha)
+    low, high = np.zeros_like(v), 2 * (np.sqrt(v + rho) + 1) * math.log(2 / alpha) + 2
+    while (short := _log_supermartingale(high, v, rho) < -math.log(alpha)).any():
+        high = np.where(short, 2 * high, high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        short = _log_supermartingale(middle, v, rho) < -math.log(alpha)
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    return high * scale
+
+
+def _log_supermartingale(s: Floats, v: Floats, rho: float) -> Floats:
+    """Return the logarithm of the mixture supermartingale at the sum `s` and the sum of squares `v` (HRMS, (57))."""
+    a, b = v + rho, s + v + rho
+    normalisation = rho * math.log(rho) - special.gammaln(rho) - np.log(special.gammainc(rho, rho))
+    value: Floats = normalisation + special.gammaln(a) + np.log(special.gammainc(a, b)) - a * np.log(b) + s + v
+    return value
+
+
+def _mixture_precision(tuned_at: float, alpha: float) -> float:
+    """Return the rho with which the boundary is nearly narrowest at `tuned_at` (HRMS, Proposition 3)."""
+    return tuned_at / (-float(special.lambertw(-(alpha**2) / math.e, -1).real) - 1)
