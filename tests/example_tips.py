@@ -8,6 +8,9 @@ from typing import Any
 from ml.store.tips import TipRecord
 
 NOW = datetime(2026, 1, 31, 21, 40, tzinfo=UTC)
+WINDOW = timedelta(hours=24)
+"""The reaction window of the stores."""
+
 DIGEST = "a" * 64
 
 

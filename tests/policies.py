@@ -28,7 +28,7 @@ def decisions(n: int, seed: int = 1) -> list[LoggedDecision]:
         reward = float(chance.random() < expected_reward)
         log.append(
             LoggedDecision(
-                f"d{number}", f"u{number % 50}", float(number), signals, {}, candidates, chosen, reward, True
+                f"d{number}", f"u{number % 50}", float(number), signals, {}, candidates, chosen, reward, reward, True
             )
         )
     return log

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ml.cli.progress import counted
-from ml.cli.stores import database_name, reaction_window, with_tip_store
+from ml.cli.stores import database_name, with_tip_store
 from ml.features import online_store
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
@@ -19,10 +19,10 @@ def features() -> None:
     url = ServingSettings.from_environment().online_store_url
     if not url:
         raise ConfigurationError("ONLINE_STORE_URL: must name the store to write, such as sqlite:///features.db.")
-    now, window = utc_now(), reaction_window()
+    now = utc_now()
 
     async def compute(store: "TipStore") -> list[tuple[str, Mapping[str, float]]]:
-        aggregates = store.user_aggregates(now, window)
+        aggregates = store.user_aggregates(now)
         return [of_user async for of_user in counted("Computing users' aggregates", aggregates)]
 
     aggregates = with_tip_store(compute)

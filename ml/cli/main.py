@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ml.cli import evaluate, features, forget, generate, migrate, prompts, purge, serve, simulate, train
+from ml.cli import evaluate, features, forget, generate, migrate, prompts, purge, recount, serve, simulate, train
 from ml.platform.errors import TipsError
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import configure_logging
@@ -23,6 +23,7 @@ for command in (
     generate.generate,
     migrate.migrate,
     purge.purge,
+    recount.recount,
     forget.forget,
     features.features,
     train.train,

@@ -1,11 +1,12 @@
 """`tips migrate`: migrate the database."""
 
-from ml.cli.stores import needs_recommender_extra
+from ml.cli.stores import database_url, needs_recommender_extra, reaction_window
 
 
 def migrate() -> None:
     """Migrate the database of DATABASE_URL to the newest schema."""
     with needs_recommender_extra():
-        from ml.recommender.settings import RecommenderSettings
         from ml.store.database import migrate_database
-    migrate_database(RecommenderSettings.from_environment().database_url.get_secret_value())
+        from ml.store.recount import prepare_database
+    migrate_database(database_url())
+    prepare_database(database_url(), reaction_window())

@@ -46,9 +46,9 @@ def simulate(
         from ml.recommender.settings import RecommenderSettings
         from ml.simulation.service import SimulationFailed
         from ml.simulation.service import simulate as run_simulation
-        from ml.store.database import prepare_database
+        from ml.store.recount import prepare_database
     settings = RecommenderSettings.from_environment()
-    prepare_database(settings.database_url.get_secret_value())
+    prepare_database(settings.database_url.get_secret_value(), settings.reaction_window)
     try:
         result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
     except SimulationFailed as error:

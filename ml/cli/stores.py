@@ -26,7 +26,7 @@ def database_name() -> str:
     """
     with needs_recommender_extra():
         from ml.store.database import existing_database
-    return existing_database(_database_url())
+    return existing_database(database_url())
 
 
 def with_tip_store(work: Callable[["TipStore"], Awaitable[T]]) -> T:
@@ -36,7 +36,7 @@ def with_tip_store(work: Callable[["TipStore"], Awaitable[T]]) -> T:
     async def open_and_work() -> T:
         with needs_recommender_extra():
             from ml.store.tips import open_tip_store
-        async with open_tip_store(_database_url(), utc_now) as store:
+        async with open_tip_store(database_url(), utc_now, reaction_window=reaction_window()) as store:
             return await work(store)
 
     try:
@@ -49,7 +49,7 @@ def reaction_window() -> timedelta:
     """Return REACTION_WINDOW_HOURS."""
     with needs_recommender_extra():
         from ml.recommender.settings import RecommenderSettings
-    return timedelta(hours=RecommenderSettings.from_environment().reaction_window_hours)
+    return RecommenderSettings.from_environment().reaction_window
 
 
 def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
@@ -75,7 +75,8 @@ def needs_recommender_extra() -> Iterator[None]:
         ) from None
 
 
-def _database_url() -> str:
+def database_url() -> str:
+    """Return DATABASE_URL."""
     with needs_recommender_extra():
         from ml.recommender.settings import RecommenderSettings
     return RecommenderSettings.from_environment().database_url.get_secret_value()

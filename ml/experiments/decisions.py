@@ -25,8 +25,9 @@ class LoggedDecision:
     """One decision for one user.
 
     `id`: the id that the draw was hashed from. `at`: the time, in Unix seconds. `signals`, `aggregates`: the context.
-    `chosen`: the index of the candidate that was shown. `reward`: in [0, 1], 0 for no reaction. `ranked`: the
-    candidates are tips that a ranking policy ranked; otherwise they are the prompt versions to choose among.
+    `chosen`: the index of the candidate that was shown. `reward`: in [0, 1], 0 for no reaction, as known
+    at present. `reward_in_window`: the one that was known at the end of the reaction window. `ranked`: the candidates
+    are tips that a ranking policy ranked; otherwise they are the prompt versions to choose among.
     """
 
     id: str
@@ -37,6 +38,7 @@ class LoggedDecision:
     candidates: tuple[LoggedCandidate, ...]
     chosen: int
     reward: float
+    reward_in_window: float
     ranked: bool
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
 
 import httpx
 import structlog
@@ -29,7 +28,7 @@ from ml.recommender.settings import RecommenderSettings
 from ml.rewards import pages
 from ml.rewards.report import RewardReporter
 from ml.rewards.routes import router as rewards_router
-from ml.store.database import prepare_database
+from ml.store.recount import prepare_database
 from ml.store.tips import open_tip_store
 
 log = structlog.get_logger()
@@ -72,7 +71,7 @@ def create_app(
 def create_app_with_database(settings: RecommenderSettings) -> FastAPI:
     """Return the recommender, its database checked and, for SQLite, migrated. Raises ConfigurationError."""
     app = create_app(settings)
-    prepare_database(settings.database_url.get_secret_value())
+    prepare_database(settings.database_url.get_secret_value(), settings.reaction_window)
     return app
 
 
@@ -93,12 +92,14 @@ async def open_state(
     everything opened before is closed.
     """
     selector = PromptSelector(settings.version_weights, settings.tip_prompt_policy)
-    reaction_window = timedelta(hours=settings.reaction_window_hours)
+    reaction_window = settings.reaction_window
     serving = ServingClient(http, timeout=settings.generate_timeout_seconds)
     background = BackgroundTasks(telemetry.background_task_failures)
     async with AsyncExitStack() as stack:
         database_url = settings.database_url.get_secret_value()
-        tip_store = await stack.enter_async_context(open_tip_store(database_url, clock, background))
+        tip_store = await stack.enter_async_context(
+            open_tip_store(database_url, clock, background, reaction_window=reaction_window)
+        )
         await stack.enter_async_context(
             keep_learning(
                 selector,

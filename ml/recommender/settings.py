@@ -1,6 +1,7 @@
 """The settings of the recommender."""
 
 import re
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
@@ -39,6 +40,11 @@ class RecommenderSettings(ServiceSettings):
     database_url: Annotated[SecretStr, AfterValidator(_check_database_url)] = SecretStr("sqlite+aiosqlite:///tips.db")
     reaction_window_hours: float = Field(default=24, gt=0, le=24 * 365)
     admin_password: SecretStr | None = None
+
+    @property
+    def reaction_window(self) -> timedelta:
+        """How long a tip waits for a reaction."""
+        return timedelta(hours=self.reaction_window_hours)
 
     @property
     def version_weights(self) -> dict[str, float]:

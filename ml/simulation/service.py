@@ -69,7 +69,7 @@ def simulate(
     SimulationFailed when a request fails repeatedly, and StorageUnavailable when the database cannot be used.
     """
     database_url = settings.database_url.get_secret_value()
-    asyncio.run(_require_no_real_tips(database_url, end))
+    asyncio.run(_require_no_real_tips(database_url, end, settings.reaction_window))
     simulation = _Simulation(seed, now=end)
     with TemporaryDirectory(prefix="tips-simulation-") as directory, listening(_model()) as model_url:
         own_database_url = f"sqlite+aiosqlite:///{directory}/tips.db"
@@ -97,12 +97,12 @@ def simulate(
         )
         with listening(app) as url:
             result = asyncio.run(simulation.run(url, users, days, progress))
-        asyncio.run(copy_tips(own_database_url, database_url))
+        asyncio.run(copy_tips(own_database_url, database_url, settings.reaction_window))
     return result
 
 
-async def _require_no_real_tips(database_url: str, now: datetime) -> None:
-    async with open_tip_store(database_url, lambda: now) as store:
+async def _require_no_real_tips(database_url: str, now: datetime, reaction_window: timedelta) -> None:
+    async with open_tip_store(database_url, lambda: now, reaction_window=reaction_window) as store:
         if await store.holds_real_tips():
             raise ConfigurationError(
                 "DATABASE_URL: contains tips of real users; name another database for the simulation."

@@ -30,7 +30,7 @@ from ml.serving.routes import MAX_CONCURRENT_RANKINGS, generate, score
 from ml.serving.routes import router as serving_router
 from ml.serving.settings import ServingSettings
 from ml.standalone import playground
-from ml.store.database import prepare_database
+from ml.store.recount import prepare_database
 
 
 def create_app(
@@ -105,7 +105,7 @@ def create_app(
 def create_app_with_database(settings: ServingSettings, recommender_settings: RecommenderSettings) -> FastAPI:
     """Return both services; check the database and, if it is SQLite, migrate it. Raises ConfigurationError."""
     app = create_app(settings, recommender_settings)
-    prepare_database(recommender_settings.database_url.get_secret_value())
+    prepare_database(recommender_settings.database_url.get_secret_value(), recommender_settings.reaction_window)
     return app
 
 

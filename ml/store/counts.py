@@ -1,22 +1,24 @@
 """The stored counters of `rollup.py`, changed in the transactions of the rows that they count."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Table, case, delete, func, select
+from sqlalchemy import ColumnElement, Table, and_, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.experiments.statistics import Sample
 from ml.store.database import Database
-from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts
-from ml.store.tables import as_row, assignment_hours, reward_hours
+from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts, DrawCounts
+from ml.store.tables import as_row, distributions, draw_hours, reward_hours
 
-_VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown", "dependent")
+_VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown", "dependent", "seen")
 _INTEGER_SUMS = ("tips", "input_tokens", "output_tokens", "ms", "simulated")
 _SUMS = (*_INTEGER_SUMS, "reward", "reward_squared")
-_ROUNDING = 1e-6
-"""A sum of propensities below this is zero."""
+_DRAW_COLUMNS = ("distribution", "prompt_version", "prompt_digest", "outcome", "seen")
+
+COUNTER_TABLES = (reward_hours, draw_hours)
 
 
 class Counts:
@@ -26,16 +28,17 @@ class Counts:
         self._database = database
         # Built once, so that SQLAlchemy's statement cache finds them by identity.
         self._add_rewards = _add_to_existing(database.upsert(reward_hours))
-        self._add_assignments = _add_to_existing(database.upsert(assignment_hours))
+        self._add_draws = _add_to_existing(database.upsert(draw_hours))
+        self._add_distributions = database.upsert(distributions).on_conflict_do_nothing()
+        self._known_distributions: set[str] = set()
 
     async def days(self, segment: str, hours: range, mature_before: int) -> list[DayCounts]:
         """Return the counts of these hours by day; tips of hours below `mature_before` are mature."""
         table = reward_hours
-        day = (table.c.hour // 24).label("day")
-        mature = (table.c.hour < mature_before).label("mature")
+        day, mature = _day_and_maturity(table, mature_before)
         keys = (day, *(table.c[name] for name in _VARIANT_COLUMNS), table.c.reaction, mature)
         sums = [func.sum(table.c[name]).label(name) for name in _SUMS]
-        query = select(*keys, *sums).where(*_within(table, segment, hours)).group_by(*keys)
+        query = select(*keys, *sums).where(_within(table, segment, hours)).group_by(*keys).having(_some_tips(table))
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings()
             return [
@@ -43,50 +46,118 @@ class Counts:
                 for row in rows
             ]
 
-    async def rewards(self, before: int) -> dict[tuple[str, str], Sample]:
-        """Return the rewards of each (prompt version, prompt digest) over all hours below `before`.
+    async def draws(self, segment: str, hours: range, mature_before: int) -> list[DrawCounts]:
+        """Return the draws of these hours by day; tips of hours below `mature_before` are mature."""
+        table = draw_hours
+        day, mature = _day_and_maturity(table, mature_before)
+        keys = (day, *(table.c[name] for name in _DRAW_COLUMNS), mature)
+        sums = [func.sum(table.c[name]).label(name) for name in ("tips", "reward", "reward_squared")]
+        within = _within(table, segment, hours)
+        query = select(*keys, *sums).where(within).group_by(*keys).having(_some_tips(table))
+        ids = select(table.c.distribution).where(within)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            found = await connection.execute(select(distributions).where(distributions.c.id.in_(ids)))
+            options: dict[str, Mapping[str, float]] = {row.id: row.options for row in found}
+        return [
+            DrawCounts(
+                day=row["day"],
+                options=options[row["distribution"]],
+                prompt_version=row["prompt_version"],
+                prompt_digest=row["prompt_digest"],
+                outcome=row["outcome"],
+                seen=row["seen"],
+                mature=bool(row["mature"]),
+                tips=int(row["tips"]),
+                reward=row["reward"],
+                reward_squared=row["reward_squared"],
+            )
+            for row in rows
+        ]
 
-        Counts shown tips that were not written by a fallback model; no reaction counts as a reward of 0.
+    async def daily_rewards(self, before: int, *, seen_only: bool) -> dict[int, dict[tuple[str, str], Sample]]:
+        """Return the present rewards of each (prompt version, prompt digest) by day, of all hours below `before`.
+
+        Counts shown tips that were not written by a fallback model, or, with `seen_only`, those of them that were seen;
+        no reaction counts as a reward of 0.
         """
         table = reward_hours
-        variant = (table.c.prompt_version, table.c.prompt_digest)
+        variant = ((table.c.hour // 24).label("day"), table.c.prompt_version, table.c.prompt_digest)
         tips = func.sum(case((table.c.reaction == ALL_TIPS, table.c.tips), else_=0))
         query = select(*variant, tips, func.sum(table.c.reward), func.sum(table.c.reward_squared))
         query = query.where(table.c.segment == EVERYONE, table.c.hour < before, ~table.c.fallback, table.c.shown)
+        if seen_only:
+            query = query.where(table.c.seen)
+        days: dict[int, dict[tuple[str, str], Sample]] = defaultdict(dict)
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.group_by(*variant))
-            return {
-                (prompt_version, prompt_digest): Sample(int(n), total, squares)
-                for prompt_version, prompt_digest, n, total, squares in rows
-            }
+            rows = await connection.execute(query.group_by(*variant).having(_some_tips(table)))
+            for day, prompt_version, prompt_digest, n, total, squares in rows:
+                days[day][prompt_version, prompt_digest] = Sample(int(n), total, squares)
+        return dict(days)
+
+    async def rewards(self, before: int) -> dict[tuple[str, str], Sample]:
+        """Return the rewards of each (prompt version, prompt digest) over all hours below `before`."""
+        rewards: dict[tuple[str, str], Sample] = defaultdict(Sample)
+        for samples in (await self.daily_rewards(before, seen_only=False)).values():
+            for variant, sample in samples.items():
+                rewards[variant] += sample
+        return dict(rewards)
 
     async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
         """Return, for each prompt version, the number of draws and the expected number."""
-        table = assignment_hours
-        query = select(table.c.prompt_version, func.sum(table.c.taken), func.sum(table.c.expected))
-        query = query.where(*_within(table, segment, hours)).group_by(table.c.prompt_version)
+        drawn: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+        for count in await self.draws(segment, hours, 0):
+            if len(count.options) > 1 and count.outcome in {"comparable", "ranked", "not_shown"}:
+                for version, probability in count.options.items():
+                    taken, expected = drawn[version]
+                    taken += count.tips if version == count.prompt_version else 0
+                    drawn[version] = (taken, expected + count.tips * probability)
+        return dict(drawn)
+
+    async def first_exposure_hour(self) -> int | None:
+        """Return the hour of the earliest tip that was seen; None without one."""
+        table = draw_hours
+        query = select(func.min(table.c.hour)).where(table.c.segment == EVERYONE, table.c.seen, table.c.tips > 0)
         async with self._database.reading() as connection:
-            rows = await connection.execute(query)
-            return {prompt_version: (int(drawn), float(expected)) for prompt_version, drawn, expected in rows}
+            hour: int | None = (await connection.execute(query)).scalar()
+            return hour
 
     async def add(self, connection: AsyncConnection, delta: CounterDelta) -> None:
-        """Add the change of the counters, in the transaction of the rows that caused it."""
-        rewards = _rows(delta.rewards)
-        assignments = _rows(delta.assignments)
-        if rewards:
-            await connection.execute(self._add_rewards, rewards)
-        if assignments:
-            await connection.execute(self._add_assignments, assignments)
+        """Add the change of the counters, in the transaction of the rows that caused it.
+
+        When the transaction has been committed, `remember` saves the next one the insertion of its distributions.
+        """
+        unknown = delta.distributions.keys() - self._known_distributions
+        if unknown:
+            rows = [{"id": key, "options": dict(delta.distributions[key])} for key in sorted(unknown)]
+            await connection.execute(self._add_distributions, rows)
+        for statement, counts in ((self._add_rewards, delta.rewards), (self._add_draws, delta.draws)):
+            if changes := _rows(counts):
+                await connection.execute(statement, changes)
+
+    def remember(self, delta: CounterDelta) -> None:
+        """Remember that the distributions of a committed delta are stored."""
+        if not delta.distributions.keys() <= self._known_distributions:
+            if len(self._known_distributions) > _MAX_KNOWN_DISTRIBUTIONS:
+                self._known_distributions.clear()
+            self._known_distributions.update(delta.distributions)
 
     async def remove(self, connection: AsyncConnection, before: int) -> None:
-        """Remove the counts of all hours below `before`."""
-        for table in (reward_hours, assignment_hours):
-            await connection.execute(delete(table).where(table.c.hour < before))
+        """Remove the counts of all hours below `before`, except the draws of everyone.
+
+        A verdict rests on the draws since the first hour that its versions have in common; if that hour moved, it would
+        not hold at every look.
+        """
+        await connection.execute(delete(reward_hours).where(reward_hours.c.hour < before))
+        await connection.execute(delete(draw_hours).where(draw_hours.c.hour < before, draw_hours.c.segment != EVERYONE))
 
     async def remove_empty(self, connection: AsyncConnection) -> None:
         """Remove counters that are zero: after a user was forgotten, they would show that the user existed."""
-        for table, counted in ((reward_hours, "tips"), (assignment_hours, "expected")):
-            await connection.execute(delete(table).where(func.abs(table.c[counted]) < _ROUNDING))
+        for table in COUNTER_TABLES:
+            await connection.execute(delete(table).where(table.c.tips == 0))
+
+
+_MAX_KNOWN_DISTRIBUTIONS = 10_000
 
 
 def _add_to_existing(upsert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
@@ -97,9 +168,17 @@ def _add_to_existing(upsert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert
 
 def _rows(counts: Mapping[Any, Any]) -> list[dict[str, Any]]:
     """Return counters as rows in the order of their keys, so that two writers cannot deadlock."""
-    rows = [{**as_row(key), **as_row(count)} for key, count in counts.items()]
-    return sorted(rows, key=lambda row: tuple(row.values()))
+    return [{**key._asdict(), **as_row(counts[key])} for key in sorted(counts)]
 
 
-def _within(table: Table, segment: str, hours: range) -> tuple[Any, Any]:
-    return table.c.segment == segment, table.c.hour.between(hours.start, hours.stop - 1)
+def _within(table: Table, segment: str, hours: range) -> ColumnElement[bool]:
+    return and_(table.c.segment == segment, table.c.hour.between(hours.start, hours.stop - 1))
+
+
+def _day_and_maturity(table: Table, mature_before: int) -> Iterable[ColumnElement[Any]]:
+    return (table.c.hour // 24).label("day"), (table.c.hour < mature_before).label("mature")
+
+
+def _some_tips(table: Table) -> ColumnElement[bool]:
+    """Leave out the counters of tips that were all seen later, so that they are counted elsewhere now."""
+    return func.sum(table.c.tips) != 0

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Table, event, literal, select
@@ -21,6 +21,8 @@ from ml.platform.settings import ConfigurationError
 from ml.store import tables as schema
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 LOCK_TIMEOUT_SECONDS = 5
 """The time to wait for another writer, or for a connection."""
@@ -96,14 +98,9 @@ class Database:
         await self.engine.dispose()
 
 
-def prepare_database(url: str) -> None:
-    """Check at start-up that the database can be used, and migrate SQLite. Raises ConfigurationError."""
-    _run_once(url, Database.prepare)
-
-
 def migrate_database(url: str) -> None:
-    """Migrate the database at `url` to the newest schema. Raises ConfigurationError."""
-    _run_once(url, Database.migrate)
+    """Migrate the database at `url` to the newest schema; `prepare` counts what it finds. Raises ConfigurationError."""
+    run_once(url, Database.migrate)
 
 
 def existing_database(url: str) -> str:
@@ -130,18 +127,20 @@ def existing_database(url: str) -> str:
     return str(file)
 
 
-def _run_once(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
-    async def open_and_work() -> None:
+def run_once(url: str, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Return the result of `work` with the database at `url`. Raises ConfigurationError if it cannot be opened."""
+
+    async def open_and_work() -> T:
         database = Database(url)
         try:
-            await work(database)
+            return await work(database)
         finally:
             await database.close()
 
     try:
         # In a thread, since the program's event loop may be running already.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(lambda: asyncio.run(open_and_work())).result()
+            return thread.submit(lambda: asyncio.run(open_and_work())).result()
     except StorageUnavailable:
         raise ConfigurationError("DATABASE_URL: the database cannot be opened or reached.") from None
 

@@ -25,6 +25,7 @@ _SHOWN_TIPS = (
     select(
         *(_TIPS[name] for name in ("tip_id", "decision_id", "user_id", "created_at", "signals", "aggregates")),
         *(_TIPS[name] for name in ("options", "prompt_version_asked", "prompt_version", "prompt_digest", "reward")),
+        _TIPS.reward_in_window,
         *(_TIPS[name] for name in ("candidates", "score_policy")),
     )
     .where(
@@ -38,12 +39,17 @@ _SHOWN_TIPS = (
 _CANDIDATES = select(_TIPS.tip_id, _TIPS.prompt_version, _TIPS.prompt_digest, _TIPS.tip, _TIPS.score_probability)
 
 
-async def decisions(database: Database, before: datetime, since: datetime | None) -> AsyncIterator[LoggedDecision]:
+async def decisions(
+    database: Database, before: datetime, since: datetime | None, *, seen_only: bool
+) -> AsyncIterator[LoggedDecision]:
     """Yield the decisions from `since` (included) to `before` (excluded), in the order of time.
 
-    Tips of policies that draw no version and tips of a fallback model are left out. Raises StorageUnavailable.
+    Tips of policies that draw no version and tips of a fallback model are left out; with `seen_only`, also tips that
+    were not seen within the reaction window. Raises StorageUnavailable.
     """
     in_period = _SHOWN_TIPS.where(_TIPS.created_at < before)
+    if seen_only:
+        in_period = in_period.where(_TIPS.seen)
     page = in_period if since is None else in_period.where(_TIPS.created_at >= since)
     while True:
         async with database.reading() as connection:
@@ -61,12 +67,13 @@ async def decisions(database: Database, before: datetime, since: datetime | None
 
 
 async def user_aggregates(
-    database: Database, now: datetime, reaction_window: timedelta
+    database: Database, now: datetime, reaction_window: timedelta, *, seen_only: bool
 ) -> AsyncIterator[tuple[str, Mapping[str, float]]]:
     """Yield each user who was shown a tip in the 30 days before `now`, with their aggregates.
 
     `reward_rate_30d`, in [0, 1]: the mean reward of the mature tips among these; left out if there are none.
-    `tips_7d`: the number of tips in the last seven days. Raises StorageUnavailable.
+    `tips_7d`: the number of tips in the last seven days. `seen_only`: of tips seen within the reaction window only.
+    Raises StorageUnavailable.
     """
     is_mature = _TIPS.created_at < now - reaction_window
     query = (
@@ -78,6 +85,8 @@ async def user_aggregates(
         .where(_TIPS.shown, _TIPS.created_at >= now - _REWARD_RATE_PERIOD, _TIPS.created_at <= now)
         .group_by(_TIPS.user_id)
     )
+    if seen_only:
+        query = query.where(_TIPS.seen)
     async with database.reading() as connection:
         async for user_id, rate, tips in await connection.stream(query):
             yield user_id, ({} if rate is None else {"reward_rate_30d": float(rate)}) | {"tips_7d": int(tips)}
@@ -120,5 +129,6 @@ def _decision(row: RowMapping, candidates: Mapping[str, RowMapping]) -> LoggedDe
         candidates=tuple(logged),
         chosen=chosen,
         reward=row["reward"] or 0.0,
+        reward_in_window=row["reward_in_window"] or 0.0,
         ranked=_is_ranked(row),
     )

@@ -4,22 +4,27 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.store import tables
 from ml.store.counts import Counts
 from ml.store.database import MAX_PARAMETERS, Database
+from ml.store.failures import GenerationFailure
 from ml.store.idempotency import IdempotencyKeys
-from ml.store.reactions import effective_reaction
-from ml.store.rollup import CounterDelta, TipDimensions, hour_of, start_of
+from ml.store.rollup import CounterDelta, hour_of, start_of
+
+_FAILURES = tables.generation_failures
+_OLD_FAILURES = delete(_FAILURES).where(_FAILURES.c.created_at < bindparam("before"))
+_FAILURES_OF_USER = delete(_FAILURES).where(_FAILURES.c.user_id == bindparam("of_user")).returning(_FAILURES)
 
 
 async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, before: datetime, now: datetime) -> int:
-    """Delete the tips of all full hours before `before`, with their reactions, idempotency keys and counts.
+    """Delete the tips and failures of all full hours before `before`, with all that belongs to them.
 
-    Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never waits for
-    more than one chunk; the counts of these hours are deleted in the last transaction, with the expired keys.
+    That is their exposures, reactions, idempotency keys and counts, except the draws of everyone (see `Counts.remove`).
+    Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never waits for more than
+    one chunk; the counts of these hours are deleted in the last transaction, with the failures and the expired keys.
     """
     tips, hour = tables.tip_scores, hour_of(before)
     # Locked, so that no reaction to a tip is stored while the tip is being deleted.
@@ -36,6 +41,7 @@ async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, befor
             tip_ids = (await connection.execute(old_tips)).scalars().all()
             if not tip_ids:
                 await keys.remove_old(connection, start_of(hour), now)
+                await connection.execute(_OLD_FAILURES, {"before": start_of(hour)})
                 await counts.remove(connection, hour)
                 break
             await keys.remove_of_tips(connection, tip_ids)
@@ -45,21 +51,19 @@ async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, befor
     return purged
 
 
-async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user_id: str) -> int:
-    """Delete all data of one user, and subtract it from the counts; returns the number of tips."""
+async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user_id: str, delta: CounterDelta) -> int:
+    """Delete all data of one user, and subtract it from the counts; returns the number of tips. `delta`: is empty."""
     tips = tables.tip_scores
     # Locked until the transaction ends; SQLite, which has one writer at a time, ignores this.
     query = select(tips).where(tips.c.user_id == user_id).order_by(tips.c.tip_id).with_for_update()
     async with database.writing() as connection:
         rows = (await connection.execute(query)).mappings().all()
-        delta = CounterDelta()
         for row in rows:
-            tip = TipDimensions.of(row)
-            delta.add_tip(tip, -1)
-            if effective := effective_reaction(row):
-                delta.add_reaction(tip, effective.kind, effective.reward, -1)
+            delta.add_row(row, -1)
         await keys.remove_of_user(connection, user_id)
         await _delete_tips(connection, [row["tip_id"] for row in rows])
+        for failure in (await connection.execute(_FAILURES_OF_USER, {"of_user": user_id})).mappings():
+            delta.add_failure(GenerationFailure.of(failure), -1)
         await counts.add(connection, delta)
         await counts.remove_empty(connection)
     await database.wipe_deleted()
@@ -69,5 +73,6 @@ async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user
 async def _delete_tips(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:
     for start in range(0, len(tip_ids), MAX_PARAMETERS):
         chunk = tip_ids[start : start + MAX_PARAMETERS]
-        await connection.execute(delete(tables.reactions).where(tables.reactions.c.tip_id.in_(chunk)))
+        for table in (tables.reactions, tables.exposures):
+            await connection.execute(delete(table).where(table.c.tip_id.in_(chunk)))
         await connection.execute(delete(tables.tip_scores).where(tables.tip_scores.c.tip_id.in_(chunk)))

@@ -115,10 +115,14 @@ class LockedKeys:
 
     def complete(self, claim: KeyClaim, tip_id: UUID) -> None:
         """Answer a request with a tip. Raises RequestInProgress when the claim has lost its lease to another one."""
+        self._change(self.check(claim), {"tip_id": tip_id, "leased_until": None, "draw": None})
+
+    def check(self, claim: KeyClaim) -> dict[str, Any]:
+        """Return the row of a claim. Raises RequestInProgress when the claim has lost its lease to another one."""
         row = self.rows.get(claim.key.key_hash)
         if row is None or row["claim_id"] != claim.id:
             raise _in_progress()
-        self._change(row, {"tip_id": tip_id, "leased_until": None, "draw": None})
+        return row
 
     def release(self, claim: KeyClaim) -> None:
         """End the lease of a claim, unless the request has been answered; the row keeps the draw for a retry."""

@@ -1,18 +1,13 @@
-"""Reactions to tips: their rewards, the rule for which of several is effective, and their storage."""
+"""Reactions to tips: their rewards, and the rule for which of several is effective."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import RowMapping, bindparam, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from ml.store import tables
-from ml.store.database import MAX_PARAMETERS, Database
-from ml.store.rollup import CounterDelta, Row, TipDimensions
+from ml.store.rollup import Row
 
 REACTIONS: Mapping[str, float] = MappingProxyType(
     {"helpful": 1.0, "done": 1.0, "saved": 0.5, "dismissed": 0.0, "not_helpful": 0.0}
@@ -58,7 +53,7 @@ class ReactionResult:
 
 
 class UnknownTipsError(Exception):
-    """Some of several reactions are to tips that are not stored; `indexes` are their positions."""
+    """Some of several reactions or exposures are of tips that are not stored; `indexes` are their positions."""
 
     def __init__(self, indexes: Sequence[int]) -> None:
         super().__init__(f"unknown tips: {len(indexes)}")
@@ -84,96 +79,6 @@ def resolve_reaction(
     return resolved, effective, "repeated" if is_same else "superseded"
 
 
-_EFFECTIVE_COLUMNS = ("reaction", "reward", "reacted_at")
-_TIP_COLUMNS = [tables.tip_scores.c[name] for name in ("tip_id", *TipDimensions.__slots__, *_EFFECTIVE_COLUMNS)]
-
-# Locked, and in the same order everywhere, so that two writers cannot deadlock.
-_SELECT_TIPS = (
-    select(*_TIP_COLUMNS)
-    .where(tables.tip_scores.c.tip_id.in_(bindparam("ids", expanding=True)))
-    .order_by(tables.tip_scores.c.tip_id)
-    .with_for_update()
-)
-_UPDATE_EFFECTIVE = (
-    update(tables.tip_scores)
-    .where(tables.tip_scores.c.tip_id == bindparam("of_tip"))
-    .values(reaction=bindparam("new_kind"), reward=bindparam("new_reward"), reacted_at=bindparam("new_at"))
-)
-
-
 def effective_reaction(row: Row) -> EffectiveReaction | None:
     """Return the effective reaction in a row of `tip_scores`; None without a reaction."""
     return EffectiveReaction(row["reacted_at"], row["reaction"], row["reward"]) if row["reaction"] else None
-
-
-class LockedTips:
-    """The rows of tips that a transaction has locked, for reactions to them. `ReactionWriter.save` writes them."""
-
-    def __init__(self, rows: Mapping[UUID, RowMapping], now: datetime) -> None:
-        self.rows = rows
-        self.history: list[dict[str, Any]] = []
-        self._now = now
-        self._effective = {tip_id: effective_reaction(row) for tip_id, row in rows.items()}
-
-    def react(self, reactions: Sequence[Reaction]) -> list[ReactionResult]:
-        """Return the results of reactions; raises UnknownTipsError, and then none of them takes effect."""
-        unknown = [index for index, reaction in enumerate(reactions) if reaction.tip_id not in self.rows]
-        if unknown:
-            raise UnknownTipsError(unknown)
-        results = []
-        for reaction in reactions:
-            tip_id = reaction.tip_id
-            resolved, effective, outcome = resolve_reaction(reaction, self._effective[tip_id], self._now)
-            self._effective[tip_id] = effective
-            if outcome != "repeated":
-                self.history.append(_history_row(tip_id, resolved, self._now))
-            results.append(ReactionResult(tip_id, outcome, effective.kind, effective.reward))
-        return results
-
-    def changes(self) -> Iterator[tuple[RowMapping, EffectiveReaction | None, EffectiveReaction]]:
-        """Yield each row whose effective reaction has changed, with the old and the new one."""
-        for tip_id, row in self.rows.items():
-            old, new = effective_reaction(row), self._effective[tip_id]
-            if new and new != old:
-                yield row, old, new
-
-
-class ReactionWriter:
-    """Stores reactions in the caller's transaction."""
-
-    def __init__(self, database: Database) -> None:
-        # Built once, so that SQLAlchemy's statement cache finds it by identity.
-        self._insert = database.upsert(tables.reactions).on_conflict_do_nothing()
-
-    async def lock(self, connection: AsyncConnection, tip_ids: Iterable[UUID], now: datetime) -> LockedTips:
-        """Lock the tips with these ids that are stored."""
-        ids = sorted({*tip_ids})
-        rows: dict[UUID, RowMapping] = {}
-        for start in range(0, len(ids), MAX_PARAMETERS):
-            chunk = {"ids": ids[start : start + MAX_PARAMETERS]}
-            rows |= {row["tip_id"]: row for row in (await connection.execute(_SELECT_TIPS, chunk)).mappings()}
-        return LockedTips(rows, now)
-
-    async def save(self, connection: AsyncConnection, locked: LockedTips, delta: CounterDelta) -> None:
-        """Write the reactions to locked tips, and add the change of the counters to `delta`."""
-        updates = []
-        for row, old, new in locked.changes():
-            tip = TipDimensions.of(row)
-            if old:
-                delta.add_reaction(tip, old.kind, old.reward, -1)
-            delta.add_reaction(tip, new.kind, new.reward)
-            updates.append({"of_tip": row["tip_id"], "new_kind": new.kind, "new_reward": new.reward, "new_at": new.at})
-        if locked.history:
-            await connection.execute(self._insert, locked.history)
-        if updates:
-            await connection.execute(_UPDATE_EFFECTIVE, updates)
-
-
-def _history_row(tip_id: UUID, resolved: EffectiveReaction, now: datetime) -> dict[str, Any]:
-    return {
-        "tip_id": tip_id,
-        "at": resolved.at,
-        "reaction": resolved.kind,
-        "reward": resolved.reward,
-        "received_at": now,
-    }

@@ -1,15 +1,23 @@
-"""The hourly counts of tips and reactions: which counters a tip or a reaction changes, and by how much. Pure.
+"""The hourly counts of tips, reactions and draws: which counters a row changes, and by how much. Pure.
 
-A tip is counted in the hour (UTC) in which it was stored, under its prompt version and digest: once for all users and
-once for each segment of its user. The effective reaction to it is counted in the hour of the *tip*. All counts are
-additive, so they can be updated as rows change, and a deleted row can be subtracted.
+A tip is counted in the hour (UTC) in which it was stored: once for all users and once for each segment of its user.
+The reaction to it is counted in the hour of the *tip*. There are two kinds of counters. Those of rewards are kept by
+the prompt version that wrote the tip, with the present reward. Those of draws are kept by the version that was drawn
+and by the distribution that it was drawn from, with the reward that was known at the end of the reaction window: within
+such a counter all weights of a comparison are constant, so the sums of every pair of versions follow from it. A
+generation that failed is counted as a draw only. All counts are additive, so they can be updated as rows change, and a
+deleted row can be subtracted.
 """
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ml.experiments.policies import POLICIES
 
@@ -22,8 +30,16 @@ ALL_TIPS = ""
 UNAVAILABLE = "unavailable"
 """The score policy of a decision whose candidates could not be ranked, so that the first one was shown."""
 
-_INDEPENDENT_SCORE_POLICIES = frozenset({None, "uniform", UNAVAILABLE})
+INDEPENDENT_SCORE_POLICIES = frozenset({None, "uniform", UNAVAILABLE})
 """Score policies under which the choice of a candidate does not depend on its features."""
+
+DrawOutcome = Literal["comparable", "ranked", "not_shown", "per_user", "fallback", "failed"]
+"""What became of a draw; if several apply, the last one of them.
+
+`comparable`: an independent draw, whose tip was shown. `ranked`: a learned policy chose the tip among candidates.
+`not_shown`: another candidate was chosen. `per_user`: the version was drawn for the user, not for this tip. `fallback`:
+a fallback model wrote the tip. `failed`: no tip was written.
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
@@ -37,6 +53,22 @@ def hour_of(at: datetime) -> int:
 def start_of(hour: int) -> datetime:
     """Return the time at which an hour begins."""
     return _EPOCH + hour * _HOUR
+
+
+def window_seconds(reaction_window: timedelta) -> int:
+    """Return the reaction window in whole seconds, at least 1, as the counters store it."""
+    return math.ceil(reaction_window.total_seconds())
+
+
+def distribution_id(options: Mapping[str, float]) -> str:
+    """Return the SHA-256 of a distribution as canonical JSON."""
+    return _distribution_id(tuple(sorted(options.items())))
+
+
+# Most tips of an hour are drawn from the same distribution.
+@lru_cache(maxsize=1024)
+def _distribution_id(options: tuple[tuple[str, float], ...]) -> str:
+    return sha256(json.dumps(dict(options), separators=(",", ":")).encode()).hexdigest()
 
 
 class Row(Protocol):
@@ -54,6 +86,7 @@ class TipDimensions:
     prompt_digest: str
     fallback: bool
     shown: bool
+    seen: bool
     simulated: bool
     segments: Sequence[str]
     policy: str
@@ -75,26 +108,43 @@ class TipDimensions:
         return self.policy in POLICIES and POLICIES[self.policy].per_user
 
     @property
+    def drawn_version(self) -> str:
+        """The prompt version that was drawn; without a draw, the one that serving chose."""
+        return self.prompt_version_asked or self.prompt_version
+
+    @property
     def dependent(self) -> bool:
         """Whether the tip is not an independent sample of its prompt version's tips.
 
         A learned policy chose it among candidates, so that it is the best of several; or its version was drawn per
         user, so that it is correlated with the user's other tips.
         """
-        return self.drawn_per_user or self.score_policy not in _INDEPENDENT_SCORE_POLICIES
+        return self.drawn_per_user or self.score_policy not in INDEPENDENT_SCORE_POLICIES
+
+    @property
+    def outcome(self) -> DrawOutcome:
+        """What became of the draw of the prompt version."""
+        if self.fallback:
+            return "fallback"
+        if self.drawn_per_user:
+            return "per_user"
+        if not self.shown:
+            return "not_shown"
+        return "comparable" if self.score_policy in INDEPENDENT_SCORE_POLICIES else "ranked"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RewardKey:
+class RewardKey(NamedTuple):
     """The counter of a tip, or of the reaction to it."""
 
     segment: str
     hour: int
+    window_seconds: int
     prompt_version: str
     prompt_digest: str
     fallback: bool
     shown: bool
     dependent: bool
+    seen: bool
     reaction: str
 
 
@@ -125,32 +175,64 @@ class RewardCounts:
         )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class AssignmentKey:
-    """The counter of a draw among several prompt versions, one for each version that could have been drawn."""
+class DrawKey(NamedTuple):
+    """The counter of a draw. `distribution`: its id. `prompt_version`: the version that was drawn."""
 
     segment: str
     hour: int
+    window_seconds: int
+    distribution: str
     prompt_version: str
+    prompt_digest: str
+    outcome: DrawOutcome
+    seen: bool
 
 
 @dataclass(frozen=True, slots=True)
-class AssignmentCounts:
-    """How often a version was drawn, and the expected number: the sum of its logged propensities."""
+class DrawSums:
+    """The number of draws, and the sums over the rewards of their tips at the end of the reaction window."""
 
-    taken: int = 0
-    expected: float = 0.0
+    tips: int = 0
+    reward: float = 0.0
+    reward_squared: float = 0.0
 
-    def __add__(self, other: "AssignmentCounts") -> "AssignmentCounts":
-        return AssignmentCounts(self.taken + other.taken, self.expected + other.expected)
+    def __add__(self, other: "DrawSums") -> "DrawSums":
+        return DrawSums(self.tips + other.tips, self.reward + other.reward, self.reward_squared + other.reward_squared)
+
+
+class Failure(Protocol):
+    """The values of a generation that failed which decide where it is counted."""
+
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def prompt_version_asked(self) -> str | None: ...
+    @property
+    def options(self) -> Mapping[str, float]: ...
+    @property
+    def segments(self) -> Sequence[str]: ...
 
 
 @dataclass(slots=True)
 class CounterDelta:
-    """The change that tips and reactions make to the counters. `sign`: 1 to add, -1 to subtract."""
+    """The change that rows make to the counters. `sign`: 1 to add, -1 to subtract.
 
+    `window_seconds`: the reaction window. `distributions`: those of the draws, by their id.
+    """
+
+    window_seconds: int
     rewards: dict[RewardKey, RewardCounts] = field(default_factory=lambda: defaultdict(RewardCounts))
-    assignments: dict[AssignmentKey, AssignmentCounts] = field(default_factory=lambda: defaultdict(AssignmentCounts))
+    draws: dict[DrawKey, DrawSums] = field(default_factory=lambda: defaultdict(DrawSums))
+    distributions: dict[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def add_row(self, row: Row, sign: int = 1) -> None:
+        """Count everything in a row of `tip_scores`: the tip, its effective reaction, and its reward in the window."""
+        tip = TipDimensions.of(row)
+        self.add_tip(tip, sign)
+        if row["reaction"]:
+            self.add_reaction(tip, row["reaction"], row["reward"], sign)
+        if row["reward_in_window"]:
+            self.add_reward_in_window(tip, row["reward_in_window"], sign)
 
     def add_tip(self, tip: TipDimensions, sign: int = 1) -> None:
         """Count a tip, and the draw of its prompt version."""
@@ -161,28 +243,58 @@ class CounterDelta:
             ms=sign * tip.ms,
             simulated=sign * tip.simulated,
         )
-        for key in _reward_keys(tip, ALL_TIPS):
+        for key in self._reward_keys(tip, ALL_TIPS):
             self.rewards[key] += counts
-        # A draw with one option says nothing about the shares, and a fallback model's tip may be missing for another
-        # reason than the draw. Candidates that were not shown count: without them, versions that are shown more often
-        # would seem to be drawn more often.
-        if len(tip.options) > 1 and not tip.drawn_per_user and not tip.fallback:
-            for segment in (EVERYONE, *tip.segments):
-                for prompt_version, probability in tip.options.items():
-                    assignment_key = AssignmentKey(segment, hour_of(tip.created_at), prompt_version)
-                    drawn = prompt_version == tip.prompt_version_asked
-                    self.assignments[assignment_key] += AssignmentCounts(sign * drawn, sign * probability)
+        self._add_draws(self._draw_keys(tip), DrawSums(sign))
 
     def add_reaction(self, tip: TipDimensions, kind: str, reward: float, sign: int = 1) -> None:
         """Count the effective reaction to a tip."""
         counts = RewardCounts(sign, sign * reward, sign * reward**2)
-        for key in _reward_keys(tip, kind):
+        for key in self._reward_keys(tip, kind):
             self.rewards[key] += counts
+
+    def add_reward_in_window(self, tip: TipDimensions, reward: float, sign: int = 1) -> None:
+        """Count the reward of a tip at the end of the reaction window."""
+        self._add_draws(self._draw_keys(tip), DrawSums(0, sign * reward, sign * reward**2))
+
+    def add_failure(self, failure: Failure, sign: int = 1) -> None:
+        """Count the draw of a generation that failed."""
+        hour, distribution = hour_of(failure.created_at), self._distribution(failure.options)
+        version = failure.prompt_version_asked or ""
+        keys = (
+            DrawKey(segment, hour, self.window_seconds, distribution, version, "", "failed", seen=False)
+            for segment in (EVERYONE, *failure.segments)
+        )
+        self._add_draws(keys, DrawSums(sign))
+
+    def _add_draws(self, keys: Iterable[DrawKey], sums: DrawSums) -> None:
+        for key in keys:
+            self.draws[key] += sums
+
+    def _draw_keys(self, tip: TipDimensions) -> Iterable[DrawKey]:
+        hour, distribution = hour_of(tip.created_at), self._distribution(tip.options)
+        variant = (distribution, tip.drawn_version, tip.prompt_digest, tip.outcome, tip.seen)
+        for segment in (EVERYONE, *tip.segments):
+            yield DrawKey(segment, hour, self.window_seconds, *variant)
+
+    def _reward_keys(self, tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
+        hour = hour_of(tip.created_at)
+        variant = (tip.prompt_version, tip.prompt_digest, tip.fallback, tip.shown, tip.dependent, tip.seen, reaction)
+        for segment in (EVERYONE, *tip.segments):
+            yield RewardKey(segment, hour, self.window_seconds, *variant)
+
+    def _distribution(self, options: Mapping[str, float]) -> str:
+        key = distribution_id(options)
+        self.distributions[key] = options
+        return key
 
 
 @dataclass(frozen=True, slots=True)
 class DayCounts:
-    """The counts of one day (since 1970); `mature`: of tips whose reaction window has ended, else of younger tips."""
+    """The counts of one day (since 1970); `mature`: of tips whose reaction window has ended, else of younger tips.
+
+    `seen`: of tips whose exposure was received within the reaction window.
+    """
 
     day: int
     prompt_version: str
@@ -190,6 +302,7 @@ class DayCounts:
     fallback: bool
     shown: bool
     dependent: bool
+    seen: bool
     reaction: str
     mature: bool
     tips: int
@@ -201,8 +314,23 @@ class DayCounts:
     simulated: int
 
 
-def _reward_keys(tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
-    hour = hour_of(tip.created_at)
-    variant = (tip.prompt_version, tip.prompt_digest, tip.fallback, tip.shown, tip.dependent)
-    for segment in (EVERYONE, *tip.segments):
-        yield RewardKey(segment, hour, *variant, reaction)
+@dataclass(frozen=True, slots=True)
+class DrawCounts:
+    """The draws of one day (since 1970) from one distribution, with one drawn version and digest, and one outcome.
+
+    `options`: the distribution, the probability of each version. `prompt_version`: the version that was drawn; "" for a
+    failure without one. `prompt_digest`: of the version that wrote the tip; "" for a failure. `seen`: the exposures
+    were received within the reaction window. `mature`: the reaction windows of all tips have ended. `tips`: the number
+    of draws. `reward` and `reward_squared`: sums over the rewards at the end of the reaction window; 0 for failures.
+    """
+
+    day: int
+    options: Mapping[str, float]
+    prompt_version: str
+    prompt_digest: str
+    outcome: DrawOutcome
+    seen: bool
+    mature: bool
+    tips: int
+    reward: float
+    reward_squared: float

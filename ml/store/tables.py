@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    false,
 )
 
 VERSION_TABLE = "tips_schema"
@@ -90,6 +91,10 @@ tip_scores = Table(
     Column("candidates", JSON(none_as_null=True)),
     # The aggregates of the user that the ranking used.
     Column("aggregates", JSON(none_as_null=True)),
+    # Whether an exposure was received within the reaction window; and the reward at the end of that window, which is of
+    # the effective one among the reactions that were received by then.
+    Column("seen", Boolean, nullable=False, server_default=false()),
+    Column("reward_in_window", Float),
 )
 
 reactions = Table(
@@ -102,17 +107,47 @@ reactions = Table(
     Column("received_at", UtcTime, nullable=False),
 )
 
-# The counters of rollup.py, changed in the transaction of the rows that they count.
+# The first report that the user has seen a tip. `at`: when, as the caller says.
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("tip_id", Uuid, ForeignKey("tip_scores.tip_id"), primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+)
+
+# The draws for which no tip was written. `tip_id`: the id that the tip would have had.
+generation_failures = Table(
+    "generation_failures",
+    metadata,
+    Column("tip_id", Uuid, primary_key=True),
+    Column("decision_id", Uuid, nullable=False),
+    Column("user_id", String(128), nullable=False, index=True),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("policy", String(40), nullable=False),
+    Column("policy_version", String(64), nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("prompt_version_asked", String(64)),
+    Column("error", String(64), nullable=False),
+    Column("segments", JSON, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+)
+
+# The counters of rollup.py, changed in the transaction of the rows that they count. `window_seconds`: the reaction
+# window that an hour was counted with; 0 in counters of a release without it, which are rebuilt at once.
 reward_hours = Table(
     "reward_hours",
     metadata,
     Column("segment", String(64), primary_key=True),
     Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("window_seconds", Integer, primary_key=True, autoincrement=False),
     Column("prompt_version", String(64), primary_key=True),
     Column("prompt_digest", String(64), primary_key=True),
     Column("fallback", Boolean, primary_key=True),
     Column("shown", Boolean, primary_key=True),
     Column("dependent", Boolean, primary_key=True),
+    Column("seen", Boolean, primary_key=True),
     Column("reaction", String(40), primary_key=True),
     Column("tips", BigInteger, nullable=False),
     Column("reward", Float, nullable=False),
@@ -123,14 +158,28 @@ reward_hours = Table(
     Column("simulated", BigInteger, nullable=False),
 )
 
-assignment_hours = Table(
-    "assignment_hours",
+draw_hours = Table(
+    "draw_hours",
     metadata,
     Column("segment", String(64), primary_key=True),
     Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("window_seconds", Integer, primary_key=True, autoincrement=False),
+    Column("distribution", String(64), primary_key=True),
     Column("prompt_version", String(64), primary_key=True),
-    Column("taken", BigInteger, nullable=False),
-    Column("expected", Float, nullable=False),
+    Column("prompt_digest", String(64), primary_key=True),
+    Column("outcome", String(16), primary_key=True),
+    Column("seen", Boolean, primary_key=True),
+    Column("tips", BigInteger, nullable=False),
+    Column("reward", Float, nullable=False),
+    Column("reward_squared", Float, nullable=False),
+)
+
+# The distributions that prompt versions were drawn from. `id`: the SHA-256 of `options` as canonical JSON.
+distributions = Table(
+    "distributions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("options", JSON, nullable=False),
 )
 
 # The answers to requests with an Idempotency-Key; see idempotency.py.

@@ -1,7 +1,7 @@
-"""The store of tips and reactions, on SQLite or PostgreSQL. An operation that returns is durable.
+"""The store of tips and what is reported about them, on SQLite or PostgreSQL. An operation that returns is durable.
 
-New tips and reactions go through one writer with group commit. The counters change in the same transaction as the
-rows that they count; `purge` and `forget` delete rows together with their counts.
+New tips, failures, exposures and reactions go through one writer with group commit. The counters change in the same
+transaction as the rows that they count; `purge` and `forget` delete rows together with their counts.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,10 +22,15 @@ from ml.platform.idempotency_key import IdempotencyKey
 from ml.store import decision_log, deletion, tables
 from ml.store.counts import Counts
 from ml.store.database import Database
+from ml.store.exposures import Exposure, ExposureResult
+from ml.store.failures import FailureWriter, GenerationFailure
 from ml.store.group_commit import GroupCommit
 from ml.store.idempotency import IdempotencyKeys, KeyClaim, LockedKeys
-from ml.store.reactions import LockedTips, Reaction, ReactionResult, ReactionWriter, UnknownTipsError
-from ml.store.rollup import CounterDelta, TipDimensions
+from ml.store.locked_tips import LockedTips, TipLocks
+from ml.store.reactions import Reaction, ReactionResult, UnknownTipsError
+from ml.store.recount import prepare
+from ml.store.rollup import CounterDelta, TipDimensions, window_seconds
+from ml.store.user_draws import UserDraws, user_draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,11 @@ class TipRecord:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _AddTips:
-    """Store tips, all or none. `claim`: of the request that they answer, if it has an idempotency key."""
+class _AddDecision:
+    """Store tips and failures, all or none. `claim`: of the request, if it has an idempotency key."""
 
     tips: Sequence[TipRecord]
+    failures: Sequence[GenerationFailure]
     claim: KeyClaim | None
 
 
@@ -81,6 +87,13 @@ class _StoreReactions:
 
     reactions: Sequence[Reaction]
     claim: KeyClaim | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _StoreExposures:
+    """Store exposures, all or none."""
+
+    exposures: Sequence[Exposure]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +110,7 @@ class _ReleaseKey:
     claim: KeyClaim
 
 
-_Operation = _AddTips | _StoreReactions | _ReserveKey | _ReleaseKey
+_Operation = _AddDecision | _StoreReactions | _StoreExposures | _ReserveKey | _ReleaseKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +123,19 @@ class Reservation:
 
 @asynccontextmanager
 async def open_tip_store(
-    url: str, clock: Clock, background: BackgroundTasks | None = None
+    url: str, clock: Clock, background: BackgroundTasks | None = None, *, reaction_window: timedelta
 ) -> AsyncIterator["TipStore"]:
     """Open the store at `url`, with its writer, until the block ends.
 
-    `background`: the tasks of the service, of which the writer becomes one. An SQLite database is created or migrated.
-    Raises ConfigurationError when a PostgreSQL database does not have the newest schema, and StorageUnavailable when
-    the database cannot be reached.
+    `background`: the tasks of the service, of which the writer becomes one. `reaction_window`: how long after a tip its
+    reactions and its exposure count. An SQLite database is created or migrated. Raises ConfigurationError when a
+    PostgreSQL database does not have the newest schema, or when stored hours were counted with another reaction window;
+    and StorageUnavailable when the database cannot be reached.
     """
     database = Database(url)
-    store = TipStore(database, clock)
+    store = TipStore(database, clock, reaction_window)
     try:
-        await database.prepare()
+        await prepare(database, reaction_window)
         async with (background or BackgroundTasks()).run("writer", store.writer.run()):
             yield store
     finally:
@@ -129,23 +143,44 @@ async def open_tip_store(
 
 
 class TipStore:
-    """The tables `tip_scores` and `reactions`, and the counters of both."""
+    """The tables of tips, failures, exposures and reactions, and their counters."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, reaction_window: timedelta) -> None:
         self.database = database
+        self.reaction_window = reaction_window
         self.counts = Counts(database)
         self._clock = clock
-        self._reactions = ReactionWriter(database)
+        self._locks = TipLocks(database, reaction_window)
+        self._failures = FailureWriter(database)
         self._keys = IdempotencyKeys(database)
         self.writer: GroupCommit[_Operation] = GroupCommit(self._commit)
 
-    async def add(self, *tips: TipRecord, claim: KeyClaim | None = None) -> None:
-        """Store all tips of one decision; returns when they are durable.
+    async def add(
+        self, *tips: TipRecord, failures: Sequence[GenerationFailure] = (), claim: KeyClaim | None = None
+    ) -> None:
+        """Store all tips of one decision, and its failures; returns when they are durable.
 
-        `claim`: of the request that the shown tip answers, if it has an idempotency key. Raises StorageUnavailable,
-        Busy, or RequestInProgress when the claim has lost its lease; then no row is stored.
+        `claim`: of the request that the shown tip answers, if it has an idempotency key. A tip replaces the failure of
+        an earlier attempt with its id. Raises StorageUnavailable, Busy, or RequestInProgress when the claim has lost
+        its lease; then no row is stored.
         """
-        await self.writer.submit(_AddTips(tips, claim))
+        await self.writer.submit(_AddDecision(tips, failures, claim))
+
+    async def add_failures(self, failures: Sequence[GenerationFailure], claim: KeyClaim | None = None) -> None:
+        """Store the failures of a decision without a tip; returns when they are durable.
+
+        A failure is left out if there is a tip or a failure with its id. `claim`: of the request, if it has an
+        idempotency key. Raises the errors of `add`.
+        """
+        await self.writer.submit(_AddDecision((), failures, claim))
+
+    async def expose(self, exposures: Sequence[Exposure]) -> list[ExposureResult]:
+        """Store exposures, all or none; returns their results, in order, when they are durable.
+
+        The first report of a tip counts. Raises UnknownTipsError, StorageUnavailable or Busy.
+        """
+        results: list[ExposureResult] = await self.writer.submit(_StoreExposures(exposures))
+        return results
 
     async def react(self, reactions: Sequence[Reaction], key: IdempotencyKey | None = None) -> list[ReactionResult]:
         """Store reactions, all or none; returns their results, in order, when they are durable.
@@ -185,15 +220,21 @@ class TipStore:
             found = await connection.execute(select(table.c.tip_id).where(~table.c.simulated).limit(1))
             return found.first() is not None
 
-    def decisions(self, before: datetime, since: datetime | None = None) -> AsyncIterator[LoggedDecision]:
+    def decisions(
+        self, before: datetime, since: datetime | None = None, *, seen_only: bool = False
+    ) -> AsyncIterator[LoggedDecision]:
         """Yield the decisions from `since` to `before`, in the order of time; see `decision_log`."""
-        return decision_log.decisions(self.database, before, since)
+        return decision_log.decisions(self.database, before, since, seen_only=seen_only)
 
     def user_aggregates(
-        self, now: datetime, reaction_window: timedelta
+        self, now: datetime, *, seen_only: bool = False
     ) -> AsyncIterator[tuple[str, Mapping[str, float]]]:
         """Yield the aggregates of each user with tips in the last 30 days; see `decision_log`."""
-        return decision_log.user_aggregates(self.database, now, reaction_window)
+        return decision_log.user_aggregates(self.database, now, self.reaction_window, seen_only=seen_only)
+
+    def user_draws(self, segment: str, hours: range, mature_before: int) -> AsyncIterator[UserDraws]:
+        """Yield the comparable draws of each user in the mature ones of these hours; see `user_draws`."""
+        return user_draws(self.database, segment, range(hours.start, min(hours.stop, mature_before)))
 
     async def purge(self, before: datetime) -> int:
         """Delete the tips of all full hours before `before`; returns their number. See `deletion`."""
@@ -201,7 +242,7 @@ class TipStore:
 
     async def forget(self, user_id: str) -> int:
         """Delete all data of one user; returns the number of tips. See `deletion`."""
-        return await deletion.forget(self.database, self.counts, self._keys, user_id)
+        return await deletion.forget(self.database, self.counts, self._keys, user_id, self._delta())
 
     async def _commit(self, operations: Sequence[_Operation]) -> Sequence[Any]:
         """Execute the operations in one transaction; return each one's result, or the error to raise for it.
@@ -209,46 +250,59 @@ class TipStore:
         Rows are locked first, then all operations are executed in memory, in their order, and then written.
         """
         batches = [operation for operation in operations if isinstance(operation, _StoreReactions)]
-        reacted_tips = [reaction.tip_id for batch in batches for reaction in batch.reactions]
-        held = [op.claim for op in operations if isinstance(op, _AddTips | _ReleaseKey) and op.claim]
+        reacted = [reaction.tip_id for batch in batches for reaction in batch.reactions]
+        exposed = [exposure.tip_id for op in operations if isinstance(op, _StoreExposures) for exposure in op.exposures]
+        held = [op.claim for op in operations if isinstance(op, _AddDecision | _ReleaseKey) and op.claim]
         async with self.database.writing() as connection:
-            now, delta = self._clock(), CounterDelta()
-            tips = await self._reactions.lock(connection, reacted_tips, now)
+            now, delta = self._clock(), self._delta()
+            tips = await self._locks.lock(connection, reacted, exposed, now)
             new = [op.claim for op in operations if isinstance(op, _ReserveKey)]
             # A reaction to an unknown tip is an error, so it claims no key.
             new += [batch.claim for batch in batches if batch.claim and batch.claim.tip_id in tips.rows]
             keys = await self._keys.lock(connection, new, held, now)
-            added: list[TipRecord] = []
+            added: list[_AddDecision] = []
             results = [_execute(operation, tips, keys, added) for operation in operations]
-            await self._insert_tips(connection, added, delta)
-            await self._reactions.save(connection, tips, delta)
+            await self._insert(connection, added, delta)
+            await self._locks.save(connection, tips, delta)
             await self._keys.save(connection, keys)
             await self.counts.add(connection, delta)
             stored = await _select_tips(connection, [result for result in results if isinstance(result, UUID)])
+        self.counts.remember(delta)
         return [stored[result] if isinstance(result, UUID) else result for result in results]
 
-    async def _insert_tips(self, connection: AsyncConnection, tips: Sequence[TipRecord], delta: CounterDelta) -> None:
-        if tips:
-            rows = [tables.as_row(tip) for tip in tips]
+    async def _insert(self, connection: AsyncConnection, added: Sequence[_AddDecision], delta: CounterDelta) -> None:
+        rows = [{**tables.as_row(tip), "seen": False} for decision in added for tip in decision.tips]
+        if rows:
             await connection.execute(insert(tables.tip_scores), rows)
-            for row in rows:
-                delta.add_tip(TipDimensions.of(row))
+        for row in rows:
+            delta.add_tip(TipDimensions.of(row))
+        # Only a retry with an idempotency key writes a tip that has failed before.
+        retried = [tip.tip_id for decision in added if decision.claim for tip in decision.tips]
+        await self._failures.remove(connection, retried, delta)
+        await self._failures.add(connection, [failure for decision in added for failure in decision.failures], delta)
+
+    def _delta(self) -> CounterDelta:
+        return CounterDelta(window_seconds(self.reaction_window))
 
 
-def _execute(operation: _Operation, tips: LockedTips, keys: LockedKeys, added: list[TipRecord]) -> Any:
+def _execute(operation: _Operation, tips: LockedTips, keys: LockedKeys, added: list[_AddDecision]) -> Any:
     """Return the result of an operation, or its error; for an answered request, the id of its tip.
 
-    New tips are added to `added`.
+    Decisions to store are added to `added`.
     """
     try:
         match operation:
-            case _AddTips(records, claim):
-                if claim:
+            case _AddDecision(records, _, claim):
+                if claim and records:
                     (shown,) = [record.tip_id for record in records if record.shown]
                     keys.complete(claim, shown)
-                added += records
+                elif claim:
+                    keys.check(claim)
+                added.append(operation)
             case _StoreReactions(reactions, claim):
                 return _react(reactions, claim, tips, keys)
+            case _StoreExposures(exposures):
+                return tips.expose(exposures)
             case _ReserveKey(claim):
                 row = keys.reserve(claim)
                 return row["tip_id"] or Reservation(claim, row["draw"])

@@ -1,42 +1,38 @@
-"""The copy of all tips and reactions of one database into another, in one transaction."""
+"""The copy of all tips of one database into another, with what belongs to them, in one transaction."""
 
-from typing import Any
+from datetime import timedelta
 
 from sqlalchemy import insert, select
 
 from ml.store import tables
 from ml.store.counts import Counts
 from ml.store.database import Database
-from ml.store.reactions import effective_reaction
-from ml.store.rollup import CounterDelta, TipDimensions
+from ml.store.failures import GenerationFailure
+from ml.store.rollup import CounterDelta, window_seconds
 
 _ROWS_PER_STATEMENT = 500
+_TABLES = (tables.tip_scores, tables.reactions, tables.exposures, tables.generation_failures)
 
 
-async def copy_tips(source_url: str, target_url: str) -> None:
-    """Add all tips and reactions of the database at `source_url` to the one at `target_url`: all of them or none.
+async def copy_tips(source_url: str, target_url: str, reaction_window: timedelta) -> None:
+    """Add all tips, reactions, exposures and failures of a database to another one: all of them or none.
 
-    Both have the newest schema. Raises StorageUnavailable.
+    Both have the newest schema, and hours that were counted with this reaction window. Raises StorageUnavailable.
     """
     source, target = Database(source_url), Database(target_url)
     try:
-        delta = CounterDelta()
+        delta = CounterDelta(window_seconds(reaction_window))
         async with source.reading() as reading, target.writing() as writing:
-            for table in (tables.tip_scores, tables.reactions):
+            for table in _TABLES:
                 rows = await reading.stream(select(table))
                 async for part in rows.mappings().partitions(_ROWS_PER_STATEMENT):
                     await writing.execute(insert(table), [dict(row) for row in part])
-                    if table is tables.tip_scores:
-                        for row in part:
-                            _count(delta, row)
+                    for row in part:
+                        if table is tables.tip_scores:
+                            delta.add_row(row)
+                        elif table is tables.generation_failures:
+                            delta.add_failure(GenerationFailure.of(row))
             await Counts(target).add(writing, delta)
     finally:
         await source.close()
         await target.close()
-
-
-def _count(delta: CounterDelta, row: Any) -> None:
-    tip = TipDimensions.of(row)
-    delta.add_tip(tip)
-    if effective := effective_reaction(row):
-        delta.add_reaction(tip, effective.kind, effective.reward)

@@ -24,7 +24,7 @@ from sqlalchemy.engine import Dialect, make_url
 from ml.store import tables as schema
 from ml.store.database import migrate_database
 from ml.store.reactions import REACTIONS
-from ml.store.rollup import CounterDelta, TipDimensions
+from ml.store.rollup import CounterDelta, window_seconds
 
 VERSIONS = {"v1": "a" * 64, "v2-mentor": "b" * 64, "v3-coach": "c" * 64}
 """The digest of each prompt version."""
@@ -33,6 +33,8 @@ MOODS = ("great", "good", "okay", "low", "awful")
 ACTIVITIES = ("working", "sitting", "walking", "exercising", "commuting", "eating", "relaxing", "in_bed")
 LANGUAGES = ("en", "de", "es", "fr", "it")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+REACTION_WINDOW = timedelta(hours=24)
 
 _USERS = 100_000
 
@@ -79,19 +81,16 @@ async def fill(url: str, past: Past) -> None:
 def _rows_of_day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping[str, Rows]:
     """Return the rows of one day by table, encoded for the database driver."""
     tips = list(_tips(day, numbers, reacted))
-    delta = CounterDelta()
+    delta = CounterDelta(window_seconds(REACTION_WINDOW))
     for tip in tips:
-        dimensions = TipDimensions.of(tip)
-        delta.add_tip(dimensions)
-        if tip["reaction"]:
-            delta.add_reaction(dimensions, tip["reaction"], tip["reward"])
+        delta.add_row(tip)
     rows: dict[Table, list[dict[str, Any]]] = {
         schema.tip_scores: tips,
         schema.reactions: [
             {**tip, "at": tip["reacted_at"], "received_at": tip["reacted_at"]} for tip in tips if tip["reaction"]
         ],
-        schema.reward_hours: [asdict(key) | asdict(count) for key, count in delta.rewards.items()],
-        schema.assignment_hours: [asdict(key) | asdict(count) for key, count in delta.assignments.items()],
+        schema.reward_hours: [key._asdict() | asdict(count) for key, count in delta.rewards.items()],
+        schema.draw_hours: [key._asdict() | asdict(count) for key, count in delta.draws.items()],
     }
     return {table.name: _encode_rows(table, table_rows, dialect) for table, table_rows in rows.items()}
 
@@ -139,6 +138,8 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
             "simulated": False,
             "reaction": reaction,
             "reward": REACTIONS[reaction] if reaction else None,
+            "seen": False,
+            "reward_in_window": REACTIONS[reaction] if reaction else None,
             "reacted_at": created_at + timedelta(seconds=rng.randint(1, 3600)) if reaction else None,
             "decision_id": tip_id(number),
             "score": None,

@@ -70,6 +70,7 @@ def decisions(users: Sequence[User]) -> Iterator[LoggedDecision]:
     rng = random.Random(2)
     for number in range(DECISIONS):
         user = users[number % USERS]
+        reward = float(rng.random() < 0.3)
         yield LoggedDecision(
             id=str(number),
             user_id=user.user_id,
@@ -80,6 +81,7 @@ def decisions(users: Sequence[User]) -> Iterator[LoggedDecision]:
                 LoggedCandidate(candidate["prompt_version"], 0.05, candidate["tip"]) for candidate in user.candidates
             ),
             chosen=rng.randrange(CANDIDATES),
-            reward=float(rng.random() < 0.3),
+            reward=reward,
+            reward_in_window=reward,
             ranked=True,
         )

@@ -19,7 +19,7 @@ from ml.store.database import migrate_database
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.cli.commands import database_url
-from tests.example_tips import a_tip
+from tests.example_tips import WINDOW, a_tip
 from tests.pipelines.logs import APART, MOODS
 from tests.process import TIPS, run
 
@@ -51,7 +51,7 @@ def random_tips(now: datetime) -> Iterator[tuple[TipRecord, Reaction | None]]:
 
 async def fill(url: str) -> list[LoggedDecision]:
     now = datetime.now(UTC)
-    async with open_tip_store(url, lambda: now) as store:
+    async with open_tip_store(url, lambda: now, reaction_window=WINDOW) as store:
         tips = [*random_tips(now)]
         await asyncio.gather(*(store.add(tip) for tip, _ in tips))
         await store.react([reaction for _, reaction in tips if reaction])

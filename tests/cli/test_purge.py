@@ -7,13 +7,13 @@ from pathlib import Path
 from ml.store.database import migrate_database
 from ml.store.tips import open_tip_store
 from tests.cli.commands import database_url
-from tests.example_tips import a_tip
+from tests.example_tips import WINDOW, a_tip
 from tests.process import TIPS, run
 
 
 async def store_tips(url: str, *ages: timedelta) -> None:
     now = datetime.now(UTC)
-    async with open_tip_store(url, lambda: now) as store:
+    async with open_tip_store(url, lambda: now, reaction_window=WINDOW) as store:
         await store.add(*(a_tip(created_at=now - age) for age in ages))
 
 

@@ -11,8 +11,16 @@ VERSIONS = ("v1", "v2", "v3")
 
 
 def decision(at: float, *candidates: LoggedCandidate, chosen: int = 0, **fields: Any) -> LoggedDecision:
-    usual: dict[str, Any] = {"id": f"d-{at}", "user_id": "u-1", "signals": {}, "aggregates": {}, "ranked": False}
-    return LoggedDecision(at=at, candidates=candidates, chosen=chosen, reward=0.0, **usual | fields)
+    usual: dict[str, Any] = {
+        "id": f"d-{at}",
+        "user_id": "u-1",
+        "signals": {},
+        "aggregates": {},
+        "reward": 0.0,
+        "reward_in_window": 0.0,
+        "ranked": False,
+    }
+    return LoggedDecision(at=at, candidates=candidates, chosen=chosen, **usual | fields)
 
 
 def among_versions(at: float, chosen: str, digest: str, versions: tuple[str, ...] = VERSIONS) -> LoggedDecision:

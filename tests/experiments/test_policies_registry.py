@@ -74,7 +74,7 @@ def test_the_new_policy_is_a_target_of_off_policy_evaluation() -> None:
     target = parse_target(NEW_POLICY, reaction_window=timedelta(hours=24), tracking_uri="sqlite:///unused.db")
     assert target.name == NEW_POLICY
     candidates = tuple(LoggedCandidate(version, 0.5, None) for version, _ in WEIGHTS)
-    decision = LoggedDecision("d", "user", 0.0, {}, {}, candidates, chosen=1, reward=1.0, ranked=False)
+    decision = LoggedDecision("d", "user", 0.0, {}, {}, candidates, 1, reward=1.0, reward_in_window=1.0, ranked=False)
     (distribution,) = target.distributions([decision])
     assert distribution is not None
     np.testing.assert_array_equal(distribution, [1.0, 0.0])

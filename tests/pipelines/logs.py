@@ -29,6 +29,7 @@ def decision(**fields: Any) -> LoggedDecision:
         "candidates": (LoggedCandidate("v1", 0.5), LoggedCandidate("v2", 0.5)),
         "chosen": 0,
         "reward": 0.0,
+        "reward_in_window": 0.0,
         "ranked": False,
     }
     return LoggedDecision(**defaults | fields)

@@ -20,7 +20,8 @@ from ml.pipelines import training
 from ml.pipelines.training import shown_versions, sum_statistics, train
 from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import LISTED_VERSIONS, Visit, visits
-from ml.store.database import prepare_database
+from ml.store.recount import prepare_database
+from tests.example_tips import WINDOW
 from tests.pipelines.logs import DAY, MOODS, VERSIONS, log_of, ranked_log_of
 from tests.policies import decisions
 from tests.simulation.oracle import expected_rewards
@@ -53,7 +54,8 @@ def skewed_log(main: str, n: int, seed: int) -> list[LoggedDecision]:
             {},
             candidates,
             int(choice),
-            float(visit.helps(candidates[choice].prompt_version)),
+            reward := float(visit.helps(candidates[choice].prompt_version)),
+            reward,
             False,
         )
         for number, (visit, choice) in enumerate(zip(first_visits(0, n, seed), choices, strict=True))
@@ -228,7 +230,7 @@ def test_the_command_reports_tips_with_an_earlier_digest(
     ]
     monkeypatch.setattr(train_command, "mature_decisions", lambda **_: log)
     url = f"sqlite+aiosqlite:///{tmp_path / 'tips.db'}"
-    prepare_database(url)
+    prepare_database(url, WINDOW)
     monkeypatch.setenv("DATABASE_URL", url)
     train_command.train(to=tmp_path / "policy.npz")
     policy = RankingPolicy.from_bytes((tmp_path / "policy.npz").read_bytes())

@@ -26,7 +26,7 @@ from ml.standalone.app import create_app as create_standalone
 from ml.store.tips import open_tip_store
 from tests.conftest import of_model
 from tests.databases import Database, Row
-from tests.example_tips import NOW, SetClock, a_tip
+from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fake_serving import TIP_RESPONSE, FakeServing, hang, ranking
 from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.policies import policy
@@ -365,7 +365,7 @@ def test_when_the_caller_disconnects_during_the_ranking_nothing_is_stored(
 
 def test_a_decision_is_stored_completely_or_not_at_all(database: Database) -> None:
     async def run() -> list[Any]:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             stored_already = a_tip()
             await store.add(stored_already)
             decisions = [
@@ -394,19 +394,19 @@ def test_candidates_that_were_not_shown_are_forgotten_and_purged_with_the_shown_
         clock.go(hours=2)
 
     async def forget() -> None:
-        async with open_tip_store(database.url, clock) as store:
+        async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
             assert await store.forget("u-1") == 6
             assert [decision.user_id async for decision in store.decisions(clock())] == ["u-2"]
 
     async def purge() -> None:
-        async with open_tip_store(database.url, clock) as store:
+        async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
             assert await store.purge(NOW) == 0
             assert await store.purge(clock()) == 3
 
     asyncio.run(forget())
     check_counts(database)
     asyncio.run(purge())
-    assert [database.count(table) for table in ("tip_scores", "reward_hours", "assignment_hours")] == [0, 0, 0]
+    assert [database.count(table) for table in ("tip_scores", "reward_hours", "draw_hours")] == [0, 0, 0]
 
 
 def test_the_reward_page_excludes_ranked_tips_and_says_how_many(
@@ -488,7 +488,7 @@ def test_the_ranking_of_serving_can_be_drawn_again_from_the_rows(
 
 def read_decisions(database: Database) -> list[LoggedDecision]:
     async def run() -> list[LoggedDecision]:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             return [decision async for decision in store.decisions(NOW.replace(year=2100))]
 
     return asyncio.run(run())

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from ml.store.tips import open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database
-from tests.example_tips import SetClock
+from tests.example_tips import WINDOW, SetClock
 from tests.fake_serving import TIP_RESPONSE, FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.store.rebuilt_counts import check_counts
@@ -262,7 +262,7 @@ def test_a_key_is_forgotten_after_24_hours(recommender: httpx.Client, database: 
 def test_forget_and_purge_remove_the_keys(recommender: httpx.Client, database: Database, clock: SetClock) -> None:
     def run(method: str, argument: Any) -> int:
         async def open_and_run() -> int:
-            async with open_tip_store(database.url, clock) as store:
+            async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
                 removed: int = await getattr(store, method)(argument)
                 return removed
 
@@ -287,7 +287,7 @@ def test_a_request_that_is_forgotten_while_it_runs_stores_nothing(
     recommender: httpx.Client, fake_serving: FakeServing, database: Database, clock: SetClock
 ) -> None:
     async def forget() -> int:
-        async with open_tip_store(database.url, clock) as store:
+        async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
             return await store.forget("u-1")
 
     with in_model_call(recommender, Gate(fake_serving)) as first:

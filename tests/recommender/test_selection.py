@@ -30,7 +30,7 @@ from ml.store.rollup import hour_of
 from ml.store.tips import open_tip_store
 from tests.conftest import eventually, of_model
 from tests.databases import Database, Row
-from tests.example_tips import DIGEST, NOW, SetClock, a_tip
+from tests.example_tips import DIGEST, NOW, WINDOW, SetClock, a_tip
 from tests.fake_serving import FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.server import running
@@ -219,7 +219,7 @@ def test_sticky_keeps_the_versions_of_users_after_a_restart(
     row = row_of(ask(restarted), database)
     assert (row["policy"], json.loads(row["options"])) == ("sticky", {"v1": 0.6, "v2-mentor": 0.4})
     # All tips of a user are one draw, so they are not part of the sample-ratio test.
-    assert database.count("assignment_hours") == 0
+    assert database.count("draw_hours") == 0
 
 
 def test_a_tip_causes_no_query(database: Database, fake_serving: FakeServing, clock: SetClock) -> None:
@@ -263,7 +263,7 @@ def test_standalone_learns_from_rewards_under_the_digests_of_its_own_serving(
 
 def test_rewards_are_those_of_shown_mature_tips_per_version_and_digest(database: Database) -> None:
     async def run() -> dict[tuple[str, str], Sample]:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             for fields in (
                 {"prompt_digest": NEW_DIGEST},
                 {},
@@ -373,7 +373,7 @@ async def store_rewards(
     `digests`: the digest of each version; by default both have `digest`.
     """
     digests = digests or {"v1": digest, BETTER: digest}
-    async with open_tip_store(database.url, clock) as store:
+    async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
         tips = [
             a_tip(created_at=NOW - 2 * DAY, prompt_version=version, prompt_digest=digests[version])
             for version in ("v1", BETTER)
@@ -397,7 +397,7 @@ async def learning(
     reads: asyncio.Queue[StorageUnavailable | None] = asyncio.Queue()
     async with (
         asyncio.timeout(120),
-        open_tip_store(database.url, clock) as store,
+        open_tip_store(database.url, clock, reaction_window=WINDOW) as store,
         httpx.AsyncClient(base_url=fake_serving.url) as http,
     ):
         read_rewards = store.counts.rewards

@@ -13,7 +13,7 @@ from ml.store.reactions import REACTIONS, Reaction, UnknownTipsError
 from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database
-from tests.example_tips import NOW, SetClock, a_tip
+from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fixtures import StartRecommender
 from tests.store.rebuilt_counts import check_counts
 
@@ -80,8 +80,8 @@ def test_both_recommenders_learn_from_all_rewards_and_store_complete_decisions(
 def test_users_are_forgotten_and_tips_purged_during_reactions(database: Database) -> None:
     async def run() -> None:
         async with (
-            open_tip_store(database.url, SetClock()) as first,
-            open_tip_store(database.url, SetClock()) as second,
+            open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as first,
+            open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as second,
             asyncio.timeout(120),
         ):
             tips = [

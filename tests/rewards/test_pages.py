@@ -88,7 +88,7 @@ def hostile_tips() -> list[tuple[TipRecord, str | None]]:
 
 
 async def fill(url: str, rows: list[tuple[TipRecord, str | None]]) -> None:
-    async with open_tip_store(url, lambda: NOW) as store:
+    async with open_tip_store(url, lambda: NOW, reaction_window=timedelta(hours=24)) as store:
         await asyncio.gather(*(store.add(row) for row, _ in rows))
         reactions = [Reaction(row.tip_id, kind, row.created_at) for row, kind in rows if kind]
         for start in range(0, len(reactions), 500):

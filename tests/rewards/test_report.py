@@ -28,7 +28,7 @@ def day(
     """Yield the counts of one day of one version: `tips` tips, of which `helpful` have the reaction helpful."""
     for reaction, n, reward in ((ALL_TIPS, tips, 0), ("helpful", helpful, helpful)):
         sums = (n, reward, reward, 50 * n, 10 * n, 900 * n, 0)
-        yield DayCounts(number, version, digest, False, True, dependent, reaction, mature, *sums)
+        yield DayCounts(number, version, digest, False, True, dependent, False, reaction, mature, *sums)
 
 
 def report_on(*days: Iterator[DayCounts], **options: object) -> RewardReport:

@@ -121,11 +121,11 @@ def rows(directory: Path) -> dict[str, int]:
     with closing(sqlite3.connect(directory / "tips.db")) as connection:
         return {
             table: connection.execute(f"select count(*) from {table}").fetchone()[0]
-            for table in ("tip_scores", "reactions", "reward_hours", "assignment_hours")
+            for table in ("tip_scores", "reactions", "reward_hours", "draw_hours")
         }
 
 
-NOTHING = {"tip_scores": 0, "reactions": 0, "reward_hours": 0, "assignment_hours": 0}
+NOTHING = {"tip_scores": 0, "reactions": 0, "reward_hours": 0, "draw_hours": 0}
 
 
 def test_a_simulation_that_is_interrupted_stores_nothing(litellm_imported: None, tmp_path: Path) -> None:  # noqa: ARG001

@@ -14,7 +14,7 @@ from ml.store import decision_log
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, TipStore, open_tip_store
 from tests.databases import Database
-from tests.example_tips import DIGEST, NOW, SetClock, a_tip
+from tests.example_tips import DIGEST, NOW, WINDOW, SetClock, a_tip
 
 DAY = timedelta(days=1)
 LATER = NOW + DAY
@@ -51,7 +51,7 @@ def read_decisions(
     """Store decisions, given by their records, and reactions; then return the logged decisions of the period."""
 
     async def run() -> list[LoggedDecision]:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             for records in decisions:
                 await store.add(*records)
             await store.react([Reaction(tip_id, kind) for tip_id, kind in (reactions or {}).items()])
@@ -72,6 +72,7 @@ def test_a_single_candidate_is_logged_as_a_decision_among_prompt_versions(databa
         candidates=(LoggedCandidate("v1", 0.25), LoggedCandidate("v2-mentor", 0.75, prompt_digest=DIGEST)),
         chosen=1,
         reward=0.5,
+        reward_in_window=0.5,
         ranked=False,
     )
 
@@ -106,6 +107,7 @@ def test_ranked_candidates_are_logged_with_their_tips_in_order(database: Databas
         ),
         chosen=1,
         reward=1.0,
+        reward_in_window=1.0,
         ranked=True,
     )
     assert (second.id, second.chosen, second.reward, len(second.candidates)) == (str(other[0].tip_id), 0, 0, 2)
@@ -151,12 +153,12 @@ def test_the_decisions_of_a_period_are_in_the_order_of_time_over_several_pages(
 
 
 async def _aggregates(store: TipStore, now: datetime = NOW) -> dict[str, Mapping[str, float]]:
-    return {user: aggregates async for user, aggregates in store.user_aggregates(now, DAY)}
+    return {user: aggregates async for user, aggregates in store.user_aggregates(now)}
 
 
 def test_the_aggregates_of_users_are_those_of_their_shown_and_mature_tips(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
 
             async def show(user: str, reaction: str | None = None, **age: float) -> None:
                 tip = a_tip(user_id=user, created_at=NOW - timedelta(**age))
@@ -178,7 +180,7 @@ def test_the_aggregates_of_users_are_those_of_their_shown_and_mature_tips(databa
             }
             assert await _aggregates(store, NOW - timedelta(days=50)) == {}
             # Reading only a part of them leaves no connection open.
-            async for _ in store.user_aggregates(NOW, DAY):
+            async for _ in store.user_aggregates(NOW):
                 break
             await store.forget("often")
             assert await _aggregates(store) == {"today": {"tips_7d": 1}}

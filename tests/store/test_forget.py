@@ -8,16 +8,24 @@ from ml.platform.idempotency_key import IdempotencyKey
 from ml.store.reactions import Reaction
 from ml.store.tips import open_tip_store
 from tests.databases import Database
-from tests.example_tips import NOW, SetClock, a_tip
+from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE
 from tests.store.rebuilt_counts import check_counts
 
-TABLES = ("tip_scores", "reactions", "reward_hours", "assignment_hours", "idempotency_keys")
+TABLES = (
+    "tip_scores",
+    "reactions",
+    "reward_hours",
+    "draw_hours",
+    "exposures",
+    "generation_failures",
+    "idempotency_keys",
+)
 
 
 def test_only_the_given_user_is_forgotten(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             other = a_tip(user_id="u-10", prompt_version="v2-mentor")
             for tip in (a_tip(user_id="u-1"), a_tip(user_id="u-1"), other):
                 await store.add(tip)
@@ -35,7 +43,7 @@ def test_only_the_given_user_is_forgotten(database: Database) -> None:
 
 def test_when_the_only_user_is_forgotten_all_tables_are_empty(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             for options in ({"v1": 1 / 3, "v2": 2 / 3}, {"v1": 0.1, "v2": 0.9}, {"v1": 1.0}):
                 await store.add(tip := a_tip(options=options))
                 await store.react([Reaction(tip.tip_id, "saved")], IdempotencyKey(f"reaction-{tip.tip_id}", "b"))
@@ -45,12 +53,12 @@ def test_when_the_only_user_is_forgotten_all_tables_are_empty(database: Database
             await store.forget("u-1")
 
     asyncio.run(run())
-    assert [database.count(table) for table in TABLES] == [0, 0, 0, 0, 0]
+    assert [database.count(table) for table in TABLES] == [0] * len(TABLES)
 
 
 def test_old_tips_are_purged_in_full_hours(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             for age in (-1, 0, 39, 41, 3 * 60):
                 await store.add(tip := a_tip(created_at=NOW - timedelta(minutes=age)))
                 await store.react([Reaction(tip.tip_id, "helpful")])
@@ -74,8 +82,8 @@ def test_no_bytes_of_a_forgotten_user_are_left_on_disk(database: Database) -> No
         users = [f"user-{rng.randrange(9000):04}-kept" for _ in range(1500)] + [forgotten] * 20
         rng.shuffle(users)
         async with (
-            open_tip_store(database.url, SetClock()) as store,
-            open_tip_store(database.url, SetClock()) as other_process,
+            open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store,
+            open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as other_process,
         ):
             await other_process.database.ping()
             for start in range(0, len(users), 50):

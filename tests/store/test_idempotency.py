@@ -16,7 +16,7 @@ from ml.platform.idempotency_key import IdempotencyKey
 from ml.store.idempotency import RETENTION
 from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
 from tests.databases import Database
-from tests.example_tips import SetClock, a_tip
+from tests.example_tips import WINDOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE
 
 LEASE = timedelta(seconds=40)
@@ -146,7 +146,10 @@ STEPS = (
 def test_any_sequence_of_attempts_gives_one_decision(database: Database, steps: list[tuple[str, int]]) -> None:
     async def run() -> None:
         clock = SetClock()
-        async with open_tip_store(database.url, clock) as first, open_tip_store(database.url, clock) as second:
+        async with (
+            open_tip_store(database.url, clock, reaction_window=WINDOW) as first,
+            open_tip_store(database.url, clock, reaction_window=WINDOW) as second,
+        ):
             state = Run([first, second], clock)
             for name, store in steps:
                 await state.step(name, store)

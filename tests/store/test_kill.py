@@ -29,7 +29,7 @@ from ml.recommender.app import create_app
 from ml.recommender.settings import RecommenderSettings
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database
-from tests.example_tips import NOW, SetClock, a_tip
+from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fake_serving import TIP_RESPONSE, FakeServing
 from tests.server import running
 from tests.store.rebuilt_counts import check_counts
@@ -38,7 +38,7 @@ KINDS = ("helpful", "done", "saved", "dismissed", "not_helpful")
 
 
 async def store(database: Database, tips: list[TipRecord]) -> None:
-    async with open_tip_store(database.url, SetClock()) as opened:
+    async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as opened:
         await asyncio.gather(*(opened.add(tip) for tip in tips))
 
 

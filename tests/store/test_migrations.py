@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,12 +18,14 @@ from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.settings import ConfigurationError
 from ml.store import tables as schema
 from ml.store.database import Database as Store
-from ml.store.database import migrate_database, prepare_database
+from ml.store.database import migrate_database
 from ml.store.reactions import Reaction
+from ml.store.recount import prepare_database
+from ml.store.rollup import hour_of
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database, postgres
-from tests.example_tips import DIGEST, SetClock, a_tip
-from tests.store.rebuilt_counts import check_counts, rebuilt_counts
+from tests.example_tips import DIGEST, WINDOW, SetClock, a_tip
+from tests.store.rebuilt_counts import check_counts
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -60,7 +63,7 @@ def test_migrations_create_the_tables_of_the_code_and_leave_other_tables_unchang
 
 def test_migrating_again_keeps_the_stored_tips(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             await store.add(a_tip())
         migrate_database(database.url)
 
@@ -88,7 +91,7 @@ def test_data_of_the_first_revision_is_kept_by_upgrades_and_downgrades(empty_dat
         " reward, reward_squared, input_tokens, output_tokens, ms, simulated)"
         " VALUES ('', 2, 'v1', 'a', false, false, '', 1, 0, 0, 1, 1, 1, 0)"
     )
-    migrate_to(empty_database, "head")
+    migrate_to(empty_database, "0005")
     assert empty_database.count("reward_hours") == 2
     migrate_to(empty_database, "0001")
     assert empty_database.rows("SELECT user_id, tip FROM tip_scores") == [{"user_id": "u-1", "tip": "Stand up."}]
@@ -103,24 +106,30 @@ def test_shadow_is_replaced_by_its_negation_shown_and_the_counts_stay_right(empt
     for number, (time, version, shadow) in enumerate(tips):
         tip = _values(f"{uuid.UUID(int=number)}", time, version, shadow=shadow)
         empty_database.rows(f"INSERT INTO tip_scores ({_TIP_COLUMNS}) VALUES ({tip})")
-    shown = "CASE WHEN shadow THEN false ELSE true END AS shown"
-    counts = rebuilt_counts(empty_database.rows(f"SELECT *, {shown} FROM tip_scores"))
-    assert {key.shown: count.tips for key, count in counts.rewards.items() if count.tips > 1} == {True: 2, False: 2}
-    for key, count in counts.rewards.items():
+    counts = Counter(
+        (segment, hour_of(datetime.fromisoformat(f"{time}Z")), version, shadow)
+        for time, version, shadow in tips
+        for segment in ("", "mood:low")
+    )
+    assert {*counts.values()} == {1, 2}
+    for (segment, hour, version, shadow), n in counts.items():
         empty_database.rows(
             "INSERT INTO reward_hours (segment, hour, prompt_version, prompt_digest, fallback, shadow, reaction, tips,"
             " reward, reward_squared, input_tokens, output_tokens, ms, simulated, dependent)"
-            f" VALUES ('{key.segment}', {key.hour}, '{key.prompt_version}', '{key.prompt_digest}', {key.fallback},"
-            f" {not key.shown}, '{key.reaction}', {count.tips}, {count.reward}, {count.reward_squared},"
-            f" {count.input_tokens}, {count.output_tokens}, {count.ms}, {count.simulated}, 0)"
+            f" VALUES ('{segment}', {hour}, '{version}', '{DIGEST}', false, {shadow}, '', {n}, 0, 0, {n}, {n}, {n},"
+            " 0, 0)"
         )
     before = snapshot(empty_database)
+    migrate_to(empty_database, "0005")
+    migrated = snapshot(empty_database)
     migrate_to(empty_database, "head")
     rows = empty_database.rows("SELECT created_at, prompt_version, shown FROM tip_scores ORDER BY tip_id")
     assert [(str(row["created_at"])[:19], row["prompt_version"], bool(row["shown"])) for row in rows] == [
         (time, version, not shadow) for time, version, shadow in tips
     ]
     check_counts(empty_database)
+    migrate_to(empty_database, "0005")
+    assert snapshot(empty_database) == migrated
     migrate_to(empty_database, "0002")
     assert snapshot(empty_database) == before
     migrate_to(empty_database, "head")
@@ -182,7 +191,7 @@ def test_idempotency_keys_can_be_added_and_removed_again(empty_database: Databas
 
     async def tip_of_key(tip: TipRecord) -> Any:
         async with (
-            open_tip_store(empty_database.url, SetClock()) as store,
+            open_tip_store(empty_database.url, SetClock(), reaction_window=WINDOW) as store,
             store.reserve(key, "u-1", [], timedelta(seconds=40)) as reserved,
         ):
             if isinstance(reserved, TipRecord):
@@ -229,33 +238,38 @@ def _values(tip_id: str, created_at: str, prompt_version: str, *, shadow: bool) 
 
 async def store_tips(database: Database, *tips: TipRecord, reaction: str | None = None) -> None:
     """Store tips, each with the reaction if there is one."""
-    async with open_tip_store(database.url, SetClock()) as store:
+    async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
         await store.add(*tips)
         if reaction:
             await store.react([Reaction(tip.tip_id, reaction) for tip in tips])
 
 
 async def forget(database: Database, user_id: str) -> None:
-    async with open_tip_store(database.url, SetClock()) as store:
+    async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
         await store.forget(user_id)
 
 
 def snapshot(database: Database) -> list[list[str]]:
     """Return all tips and counters."""
+    counters = {"reward_hours", "assignment_hours", "draw_hours", "distributions"} & table_names(database)
     return [
         sorted(str(sorted(row.items())) for row in database.rows(f"SELECT * FROM {table}"))
-        for table in ("tip_scores", "reward_hours", "assignment_hours")
+        for table in ("tip_scores", *sorted(counters))
     ]
 
 
 def migrate_to(database: Database, revision: str) -> None:
-    """Migrate a database up or down to a revision of the schema."""
+    """Migrate a database up or down to a revision of the schema, as `tips migrate` does to the newest one."""
+    if revision == "head":
+        migrate_database(database.url)
+        prepare_database(database.url, WINDOW)
+        return
 
     def migrate(connection: Connection) -> None:
         config = schema._config()
         config.attributes["connection"] = connection
         context = MigrationContext.configure(connection, opts={"version_table": schema.VERSION_TABLE})
-        is_downgrade = revision != "head" and (context.get_current_revision() or "") > revision
+        is_downgrade = (context.get_current_revision() or "") > revision
         (command.downgrade if is_downgrade else command.upgrade)(config, revision)
 
     async def run() -> None:
@@ -268,7 +282,7 @@ def migrate_to(database: Database, revision: str) -> None:
 
 
 def test_sqlite_is_migrated_at_start_up(tmp_path: Path) -> None:
-    prepare_database(f"sqlite+aiosqlite:///{tmp_path}/new.db")
+    prepare_database(f"sqlite+aiosqlite:///{tmp_path}/new.db", WINDOW)
     assert Database(f"sqlite+aiosqlite:///{tmp_path}/new.db").count("tip_scores") == 0
 
 
@@ -276,14 +290,14 @@ def test_sqlite_is_migrated_at_start_up(tmp_path: Path) -> None:
 def test_the_error_of_an_unmigrated_postgresql_names_the_command() -> None:
     with postgres() as database:
         with pytest.raises(ConfigurationError, match="run `tips migrate`"):
-            prepare_database(database.url)
+            prepare_database(database.url, WINDOW)
         assert database.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1/tips", "no-such-host.invalid/tips"])
 def test_the_error_of_an_unreachable_database_is_one_sentence_without_the_password(address: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        prepare_database(f"postgresql+asyncpg://tips:geheim@{address}")
+        prepare_database(f"postgresql+asyncpg://tips:geheim@{address}", WINDOW)
     assert str(raised.value).startswith("DATABASE_URL: ")
     assert "geheim" not in str(raised.value)
     assert raised.value.__cause__ is None
@@ -293,4 +307,4 @@ def test_the_error_of_a_file_that_is_not_a_database_is_one_sentence(tmp_path: Pa
     (tmp_path / "text.db").write_text("This is not a database. " * 100)
     for path in ("text.db", "missing/folder.db"):
         with pytest.raises(ConfigurationError, match="DATABASE_URL"):
-            prepare_database(f"sqlite+aiosqlite:///{tmp_path}/{path}")
+            prepare_database(f"sqlite+aiosqlite:///{tmp_path}/{path}", WINDOW)

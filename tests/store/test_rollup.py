@@ -16,10 +16,9 @@ from ml.store.reactions import REACTIONS, Reaction
 from ml.store.rollup import hour_of, start_of
 from ml.store.tips import TipRecord, TipStore, open_tip_store
 from tests.databases import Database
-from tests.example_tips import NOW, SetClock, a_tip
+from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.store.rebuilt_counts import check_counts
 
-WINDOW = timedelta(hours=24)
 START = NOW - timedelta(days=3)
 
 minutes = st.integers(0, 3 * 24 * 60)
@@ -147,7 +146,7 @@ async def check_reports(history: History, store: TipStore) -> None:
 
 def test_candidates_that_were_not_shown_count_as_draws(database: Database) -> None:
     async def run() -> bool:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             # Both versions are drawn equally often; only the second one is shown.
             for number in range(300):
                 drawn = ("v1", "v2-mentor") if number % 2 else ("v2-mentor", "v1")
@@ -166,12 +165,12 @@ def test_candidates_that_were_not_shown_count_as_draws(database: Database) -> No
     check_counts(database)
 
 
-TABLES = ("reactions", "tip_scores", "reward_hours", "assignment_hours")
+TABLES = ("exposures", "reactions", "tip_scores", "generation_failures", "reward_hours", "draw_hours")
 
 
 def check_histories(database: Database, max_examples: int) -> None:
     with asyncio.Runner() as runner:
-        opened = open_tip_store(database.url, SetClock())
+        opened = open_tip_store(database.url, SetClock(), reaction_window=WINDOW)
         store = runner.run(opened.__aenter__())
 
         @settings(
@@ -209,7 +208,7 @@ def test_any_history_gives_the_report_of_the_model_on_postgresql(postgresql_data
 @given(histories())
 def test_the_counts_equal_the_counts_rebuilt_from_the_rows(sqlite_database: Database, history: History) -> None:
     async def run() -> None:
-        async with open_tip_store(sqlite_database.url, SetClock()) as store:
+        async with open_tip_store(sqlite_database.url, SetClock(), reaction_window=WINDOW) as store:
             for table in TABLES:
                 await _clear(store, table)
             await replay(history, store)

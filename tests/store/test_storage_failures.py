@@ -15,7 +15,7 @@ from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database, on_server
-from tests.example_tips import SetClock, a_tip
+from tests.example_tips import WINDOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.store.rebuilt_counts import check_counts
 
@@ -58,7 +58,7 @@ def test_a_locked_database_is_a_503_until_it_is_unlocked(
 @ON_SQLITE
 def test_a_full_database_stores_nothing_of_an_operation_that_does_not_fit(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
 
             def limit(connection: Any, *_: Any) -> None:
                 pages = "(SELECT page_count FROM pragma_page_count)" if full else "1073741823"
@@ -110,7 +110,7 @@ def test_connections_are_reopened_after_they_were_cut_or_refused(
 
 def test_tips_that_cannot_be_stored_do_not_fail_the_other_tips(database: Database) -> None:
     async def run() -> list[Any]:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             duplicate = a_tip()
             tips: list[TipRecord] = [duplicate, a_tip(), duplicate, a_tip(prompt_version=None), a_tip()]
             return await asyncio.gather(*(store.add(tip) for tip in tips), return_exceptions=True)
@@ -124,7 +124,7 @@ def test_tips_that_cannot_be_stored_do_not_fail_the_other_tips(database: Databas
 @ON_POSTGRESQL
 def test_a_text_that_the_database_refuses_does_not_fail_the_other_tips(database: Database) -> None:
     async def run() -> list[Any]:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             tips = [a_tip(), a_tip(user_id="a\x00b"), a_tip(user_id="x" * 129), a_tip()]
             return await asyncio.gather(*(store.add(tip) for tip in tips), return_exceptions=True)
 
@@ -141,7 +141,7 @@ def test_an_invalid_segment_is_not_a_failure_of_the_database(recommender: httpx.
 
 def test_more_concurrent_reactions_than_one_statement_may_have_are_all_stored(database: Database) -> None:
     async def run() -> None:
-        async with open_tip_store(database.url, SetClock()) as store:
+        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             tips = [a_tip(segments=(), options={"v1": 1.0}) for _ in range(70 * 500)]
             for start in range(0, len(tips), 5000):
                 await asyncio.gather(*(store.add(tip) for tip in tips[start : start + 5000]))
