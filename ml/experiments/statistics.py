@@ -32,6 +32,11 @@ class Sample:
     def __add__(self, other: "Sample") -> "Sample":
         return Sample(self.n + other.n, self.total + other.total, self.squares + other.squares)
 
+    def centred(self, centre: float) -> "Sample":
+        """Return the number, the sum and the sum of squares of the rewards minus `centre`."""
+        squares = self.squares - 2 * centre * self.total + self.n * centre**2
+        return Sample(self.n, self.total - self.n * centre, max(squares, 0.0))  # rounding can make it negative
+
     @property
     def mean(self) -> float:
         """The mean reward; 0 without rewards."""
