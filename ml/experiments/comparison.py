@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ml.experiments.confidence_sequence import boundary
+from ml.experiments.confidence_sequence import boundary, previous_means
 from ml.experiments.statistics import Interval, Sample
 
 MAX_TIPS_NEEDED = 1_000_000
@@ -74,15 +74,6 @@ def sum_pair(strata: Iterable[Stratum], baseline: str, other: str) -> PairSums:
         by_day[stratum.day] += stratum.rewards
     centres = previous_means(by_day)
     return sum((_sums(stratum, baseline, other, centres[stratum.day]) for stratum in of_pair), PairSums())
-
-
-def previous_means(days: Mapping[int, Sample]) -> dict[int, float]:
-    """Return for each day the mean reward of the nearest earlier day, all of which have rewards; 0 for the first."""
-    centres, centre = {}, 0.0
-    for day in sorted(days):
-        centres[day] = centre
-        centre = days[day].mean
-    return centres
 
 
 def _sums(stratum: Stratum, baseline: str, other: str, centre: float) -> PairSums:

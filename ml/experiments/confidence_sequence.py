@@ -5,11 +5,13 @@ Statistics 2021 (HRMS below).
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import special
 
 from ml.experiments.arrays import Floats
+from ml.experiments.statistics import Interval, Sample
 
 TUNED_AT = 400.0
 """The sum of squares at which boundaries are narrowest for their level; it must not depend on the data."""
@@ -58,3 +60,29 @@ def _log_supermartingale(s: Floats, v: Floats, rho: float) -> Floats:
 def _mixture_precision(tuned_at: float, alpha: float) -> float:
     """Return the rho with which the boundary is nearly narrowest at `tuned_at` (HRMS, Proposition 3)."""
     return tuned_at / (-float(special.lambertw(-(alpha**2) / math.e, -1).real) - 1)
+
+
+def previous_means(days: Mapping[int, Sample]) -> dict[int, float]:
+    """Return for each day the mean reward of the nearest earlier day, all of which have rewards; 0 for the first."""
+    centres, centre = {}, 0.0
+    for day in sorted(days):
+        centres[day] = centre
+        centre = days[day].mean
+    return centres
+
+
+def rate(days: Mapping[int, Sample], *, alpha: float) -> Interval:
+    """Return the confidence sequence of the mean reward of tips, by day, within [0, 1]; [0, 1] without tips.
+
+    It is about the average, over these tips, of the mean reward of each given the tips before it: so it describes this
+    traffic in this time, also when rewards drift. `alpha`, in (0, 1): the probability that any interval of the sequence
+    misses it, at any sample size. Each reward is centred on the mean of the previous day, which is known before it.
+    """
+    rewarded = {day: sample for day, sample in days.items() if sample.n}
+    total = sum(rewarded.values(), Sample())
+    if not total.n:
+        return Interval(0.0, 0.0, 1.0)
+    centres = previous_means(rewarded)
+    squares = sum(sample.centred(centres[day]).squares for day, sample in rewarded.items())
+    half_width = float(boundary(np.array(squares), alpha=alpha / 2)) / total.n
+    return Interval(total.mean, max(total.mean - half_width, 0.0), min(total.mean + half_width, 1.0))

@@ -1,19 +1,10 @@
-"""Statistics of rewards by arm: confidence sequences, required sample sizes, P(best), and the sample ratio test."""
+"""Samples of rewards, intervals, and the probability that an arm is the best."""
 
-import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
-
-# The number of observations at which a confidence sequence is narrowest for its level. It must not depend on the data.
-TUNED_AT = 5_000
-# `observations_needed` returns None above this number.
-MAX_OBSERVATIONS = 1_000_000
-# Below this p-value there is a sample ratio mismatch. It is small because the test is repeated every day.
-SAMPLE_RATIO_ALARM = 0.001
 
 # Gauss-Legendre quadrature between neighbouring quantiles of all posteriors, so that a posterior that is much narrower
 # than the others still has several intervals where its density is high.
@@ -62,67 +53,6 @@ class Interval:
     high: float
 
 
-def confidence_sequence(
-    estimate: float, variance: float, n: int, *, alpha: float = 0.05, tuned_at: int = TUNED_AT
-) -> Interval:
-    """Return the current interval of a confidence sequence of a mean, which holds at every look.
-
-    `estimate`: the mean of the `n` observations. `variance`: that of one observation. `alpha`, in (0, 1): the
-    probability that any interval of the sequence misses the true mean, asymptotically. `tuned_at`: the number of
-    observations at which the interval is narrowest for its level. Infinite for `n` = 0. Source: Waudby-Smith, Arbour,
-    Sinha, Kennedy & Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", Annals of
-    Statistics 2024, Theorem 2.2, with the rho that is optimal for `tuned_at`.
-    """
-    if n == 0:
-        return Interval(estimate, -math.inf, math.inf)
-    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuned_at
-    spread = n * rho2 + 1
-    half_width = math.sqrt(variance * 2 * spread / (n * n * rho2) * math.log(math.sqrt(spread) / alpha))
-    return Interval(estimate, estimate - half_width, estimate + half_width)
-
-
-def rate(sample: Sample, *, alpha: float = 0.05, tuned_at: int = TUNED_AT) -> Interval:
-    """Return the confidence sequence of the mean reward, within [0, 1]; [0, 1] for an empty sample."""
-    interval = confidence_sequence(sample.mean, sample.variance, sample.n, alpha=alpha, tuned_at=tuned_at)
-    return Interval(interval.estimate, max(interval.low, 0.0), min(interval.high, 1.0))
-
-
-def difference(a: Sample, b: Sample, *, alpha: float = 0.05, tuned_at: int = TUNED_AT) -> Interval:
-    """Return the confidence sequence of `b.mean - a.mean`, within [-1, 1]; [-1, 1] while either sample is empty."""
-    estimate = b.mean - a.mean
-    if not (a.n and b.n):
-        return Interval(estimate, -1.0, 1.0)
-    n = a.n + b.n
-    variance = n * (a.variance / a.n + b.variance / b.n)
-    interval = confidence_sequence(estimate, variance, n, alpha=alpha, tuned_at=tuned_at)
-    return Interval(estimate, max(interval.low, -1.0), min(interval.high, 1.0))
-
-
-def observations_needed(a: Sample, b: Sample, *, alpha: float = 0.05, tuned_at: int = TUNED_AT) -> int | None:
-    """Return the number of further observations, of both arms together, after which `difference` excludes 0.
-
-    It assumes that the split, the mean rewards and the mean squares stay as they are. 0 if the interval excludes 0
-    already; None if a sample is empty, the means are equal, or more than `MAX_OBSERVATIONS` are needed.
-    """
-    if not (a.n and b.n) or a.mean == b.mean:
-        return None
-
-    def excludes_zero(further: int) -> bool:
-        factor = 1 + further / (a.n + b.n)
-        interval = difference(_scaled(a, factor), _scaled(b, factor), alpha=alpha, tuned_at=tuned_at)
-        return interval.low > 0 or interval.high < 0
-
-    # Bisection is valid: both the width for a given variance and the variance itself only fall as a sample grows.
-    needed = bisect_left(range(MAX_OBSERVATIONS + 1), True, key=excludes_zero)
-    return needed if needed <= MAX_OBSERVATIONS else None
-
-
-def _scaled(sample: Sample, factor: float) -> Sample:
-    """Return a sample of another size with the same mean and mean square."""
-    n = round(sample.n * factor)
-    return Sample(n, sample.mean * n, sample.squares / sample.n * n)
-
-
 def probability_best(samples: Sequence[Sample]) -> tuple[float, ...]:
     """Return the posterior probability of each arm that its mean is the highest; the sum is 1. Empty for no arms.
 
@@ -143,24 +73,3 @@ def probability_best(samples: Sequence[Sample]) -> tuple[float, ...]:
     all_others_below = np.array([np.delete(cumulative, arm, axis=0).prod(axis=0) for arm in range(len(samples))])
     best = (densities * all_others_below) @ (widths * _WEIGHTS / 2).ravel()
     return tuple((best / best.sum()).tolist())
-
-
-def sample_ratio_p_value(observed: Sequence[float], expected: Sequence[float]) -> float:
-    """Return the p-value of Pearson's chi-square test that decisions are distributed as their propensities say.
-
-    `observed`: the number of decisions by option. `expected`: the sum of the logged propensities by option. If
-    propensities vary between decisions, the test is conservative: the variance of a sum of Bernoulli variables is
-    largest if their probabilities are equal. An option with the expected value 0 is left out if it was never drawn;
-    otherwise the p-value is 0. 1 for fewer than two options. There is a mismatch below `SAMPLE_RATIO_ALARM`. Raises
-    ValueError if the lengths differ.
-    """
-    options = [pair for pair in zip(observed, expected, strict=True) if any(pair)]
-    if any(expected_count == 0 for _, expected_count in options):
-        return 0.0
-    dof = len(options) - 1
-    if dof < 1:
-        return 1.0
-    statistic = sum(
-        (observed_count - expected_count) ** 2 / expected_count for observed_count, expected_count in options
-    )
-    return float(special.chdtrc(dof, statistic))

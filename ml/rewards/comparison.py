@@ -1,87 +1,124 @@
 """The comparison of a variant with the baseline: the difference of their mean rewards, and the verdict."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ml.experiments.statistics import Interval, Sample, difference, observations_needed
+from ml.experiments import comparison
+from ml.experiments.comparison import Stratum
+from ml.experiments.statistics import Interval, Sample
+from ml.store.rollup import DrawCounts
 
-MIN_TIPS = 100
-"""The number of counted tips that each of two versions needs for a verdict."""
-
-MAX_IMBALANCE = 20
-"""The maximum ratio of the counted tips of two versions in a verdict: beyond it the intervals are not valid."""
-
-VerdictKind = Literal["helps more", "helps less", "not yet known"]
+VerdictKind = Literal["helps more", "helps less", "not yet known", "exploratory"]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One side of a comparison.
+    """One side of a comparison: a prompt version with one digest.
 
-    `label`: of the variant. `sample`: the rewards of its counted tips. `excluded`: the number of its dependent tips.
+    `label`: its name in sentences. `excluded`: the number of its tips that no comparison uses.
     """
 
+    prompt_version: str
+    prompt_digest: str
     label: str
-    sample: Sample
     excluded: int
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A variant compared with the baseline: the difference of their mean rewards, and the verdict.
+    """A variant compared with the baseline in this traffic.
 
-    `difference`: None while one of both has no counted tips. `more_tips`: the approximate number of tips until there is
-    a verdict; None if there is one, or no estimate. `words`: the verdict as a sentence.
+    `difference`: of the mean rewards; None without a tip for which both could have been drawn. `tips`: the number of
+    tips that it is over. `more_tips`: the approximate number of further ones until there is a verdict; None if there is
+    one, if it is exploratory, or without an estimate. `words`: the comparison as a sentence.
     """
 
     difference: Interval | None
     verdict: VerdictKind
+    tips: int
     more_tips: int | None
     words: str
 
 
-def compare(baseline: Arm, other: Arm, *, alpha: float) -> Comparison:
-    """Compare `other` with the baseline; `alpha`: the probability that the verdict is ever wrong."""
-    a, b = baseline.sample, other.sample
-    interval = difference(a, b, alpha=alpha)
-    smaller, larger = sorted((a.n, b.n))
+def compare(draws: Iterable[DrawCounts], baseline: Arm, other: Arm, *, alpha: float, exploratory: bool) -> Comparison:
+    """Compare `other` with the baseline.
+
+    `draws`: the draws of the report. `alpha`: the probability that the verdict is ever wrong, or with `exploratory`,
+    that an interval of a comparison that was chosen beforehand ever misses the difference; then there is no verdict.
+    """
+    sums = comparison.sum_pair(strata_of(draws, baseline, other), baseline.prompt_version, other.prompt_version)
+    interval = comparison.difference(sums, alpha=alpha)
+    verdict: VerdictKind = "exploratory" if exploratory else "not yet known"
     more: int | None = None
-    verdict: VerdictKind = "not yet known"
-    if smaller < MIN_TIPS:  # too few to estimate how many it will take
-        more = max(0, MIN_TIPS - a.n) + max(0, MIN_TIPS - b.n)
-        reason = f"each version needs {MIN_TIPS} counted tips, so at least {_more_tips(more)}"
-    elif larger > MAX_IMBALANCE * smaller:
-        more = -(-larger // MAX_IMBALANCE) - smaller
-        few, many = (baseline, other) if a.n == smaller else (other, baseline)
-        reason = (
-            f"{many.label} has more than {MAX_IMBALANCE} times as many counted tips as {few.label}, "
-            f"which needs at least {_more_tips(_round_to_two_digits(more))}"
-        )
+    pair = f"{other.label} helps more than {baseline.label} in this traffic"
+    if interval is None:
+        words = f"It is not known whether {pair}: there is no mature tip for which both could have been drawn"
+    elif exploratory:
+        words = f"{other.label} compared with {baseline.label} in this traffic: {_in_points(interval)} (exploratory)"
     elif interval.low > 0 or interval.high < 0:
-        verdict = "helps more" if interval.estimate > 0 else "helps less"
-        reason = f"{_points(interval.estimate)} points, between {_points(interval.low)} and {_points(interval.high)}"
-    elif more := observations_needed(a, b, alpha=alpha):
-        reason = f"at the present rates, a verdict needs about {_more_tips(_round_to_two_digits(more))}"
+        verdict = "helps more" if interval.low > 0 else "helps less"
+        words = f"{other.label} {verdict} than {baseline.label} in this traffic: {_in_points(interval)}"
     else:
-        reason = "their rates are about equal so far, and a verdict would need more than a million tips"
-    if verdict == "not yet known":
-        words = f"It is not yet known whether {other.label} helps more than {baseline.label}: {reason}"
-    else:
-        words = f"{other.label} {verdict} than {baseline.label}: {reason}"
+        words = f"It is not yet known whether {pair}: {_in_points(interval)}; "
+        if more := comparison.tips_needed(sums, alpha=alpha):
+            words += f"if the difference stays as it is, a verdict needs about {_count(_round(more), 'more tip')}"
+        else:
+            words += "at this difference, a verdict would need more than a million tips"
     if excluded := baseline.excluded + other.excluded:
-        words += f" ({excluded:,} tip{'' if excluded == 1 else 's'} excluded)"
-    return Comparison(interval if smaller else None, verdict, more, f"{words}.")
+        words += f" ({_count(excluded, 'tip')} excluded)"
+    return Comparison(interval, verdict, sums.tips, more, f"{words}.")
 
 
-def _more_tips(number: int) -> str:
-    return f"{number:,} more tip{'' if number == 1 else 's'}"
+def strata_of(draws: Iterable[DrawCounts], baseline: Arm, other: Arm) -> list[Stratum]:
+    """Return the strata of a pair: those of the days on which each version had exactly the digest of its arm.
+
+    The options of a draw name versions without their digest. So the tips of other days lose their options: they are in
+    no sum, but still count for the centre of the next day. `draws` that are not mature or comparable are left out.
+    """
+    usable = [draw for draw in draws if draw.mature and draw.outcome == "comparable"]
+    days = sorted({draw.day for draw in usable})
+    digests = [_digests_by_day(usable, days, arm.prompt_version) for arm in (baseline, other)]
+    wanted = [{baseline.prompt_digest}, {other.prompt_digest}]
+    return [
+        Stratum(
+            draw.day,
+            draw.options if [found[draw.day] for found in digests] == wanted else {},
+            draw.prompt_version,
+            Sample(draw.tips, draw.reward, draw.reward_squared),
+        )
+        for draw in usable
+    ]
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+def _digests_by_day(draws: Iterable[DrawCounts], days: Sequence[int], version: str) -> dict[int, set[str]]:
+    """Return the digests of a version on each day: those of its tips, else the last known ones, else the first ones.
+
+    A day without its tips must not be left out: whether there is one depends on the draws, and such a selection would
+    bias a comparison.
+    """
+    found: dict[int, set[str]] = defaultdict(set)
+    for draw in draws:
+        if draw.prompt_version == version:
+            found[draw.day].add(draw.prompt_digest)
+    current = found[min(found)] if found else set()
+    by_day = {}
+    for day in days:
+        current = found.get(day, current)
+        by_day[day] = current
+    return by_day
 
 
-def _round_to_two_digits(number: int) -> int:
+def _in_points(interval: Interval) -> str:
+    estimate, low, high = (f"{100 * value:+.1f}" for value in (interval.estimate, interval.low, interval.high))
+    return f"{estimate} points, between {low} and {high}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _round(number: int) -> int:
     """Round to two significant digits, which avoids false precision."""
-    digits = max(0, len(str(number)) - 2)
-    return round(number, -digits)
+    return round(number, -max(0, len(str(number)) - 2))

@@ -1,4 +1,4 @@
-"""`GET /rewards`, and the report that its query parameters describe."""
+"""`GET /rewards` and `GET /rewards/users`, and the report that its query parameters describe."""
 
 import re
 from datetime import date
@@ -14,7 +14,8 @@ from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.platform.openapi import Tag
 from ml.platform.problem_json import problem_responses
 from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
-from ml.rewards.schemas import RewardsResponse
+from ml.rewards.schemas import RewardsResponse, UserRewardsResponse
+from ml.rewards.users import UserComparison, compare_users
 
 ReporterDep = Annotated[RewardReporter, from_state("reporter")]
 ClockDep = Annotated[Clock, from_state("clock")]
@@ -66,6 +67,16 @@ async def _report(
 ReportDep = Annotated[RewardReport, Depends(_report)]
 """The report that the query parameters describe."""
 
+
+async def _user_comparisons(report: ReportDep, reporter: ReporterDep, clock: ClockDep) -> list[UserComparison]:
+    window = report.window
+    draws = reporter.tip_store.user_draws(window.segment, window.hours, reporter.mature_before(clock()))
+    return await compare_users(report, draws)
+
+
+UserComparisonsDep = Annotated[list[UserComparison], Depends(_user_comparisons)]
+"""The comparisons per user in the report that the query parameters describe."""
+
 router = APIRouter(tags=[Tag.REWARDS])
 
 
@@ -73,3 +84,12 @@ router = APIRouter(tags=[Tag.REWARDS])
 async def rewards(report: ReportDep) -> RewardsResponse:
     """Return tips, reactions and reward rates per prompt version and digest, with intervals that hold at every look."""
     return RewardsResponse.of(report)
+
+
+@router.get("/rewards/users", summary="Rewards per user", responses=problem_responses(401, 422, 503))
+async def user_rewards(report: ReportDep, comparisons: UserComparisonsDep) -> UserRewardsResponse:
+    """Return each version compared with the baseline, where each user counts once; for one look, without a verdict.
+
+    It reads the tips, not the counts, so it takes longer than `GET /rewards`.
+    """
+    return UserRewardsResponse.of(report, comparisons)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.experiments.comparison import PairSums, Stratum, difference, previous_means, sum_pair, tips_needed
-from ml.experiments.confidence_sequence import boundary
+from ml.experiments.comparison import PairSums, Stratum, difference, sum_pair, tips_needed
+from ml.experiments.confidence_sequence import boundary, previous_means
 from ml.experiments.statistics import Sample
 
 ALPHA = 0.05
