@@ -1,7 +1,7 @@
 """Assignment of options (prompt versions or candidates) to users or decisions, each with its propensity."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
@@ -30,6 +30,28 @@ def draw_weighted(weights: Mapping[str, float], u: float) -> Assignment:
     last = [option for option, probability in distribution.items() if probability][-1]
     drawn = next((option for option, end in zip(weights, cumulative, strict=True) if u < end), last)
     return Assignment(drawn, distribution[drawn], distribution)
+
+
+def draw_systematic(weights: Mapping[str, float], ids: Sequence[str], *, salt: str) -> list[Assignment]:
+    """Draw an option for each of n different ids together: each option floor(n p) or ceil(n p) times, for a share p.
+
+    Each id by itself draws an option with the probability p, whatever its position; one id draws as in
+    `draw_weighted`. The hashes of the ids are the only source of randomness, so that the draw can be repeated from the
+    distribution and the set of ids, in any order. `weights`: as of `draw_weighted`.
+
+    The n points (u + i / n) mod 1 of systematic sampling, where u is the hash of all ids, each give an option; the ids
+    take the points in the order of their own hashes, which is independent of u. Source: Madow, "On the theory of
+    systematic sampling, II", Annals of Mathematical Statistics 1949.
+    """
+    u = hash_to_unit_interval(salt, *sorted(ids))
+    by_hash = sorted(ids, key=lambda id_: (hash_to_unit_interval(salt, id_), id_))
+    points = dict(zip(by_hash, systematic_points(u, len(ids)), strict=True))
+    return [draw_weighted(weights, points[id_]) for id_ in ids]
+
+
+def systematic_points(u: float, n: int) -> list[float]:
+    """Return n points in [0, 1) at distances of 1 / n, the first of which is `u`, in [0, 1)."""
+    return [(u + i / n) % 1 for i in range(n)]
 
 
 def draw_sticky(weights: Mapping[str, float], user_id: str, *, salt: str) -> Assignment:

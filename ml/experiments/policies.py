@@ -5,13 +5,12 @@ the figures, the help texts and the training from the decision log read it from 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ml.experiments.assignment import Assignment, draw_sticky, draw_weighted, hash_to_unit_interval, normalised
-from ml.experiments.statistics import Sample
-from ml.experiments.thompson import ThompsonSampling
+from ml.experiments.assignment import Assignment, draw_sticky, draw_systematic, normalised
+from ml.experiments.thompson import RewardHistory, thompson_distribution
 
 MAX_WEIGHT = 1e6
 MAX_VERSIONS = 20
@@ -28,18 +27,19 @@ class PromptPolicy:
     """A method of choosing the prompt version of a tip.
 
     `summary`: one clause for help texts. `distribution`: returns the probability of each version, given its weight and
-    the rewards known so far. `draw`: draws a version, given that distribution, a user id and a tip id; the hash of the
-    ids is the only source of randomness, so that a draw can be repeated from logged values. `version`: to be raised
-    when the policy chooses differently. `learns`: the distribution depends on rewards. `per_user`: a version is drawn
+    the rewards known so far. `draw`: draws a version for each candidate of a decision, given that distribution, the
+    user id and the ids of the candidates; the hash of the ids is the only source of randomness, so that a draw can be
+    repeated from logged values. Whatever the position of a candidate, its version has the probability of the
+    distribution. `version`: to be raised when the policy chooses differently. `learns`: the distribution depends on rewards. `per_user`: a version is drawn
     per user, not per tip, so the tips of one user are not independent. `needs_versions`: the minimum number of
     versions. `accepts_weights`: versions may have different weights. `selectable`: TIP_PROMPT_POLICY may name it. A
     policy that is not selectable draws no version, so its tips are left out of training and evaluation.
     """
 
     summary: str
-    distribution: Callable[[Mapping[str, float], Mapping[str, Sample]], Mapping[str, float]]
-    draw: Callable[[Mapping[str, float], str, str], Assignment]
-    version: str = "2"
+    distribution: Callable[[Mapping[str, float], RewardHistory], Mapping[str, float]]
+    draw: Callable[[Mapping[str, float], str, Sequence[str]], Sequence[Assignment]]
+    version: str = "3"
     learns: bool = False
     per_user: bool = False
     needs_versions: int = 0
@@ -47,20 +47,24 @@ class PromptPolicy:
     selectable: bool = True
 
 
-def _by_weight(weights: Mapping[str, float], rewards: Mapping[str, Sample]) -> Mapping[str, float]:  # noqa: ARG001
+def _by_weight(weights: Mapping[str, float], history: RewardHistory) -> Mapping[str, float]:  # noqa: ARG001
     return normalised(weights) if weights else {}
 
 
-def _by_probability_best(weights: Mapping[str, float], rewards: Mapping[str, Sample]) -> Mapping[str, float]:
-    return ThompsonSampling().distribution({version: rewards.get(version, Sample()) for version in weights})
+def _by_probability_best(weights: Mapping[str, float], history: RewardHistory) -> Mapping[str, float]:
+    return thompson_distribution([*weights], history)
 
 
-def _draw_per_tip(distribution: Mapping[str, float], user_id: str, tip_id: str) -> Assignment:  # noqa: ARG001
-    return draw_weighted(distribution, hash_to_unit_interval(SALT, tip_id))
+def _draw_per_tip(
+    distribution: Mapping[str, float],
+    user_id: str,  # noqa: ARG001
+    tip_ids: Sequence[str],
+) -> Sequence[Assignment]:
+    return draw_systematic(distribution, tip_ids, salt=SALT)
 
 
-def _draw_per_user(distribution: Mapping[str, float], user_id: str, tip_id: str) -> Assignment:  # noqa: ARG001
-    return draw_sticky(distribution, user_id, salt=SALT)
+def _draw_per_user(distribution: Mapping[str, float], user_id: str, tip_ids: Sequence[str]) -> Sequence[Assignment]:
+    return [draw_sticky(distribution, user_id, salt=SALT)] * len(tip_ids)
 
 
 UNIFORM = "uniform"
