@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ml.cli.progress import counted
-from ml.cli.stores import database_name, with_tip_store
+from ml.cli.stores import database_name, exposure_reported, with_tip_store
 from ml.features import online_store
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
@@ -19,10 +19,10 @@ def features() -> None:
     url = ServingSettings.from_environment().online_store_url
     if not url:
         raise ConfigurationError("ONLINE_STORE_URL: must name the store to write, such as sqlite:///features.db.")
-    now = utc_now()
+    now, seen_only = utc_now(), exposure_reported()
 
     async def compute(store: "TipStore") -> list[tuple[str, Mapping[str, float]]]:
-        aggregates = store.user_aggregates(now)
+        aggregates = store.user_aggregates(now, seen_only=seen_only)
         return [of_user async for of_user in counted("Computing users' aggregates", aggregates)]
 
     aggregates = with_tip_store(compute)

@@ -13,6 +13,7 @@ from ml.platform.settings import ConfigurationError
 
 if TYPE_CHECKING:
     from ml.experiments.decisions import LoggedDecision
+    from ml.recommender.settings import RecommenderSettings
     from ml.store.tips import TipStore
 
 T = TypeVar("T")
@@ -47,18 +48,21 @@ def with_tip_store(work: Callable[["TipStore"], Awaitable[T]]) -> T:
 
 def reaction_window() -> timedelta:
     """Return REACTION_WINDOW_HOURS."""
-    with needs_recommender_extra():
-        from ml.recommender.settings import RecommenderSettings
-    return RecommenderSettings.from_environment().reaction_window
+    return _settings().reaction_window
+
+
+def exposure_reported() -> bool:
+    """Return whether TIP_EXPOSURE is `reported`, so that only tips that were seen count."""
+    return _settings().exposure_reported
 
 
 def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
-    """Return the mature logged decisions whose age is at most `since` and at least `until`."""
-    now, window = utc_now(), reaction_window()
+    """Return the mature logged decisions whose age is at most `since` and at least `until`, by TIP_EXPOSURE."""
+    now, window, seen_only = utc_now(), reaction_window(), exposure_reported()
     before = now - max(window, until or window)
 
     async def read(store: "TipStore") -> "list[LoggedDecision]":
-        decisions = store.decisions(before, None if since is None else now - since)
+        decisions = store.decisions(before, None if since is None else now - since, seen_only=seen_only)
         return [decision async for decision in counted("Reading decisions", decisions)]
 
     return with_tip_store(read)
@@ -77,6 +81,10 @@ def needs_recommender_extra() -> Iterator[None]:
 
 def database_url() -> str:
     """Return DATABASE_URL."""
+    return _settings().database_url.get_secret_value()
+
+
+def _settings() -> "RecommenderSettings":
     with needs_recommender_extra():
         from ml.recommender.settings import RecommenderSettings
-    return RecommenderSettings.from_environment().database_url.get_secret_value()
+    return RecommenderSettings.from_environment()

@@ -27,7 +27,7 @@ class Tag(StrEnum):
 
 TAG_DESCRIPTIONS: Mapping[Tag, str] = MappingProxyType(
     {
-        Tag.TIPS: "Tips for users, each stored with its prompt version, and the reactions of users.",
+        Tag.TIPS: "Tips for users, each stored with its prompt version, its exposure and the reactions of users.",
         Tag.REWARDS: "How much the tips of each prompt version help.",
         Tag.SERVING: "Write or rank tips without storing anything. The prompt version is chosen by the caller.",
         Tag.OPERATIONS: "For load balancers and for metrics.",

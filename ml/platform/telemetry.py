@@ -65,6 +65,7 @@ class Telemetry:
         self.shown = Counter(
             "tips_shown", "Tips stored and returned.", ("prompt_version", "policy"), registry=self.registry
         )
+        self.exposures = Counter("tips_exposures", "Exposures stored.", ("outcome",), registry=self.registry)
         self.reactions = Counter("tips_reactions", "Reactions stored.", ("reaction", "outcome"), registry=self.registry)
         self.scores = Counter(
             "tips_scores", "Rankings by the live policy.", ("policy", "policy_version"), registry=self.registry

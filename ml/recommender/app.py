@@ -123,7 +123,9 @@ async def open_state(
         yield {
             "recommender": recommender,
             "tip_store": tip_store,
-            "reporter": RewardReporter(tip_store, reaction_window=reaction_window, versions=selector.versions),
+            "reporter": RewardReporter(
+                tip_store, versions=selector.versions, exposure_reported=settings.exposure_reported
+            ),
             "clock": clock,
             "telemetry": telemetry,
             "ready": [tip_store.database.ping, background.check_ready],

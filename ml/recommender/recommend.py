@@ -18,6 +18,7 @@ from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.telemetry import Telemetry, add_to_request_log
 from ml.recommender.selection import PromptSelection, PromptSelector
 from ml.recommender.serving_client import CandidateRanking, GeneratedTip, ServingClient
+from ml.store.failures import GenerationFailure
 from ml.store.idempotency import KeyClaim
 from ml.store.rollup import UNAVAILABLE
 from ml.store.tables import as_row
@@ -31,6 +32,9 @@ MAX_RANKING_SECONDS = 1.0
 
 LEASE_MARGIN = timedelta(seconds=10)
 """How much longer than its timeout a request holds its idempotency key, for storing the tip."""
+
+DISCONNECTED = "disconnected"
+"""The error of a failed generation whose caller did not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,9 @@ class Recommender:
         """Return a tip that is stored durably, together with the candidates that were not chosen.
 
         `timeout`: how long the caller waits, in seconds; None if it does not say. `key`: a later request with the same
-        key gets the same tip. Raises the errors of the serving client and the store; then nothing is stored, except
-        what was drawn for the key. Of several candidates, those that cannot be generated are left out, and the first
-        candidate is shown if they cannot be ranked.
+        key gets the same tip. Raises the errors of the serving client and the store; then no tip is stored. Of several
+        candidates, those that cannot be generated are left out, and the first candidate is shown if they cannot be
+        ranked. Generations that fail are stored under the versions that were drawn.
         """
         started = time.perf_counter()
         seconds = self._serving.timeout(timeout)
@@ -135,30 +139,37 @@ class Recommender:
         started = time.perf_counter()
         is_ranked = len(draws) > 1
         ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if is_ranked else 0
-        candidates = await self._generate_candidates(draws, signals, seconds - ranking_seconds)
+        try:
+            candidates, errors = await self._generate_candidates(draws, signals, seconds - ranking_seconds)
+        except asyncio.CancelledError:  # the caller has disconnected
+            await self._store_failures(
+                self._failures(user_id, signals, [(draw, DISCONNECTED) for draw in draws]), claim
+            )
+            raise
+        failures = self._failures(user_id, signals, [(draw, error.slug) for draw, error in errors], candidates)
+        if not candidates:
+            await self._store_failures(failures, claim)
+            raise errors[0][1]
         records = self._records(user_id, signals, candidates)
         if is_ranked:
             remaining = seconds - (time.perf_counter() - started)
             ranking = await self._rank(candidates, user_id, signals, min(MAX_RANKING_SECONDS, remaining))
             records = _with_ranking(records, ranking)
-        return await self._store(records, claim)
+        return await self._store(records, failures, claim)
 
     async def _generate_candidates(
         self, draws: Sequence[_Draw], signals: dict[str, Any], timeout: float
-    ) -> list[_Candidate]:
-        """Generate all candidates concurrently; return those that succeed.
-
-        Raises the error of the first candidate if none succeeds.
-        """
+    ) -> tuple[list[_Candidate], list[tuple[_Draw, TipsError]]]:
+        """Generate all candidates concurrently; return those that succeed, and the errors of the other draws."""
         outcomes = await asyncio.gather(*(self._generate(draw, signals, timeout) for draw in draws))
         candidates = [outcome for outcome in outcomes if isinstance(outcome, _Candidate)]
-        errors = [outcome for outcome in outcomes if isinstance(outcome, TipsError)]
+        errors = [
+            (draw, outcome) for draw, outcome in zip(draws, outcomes, strict=True) if isinstance(outcome, TipsError)
+        ]
         if len(draws) > 1:
-            for error in errors:
+            for _, error in errors:
                 log.warning("candidate_not_written", outcome=error.slug)
-        if not candidates:
-            raise errors[0]
-        return candidates
+        return candidates, errors
 
     async def _generate(self, draw: _Draw, signals: dict[str, Any], timeout: float) -> _Candidate | TipsError:
         """Generate one candidate; returns the error if that fails, so that the other candidates are not cancelled."""
@@ -218,9 +229,48 @@ class Recommender:
             for candidate in candidates
         ]
 
-    async def _store(self, records: Sequence[TipRecord], claim: KeyClaim | None = None) -> TipRecord:
+    def _failures(
+        self,
+        user_id: str,
+        signals: Mapping[str, Any],
+        draws: Sequence[tuple[_Draw, str]],
+        candidates: Sequence[_Candidate] = (),
+    ) -> list[GenerationFailure]:
+        """Return the failures of draws, each with the slug of its error. `candidates`: the others of the decision."""
+        now = self._clock()
+        return [
+            GenerationFailure(
+                tip_id=draw.tip_id,
+                decision_id=candidates[0].tip_id if candidates else draws[0][0].tip_id,
+                user_id=user_id,
+                created_at=now,
+                policy=draw.selection.policy,
+                policy_version=draw.selection.policy_version,
+                options=draw.selection.options,
+                probability=draw.selection.probability,
+                prompt_version_asked=draw.selection.prompt_version,
+                error=error,
+                segments=segments(signals),
+                simulated=self._simulated,
+            )
+            for draw, error in draws
+        ]
+
+    async def _store_failures(self, failures: Sequence[GenerationFailure], claim: KeyClaim | None) -> None:
+        """Store the failures of a decision without a tip. If that fails, the caller still gets the original error."""
+        try:
+            await self._tip_store.add_failures(failures, claim)
+        except TipsError as error:
+            log.warning("failures_not_stored", outcome=error.slug)
+
+    async def _store(
+        self,
+        records: Sequence[TipRecord],
+        failures: Sequence[GenerationFailure] = (),
+        claim: KeyClaim | None = None,
+    ) -> TipRecord:
         """Store the records of one decision; return the shown record when all are durable."""
-        await self._tip_store.add(*records, claim=claim)
+        await self._tip_store.add(*records, failures=failures, claim=claim)
         (shown,) = [record for record in records if record.shown]
         self._telemetry.shown.labels(shown.prompt_version, shown.policy).inc()
         _log_tip(shown)

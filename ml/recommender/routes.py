@@ -1,6 +1,7 @@
 """The HTTP interface of the recommender: each handler parses the request, calls one function and answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Annotated, TypedDict
 
@@ -16,6 +17,10 @@ from ml.platform.problem_json import problem_responses
 from ml.platform.telemetry import Telemetry
 from ml.recommender.recommend import Recommender
 from ml.recommender.schemas import (
+    ExposureBatch,
+    ExposureBatchResponse,
+    ExposureRequest,
+    ExposureResponse,
     ReactionBatch,
     ReactionBatchResponse,
     ReactionRequest,
@@ -25,6 +30,7 @@ from ml.recommender.schemas import (
 )
 from ml.rewards.report import RewardReporter
 from ml.rewards.routes import ClockDep
+from ml.store.exposures import ExposureResult
 from ml.store.reactions import ReactionResult, UnknownTipsError
 from ml.store.tips import TipStore
 
@@ -120,17 +126,71 @@ async def _store_reactions(
     key: IdempotencyKey | None = None,
 ) -> list[ReactionResult]:
     """Store all reactions. `pointer`: the format of the JSON pointer to the reaction at an index of the body."""
-    latest = clock() + MAX_CLOCK_SKEW
-    in_future = [index for index, reaction in enumerate(reactions) if reaction.at and reaction.at > latest]
-    if in_future:
-        errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in in_future]
-        raise UnprocessableRequest("A reaction is in the future; nothing has been stored.", errors=errors)
-    try:
+    with _report_errors(reactions, pointer, clock, "A reaction"):
         results = await tip_store.react([reaction.as_reaction() for reaction in reactions], key)
-    except UnknownTipsError as unknown:
-        errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in unknown.indexes]
-        raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None
     for reaction, result in zip(reactions, results, strict=True):
         if not result.replayed:
             telemetry.reactions.labels(reaction.reaction, result.outcome).inc()
     return results
+
+
+@router.post(
+    "/exposures",
+    summary="Report that a user has seen a tip",
+    responses=problem_responses(400, 401, 404, 408, 413, 415, 422, 503),
+    openapi_extra=request_body(ExposureRequest),
+)
+async def expose(
+    body: Annotated[ExposureRequest, json_body(ExposureRequest)],
+    tip_store: TipStoreDep,
+    clock: ClockDep,
+    telemetry: TelemetryDep,
+) -> ExposureResponse:
+    """Store an exposure durably, then answer. The first report of a tip counts; a repeated one changes nothing."""
+    (result,) = await _store_exposures([body], "#", tip_store, clock, telemetry)
+    return ExposureResponse.of(result)
+
+
+@router.post(
+    "/exposures/batch",
+    summary="Report several exposures",
+    responses=problem_responses(400, 401, 404, 408, 413, 415, 422, 503),
+    openapi_extra=request_body(ExposureBatch),
+)
+async def expose_batch(
+    body: Annotated[ExposureBatch, json_body(ExposureBatch)],
+    tip_store: TipStoreDep,
+    clock: ClockDep,
+    telemetry: TelemetryDep,
+) -> ExposureBatchResponse:
+    """Store all exposures durably, then answer; if any is invalid, store none and report the error of each."""
+    results = await _store_exposures(body.exposures, "#/exposures/{}", tip_store, clock, telemetry)
+    return ExposureBatchResponse(results=[ExposureResponse.of(result) for result in results])
+
+
+async def _store_exposures(
+    exposures: Sequence[ExposureRequest], pointer: str, tip_store: TipStore, clock: Clock, telemetry: Telemetry
+) -> list[ExposureResult]:
+    """Store all exposures. `pointer`: the format of the JSON pointer to the exposure at an index of the body."""
+    with _report_errors(exposures, pointer, clock, "An exposure"):
+        results = await tip_store.expose([exposure.as_exposure() for exposure in exposures])
+    for result in results:
+        telemetry.exposures.labels(result.outcome).inc()
+    return results
+
+
+@contextmanager
+def _report_errors(
+    reports: Sequence[ReactionRequest | ExposureRequest], pointer: str, clock: Clock, name: str
+) -> Iterator[None]:
+    """Raise an error that names each report with a time in the future, or, of the block, each one of an unknown tip."""
+    latest = clock() + MAX_CLOCK_SKEW
+    in_future = [index for index, report in enumerate(reports) if report.at and report.at > latest]
+    if in_future:
+        errors = [FieldError(f"{pointer}/at".format(index), "is in the future") for index in in_future]
+        raise UnprocessableRequest(f"{name} is in the future; nothing has been stored.", errors=errors)
+    try:
+        yield
+    except UnknownTipsError as unknown:
+        errors = [FieldError(f"{pointer}/tip_id".format(index), "there is no such tip") for index in unknown.indexes]
+        raise UnknownTip("There is no such tip; nothing has been stored.", errors=errors) from None

@@ -9,11 +9,12 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from pydantic_core import PydanticCustomError
 
 from ml.features.request_schemas import EXAMPLE_SIGNALS, Signals, StrictModel, UserId
+from ml.store.exposures import Exposure, ExposureOutcome, ExposureResult
 from ml.store.reactions import REACTIONS, Outcome, Reaction, ReactionResult
 from ml.store.tips import TipRecord
 
-MAX_REACTIONS = 500
-"""The maximum number of reactions in one batch."""
+MAX_BATCH = 500
+"""The maximum number of reactions or exposures in one batch."""
 
 _DATE_AND_TIME = (
     "^[2-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt ]"
@@ -78,7 +79,7 @@ class TipRequest(StrictModel):
 class TipResponse(BaseModel):
     """A stored tip and its origin."""
 
-    tip_id: UUID = Field(description="The id to report reactions with.")
+    tip_id: UUID = Field(description="The id to report an exposure and reactions with.")
     tip: str
     prompt_version: str = Field(examples=["v2-mentor"], description="The prompt version that wrote the tip.")
     prompt_digest: str = Field(description="SHA-256 of the prompt version's content.")
@@ -110,7 +111,7 @@ class ReactionRequest(StrictModel):
 class ReactionBatch(StrictModel):
     """Several reactions; all of them are stored, or none."""
 
-    reactions: Annotated[list[ReactionRequest], Field(min_length=1, max_length=MAX_REACTIONS)]
+    reactions: Annotated[list[ReactionRequest], Field(min_length=1, max_length=MAX_BATCH)]
 
 
 class ReactionResponse(BaseModel):
@@ -132,3 +133,45 @@ class ReactionBatchResponse(BaseModel):
     """One result per reaction, in the order of the request."""
 
     results: list[ReactionResponse]
+
+
+class ExposureRequest(StrictModel):
+    """A report that the user has seen a tip."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tip_id": _TIP_ID}]})
+
+    tip_id: TipId
+    at: Time | None = Field(
+        default=None,
+        description="When the user saw the tip, with a time zone; by default now. A time in the future is a 422.",
+    )
+
+    def as_exposure(self) -> Exposure:
+        return Exposure(self.tip_id, self.at)
+
+
+class ExposureBatch(StrictModel):
+    """Several exposures; all of them are stored, or none."""
+
+    exposures: Annotated[list[ExposureRequest], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class ExposureResponse(BaseModel):
+    """The outcome of a stored exposure."""
+
+    tip_id: UUID
+    outcome: ExposureOutcome = Field(
+        description="The tip counts as seen; it had a report already; or the report came after the reaction window, "
+        "so that the tip does not count as seen."
+    )
+    at: datetime = Field(description="The time of the first report of the tip, which counts.")
+
+    @classmethod
+    def of(cls, result: ExposureResult) -> Self:
+        return cls.model_validate(result, from_attributes=True)
+
+
+class ExposureBatchResponse(BaseModel):
+    """One result per exposure, in the order of the request."""
+
+    results: list[ExposureResponse]

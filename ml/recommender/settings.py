@@ -2,7 +2,7 @@
 
 import re
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic_settings import NoDecode
@@ -38,6 +38,7 @@ class RecommenderSettings(ServiceSettings):
     serving_url: Address | None = None
     serving_api_key: SecretStr | None = None
     database_url: Annotated[SecretStr, AfterValidator(_check_database_url)] = SecretStr("sqlite+aiosqlite:///tips.db")
+    tip_exposure: Literal["assumed", "reported"] = "assumed"
     reaction_window_hours: float = Field(default=24, gt=0, le=24 * 365)
     admin_password: SecretStr | None = None
 
@@ -45,6 +46,11 @@ class RecommenderSettings(ServiceSettings):
     def reaction_window(self) -> timedelta:
         """How long a tip waits for a reaction."""
         return timedelta(hours=self.reaction_window_hours)
+
+    @property
+    def exposure_reported(self) -> bool:
+        """Whether only tips whose exposure was reported count."""
+        return self.tip_exposure == "reported"
 
     @property
     def version_weights(self) -> dict[str, float]:

@@ -50,9 +50,7 @@ class VariantResponse(BaseModel):
     prompt_version: str
     prompt_digest: str
     label: str
-    tips: int = Field(
-        description="All tips of the variant: the sum of `counted`, `young`, `dependent` and `unseen`."
-    )
+    tips: int = Field(description="All tips of the variant: the sum of `counted`, `young`, `dependent` and `unseen`.")
     reacted: int = Field(description="Tips with a reaction.")
     counted: int = Field(description="Mature tips that count: the denominator of the reward.")
     young: int = Field(description="Independent tips that are younger than the reaction window.")

@@ -101,9 +101,7 @@ async def compare_users(
     return [_comparison(report.variants, variant, sums.get(variant.prompt_version), alpha) for variant in others]
 
 
-def _comparison(
-    variants: Sequence[Variant], variant: Variant, sums: _PairSums | None, alpha: float
-) -> UserComparison:
+def _comparison(variants: Sequence[Variant], variant: Variant, sums: _PairSums | None, alpha: float) -> UserComparison:
     baseline = variants[0]
     versions = [other.prompt_version for other in variants]
     users = len(sums.tips) if sums else 0

@@ -20,8 +20,8 @@ from ml.features.feature_types import Category, FeatureType, Integer, Language, 
 from ml.platform.dependencies import CallerTimeout, json_body, require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PageTemplates
-from ml.recommender.routes import RecommenderDep, react
-from ml.recommender.schemas import ReactionResponse, TipRequest
+from ml.recommender.routes import RecommenderDep, expose, react
+from ml.recommender.schemas import ExposureResponse, ReactionResponse, TipRequest
 from ml.recommender.selection import PromptSelection
 from ml.recommender.serving_client import GeneratedTip, TokenCounts
 from ml.serving.generate import Tip
@@ -90,6 +90,7 @@ def build_router(password: SecretStr | None) -> APIRouter:
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
     router.get("/", summary="Start", tags=[PAGE])(show_page)
     router.post("/playground/tips")(stream_tip)
+    router.post("/playground/exposures", response_model=ExposureResponse)(expose)
     router.post("/playground/reactions", response_model=ReactionResponse)(react)
     return router
 

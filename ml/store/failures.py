@@ -17,7 +17,8 @@ from ml.store.rollup import CounterDelta, Row
 class GenerationFailure:
     """A row of `generation_failures`: a draw of a prompt version for a user, and the error that prevented its tip.
 
-    `tip_id`: the id that the tip would have had. `decision_id`: the tip_id of the decision's first draw.
+    `tip_id`: the id that the tip would have had. `decision_id`: that of the decision's tips; without
+    any, the tip_id of its first draw.
     `prompt_version_asked`: the version that was drawn; None if serving's default was asked for. `error`: its slug.
     """
 
