@@ -48,12 +48,12 @@ def with_tip_store(work: Callable[["TipStore"], Awaitable[T]]) -> T:
 
 def reaction_window() -> timedelta:
     """Return REACTION_WINDOW_HOURS."""
-    return _settings().reaction_window
+    return recommender_settings().reaction_window
 
 
 def exposure_reported() -> bool:
     """Return whether TIP_EXPOSURE is `reported`, so that only tips that were seen count."""
-    return _settings().exposure_reported
+    return recommender_settings().exposure_reported
 
 
 def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
@@ -81,10 +81,11 @@ def needs_recommender_extra() -> Iterator[None]:
 
 def database_url() -> str:
     """Return DATABASE_URL."""
-    return _settings().database_url.get_secret_value()
+    return recommender_settings().database_url.get_secret_value()
 
 
-def _settings() -> "RecommenderSettings":
+def recommender_settings() -> "RecommenderSettings":
+    """Return the settings of the recommender."""
     with needs_recommender_extra():
         from ml.recommender.settings import RecommenderSettings
     return RecommenderSettings.from_environment()

@@ -30,10 +30,11 @@ class PromptPolicy:
     the rewards known so far. `draw`: draws a version for each candidate of a decision, given that distribution, the
     user id and the ids of the candidates; the hash of the ids is the only source of randomness, so that a draw can be
     repeated from logged values. Whatever the position of a candidate, its version has the probability of the
-    distribution. `version`: to be raised when the policy chooses differently. `learns`: the distribution depends on rewards. `per_user`: a version is drawn
-    per user, not per tip, so the tips of one user are not independent. `needs_versions`: the minimum number of
-    versions. `accepts_weights`: versions may have different weights. `selectable`: TIP_PROMPT_POLICY may name it. A
-    policy that is not selectable draws no version, so its tips are left out of training and evaluation.
+    distribution. `version`: to be raised when the policy chooses differently. `learns`: the distribution depends on
+    rewards. `per_user`: a version is drawn per user, not per tip, so the tips of one user are not independent.
+    `needs_versions`: the minimum number of versions. `accepts_weights`: versions may have different weights.
+    `selectable`: TIP_PROMPT_POLICY may name it. A policy that is not selectable draws no version, so its tips are left
+    out of training and evaluation.
     """
 
     summary: str

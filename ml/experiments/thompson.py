@@ -10,6 +10,9 @@ from ml.experiments.arrays import Floats
 from ml.experiments.exploration import FLOOR
 from ml.experiments.statistics import Sample
 
+HALF_LIFE_DAYS = 28.0
+"""The default half-life of a reward."""
+
 PRIOR_SCALE = 0.15
 """The standard deviation of a version's effect on the reward before it has any rewards."""
 
@@ -26,7 +29,7 @@ class RewardHistory:
 
     days: Mapping[int, Mapping[str, Sample]] = field(default_factory=dict)
     today: int = 0
-    half_life_days: float = 28.0
+    half_life_days: float = HALF_LIFE_DAYS
 
     def __post_init__(self) -> None:
         if not self.half_life_days > 0:

@@ -12,6 +12,7 @@ from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedDecision
 from ml.experiments.policies import POLICIES, parse_version_weights, selectable_policies
 from ml.experiments.statistics import Sample
+from ml.experiments.thompson import HALF_LIFE_DAYS, RewardHistory
 from ml.features.encoder import candidate_row
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import UnusablePolicyError
@@ -22,6 +23,8 @@ MAX_UPDATES = 200
 
 MIN_UPDATE_INTERVAL = 3600.0
 """The minimum time between two updates, in seconds."""
+
+_DAY = 86_400.0
 
 
 _FILE_SUFFIXES = (".npz", ".zip")
@@ -48,35 +51,39 @@ class Target(Protocol):
 class PromptPolicyTarget:
     """One of `POLICIES`, with equal weights.
 
-    A policy that learns is updated along the log, with the rewards that were known at the time. It learns from the
-    rewards of the logged decisions, since those of its own decisions are unknown.
+    A policy that learns is updated along the log, with what was known at the time: the reward of a decision is known at
+    the end of its reaction window, without the reactions that were received later. It learns from the rewards of the
+    logged decisions, since those of its own decisions are unknown.
     """
 
     exclusion_reason = ""
 
-    def __init__(self, name: str, reaction_window: float) -> None:
-        """`reaction_window`: the seconds after which the reward of a decision is known."""
+    def __init__(self, name: str, reaction_window: float, half_life_days: float = HALF_LIFE_DAYS) -> None:
+        """`reaction_window`: in seconds. `half_life_days`: of the rewards that a policy learns from."""
         self.name = name
         self._policy = POLICIES[name]
         self._reaction_window = reaction_window
+        self._half_life_days = half_life_days
 
     def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
-        rewards: dict[str, Sample] = defaultdict(Sample)
+        days: dict[int, dict[str, Sample]] = defaultdict(lambda: defaultdict(Sample))
         cache: dict[tuple[str, ...], Mapping[str, float]] = {}
-        n_mature, next_update = 0, -np.inf
+        n_mature, next_update, history = 0, -np.inf, RewardHistory()
         duration = decisions[-1].at - decisions[0].at if decisions else 0.0
         interval = max(duration / MAX_UPDATES, MIN_UPDATE_INTERVAL)
         for decision in decisions:
             if self._policy.learns and decision.at >= next_update:
                 next_update = decision.at + interval
-                while decisions[n_mature].at + self._reaction_window < decision.at:
-                    mature, n_mature = decisions[n_mature], n_mature + 1
-                    prompt_version = mature.candidates[mature.chosen].prompt_version
-                    rewards[prompt_version] += Sample(1, mature.reward, mature.reward**2)
+                while (mature := decisions[n_mature]).at + self._reaction_window < decision.at:
+                    prompt_version, reward = mature.candidates[mature.chosen].prompt_version, mature.reward_in_window
+                    days[int(mature.at // _DAY)][prompt_version] += Sample(1, reward, reward**2)
+                    n_mature += 1
+                known_until = int((decision.at - self._reaction_window) // _DAY)
+                history = RewardHistory(days, today=known_until, half_life_days=self._half_life_days)
                 cache.clear()
             prompt_versions = tuple(candidate.prompt_version for candidate in decision.candidates)
             if prompt_versions not in cache:
-                cache[prompt_versions] = self._policy.distribution(Counter(prompt_versions), rewards)
+                cache[prompt_versions] = self._policy.distribution(Counter(prompt_versions), history)
             yield _distribute(decision, cache[prompt_versions])
 
 
@@ -123,14 +130,16 @@ class RankingTarget:
             yield self._policy.rank({**decision.signals, **decision.aggregates}, rows).probabilities
 
 
-def parse_target(policy: str, *, reaction_window: timedelta, tracking_uri: str) -> Target:
+def parse_target(
+    policy: str, *, reaction_window: timedelta, half_life_days: float = HALF_LIFE_DAYS, tracking_uri: str
+) -> Target:
     """Return the target that `--policy` names: one of `POLICIES`, prompt versions, `models:/…` or a file.
 
-    Prompt versions have the format of TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a
+    `half_life_days`: of the rewards that a prompt policy learns from. Prompt versions have the format of TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a
     policy that cannot be loaded.
     """
     if policy in selectable_policies():
-        return PromptPolicyTarget(policy, reaction_window.total_seconds())
+        return PromptPolicyTarget(policy, reaction_window.total_seconds(), half_life_days)
     if "/" in policy or Path(policy).suffix in _FILE_SUFFIXES or Path(policy).is_file():
         try:
             return RankingTarget(load_policy(validate_policy_source(policy), tracking_uri))

@@ -39,7 +39,7 @@ def create_app(
 ) -> FastAPI:
     """Return the recommender for a serving at SERVING_URL. Raises ConfigurationError when the settings cannot work.
 
-    `refresh_seconds`: the interval at which a prompt policy that learns reads the rewards.
+    `refresh_seconds`: the interval at which a prompt policy that learns looks for new rewards.
     """
     check_settings(settings)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
@@ -106,6 +106,8 @@ async def open_state(
                 tip_store,
                 serving,
                 reaction_window=reaction_window,
+                half_life_days=settings.thompson_half_life_days,
+                seen_only=settings.exposure_reported,
                 clock=clock,
                 every=refresh_seconds,
                 background=background,

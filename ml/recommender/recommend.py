@@ -122,10 +122,11 @@ class Recommender:
         return await self._store(self._records(user_id, signals, [candidate]))
 
     def _draw(self, user_id: str) -> list[_Draw]:
-        """Draw the prompt version of each candidate."""
+        """Draw the prompt versions of all candidates together."""
         now = self._clock()
         tip_ids = [_time_ordered_id(now) for _ in range(self._candidate_count)]
-        return [_Draw(tip_id, self._selector.select(user_id, str(tip_id))) for tip_id in tip_ids]
+        selections = self._selector.select(user_id, [str(tip_id) for tip_id in tip_ids])
+        return [_Draw(tip_id, selection) for tip_id, selection in zip(tip_ids, selections, strict=True)]
 
     async def _write(
         self,

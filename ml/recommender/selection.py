@@ -1,7 +1,7 @@
 """The selection of the prompt version of each tip, by TIP_PROMPT_VERSION and TIP_PROMPT_POLICY."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +10,7 @@ import structlog
 
 from ml.experiments.policies import POLICIES, UNIFORM
 from ml.experiments.statistics import Sample
+from ml.experiments.thompson import RewardHistory
 from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
 from ml.platform.errors import StorageUnavailable, TipsError
@@ -20,7 +21,7 @@ from ml.store.tips import TipStore
 log = structlog.get_logger()
 
 REFRESH_SECONDS = 60.0
-"""The interval at which a policy that learns reads the rewards."""
+"""The interval at which a policy that learns looks for new rewards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class PromptSelection:
 
 
 class PromptSelector:
-    """Draws a prompt version for each tip.
+    """Draws a prompt version for each candidate of a decision.
 
-    Each draw is a function of the distribution and of ids, so it can be repeated from the row of its tip.
+    Each draw is a function of the distribution and of ids, so it can be repeated from the stored rows of the decision.
     """
 
     def __init__(self, weights: Mapping[str, float], policy: str = UNIFORM) -> None:
@@ -48,7 +49,7 @@ class PromptSelector:
         self._weights = weights
         self._policy = POLICIES[policy]
         self._logged_policy = policy if policy != UNIFORM else _logged_uniform_policy(weights)
-        self._distribution = self._policy.distribution(weights, {})
+        self._distribution = self._policy.distribution(weights, RewardHistory())
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -60,18 +61,20 @@ class PromptSelector:
         """Whether the distribution depends on rewards."""
         return self._policy.learns
 
-    def learn(self, rewards: Mapping[str, Sample]) -> None:
+    def learn(self, history: RewardHistory) -> None:
         """Update the distribution by the rewards of each version; a missing version has no rewards yet."""
-        self._distribution = self._policy.distribution(self._weights, rewards)
+        self._distribution = self._policy.distribution(self._weights, history)
 
-    def select(self, user_id: str, tip_id: str) -> PromptSelection:
-        """Draw the prompt version of a tip; the same ids give the same version while the distribution is the same."""
+    def select(self, user_id: str, tip_ids: Sequence[str]) -> list[PromptSelection]:
+        """Draw the prompt version of each candidate of a decision, in the order of the ids.
+
+        The same ids, in any order, give the same versions while the distribution is the same.
+        """
+        logged = self._logged_policy, self._policy.version
         if not self._weights:
-            return PromptSelection(None, self._logged_policy, self._policy.version, {})
-        drawn = self._policy.draw(self._distribution, user_id, tip_id)
-        return PromptSelection(
-            drawn.option, self._logged_policy, self._policy.version, drawn.distribution, drawn.probability
-        )
+            return [PromptSelection(None, *logged, {})] * len(tip_ids)
+        drawn = self._policy.draw(self._distribution, user_id, tip_ids)
+        return [PromptSelection(one.option, *logged, one.distribution, one.probability) for one in drawn]
 
 
 def _logged_uniform_policy(weights: Mapping[str, float]) -> str:
@@ -88,29 +91,45 @@ async def keep_learning(
     serving: ServingClient,
     *,
     reaction_window: timedelta,
+    half_life_days: float,
+    seen_only: bool,
     clock: Clock,
     every: float,
     background: BackgroundTasks,
 ) -> AsyncIterator[None]:
-    """Update a selector that learns: at once, and then every `every` seconds until the block ends.
+    """Update a selector that learns: at once, and then whenever there is something new, until the block ends.
 
-    Rewards count for a version only under its current prompt digest, which serving is asked for each time. If serving
-    does not answer, the digests of its last answer are used; before its first answer, nothing is learned. Raises
-    StorageUnavailable when the rewards cannot be read the first time; later, the distribution stays as it is.
+    `half_life_days`: of the rewards. `seen_only`: only tips count whose exposure was reported.
+
+    Every `every` seconds it looks whether another hour of tips is mature, or serving has other prompt digests; only
+    then are the rewards read. So there are few different distributions, each of which has its own hourly counts.
+    Rewards count for a version only under its current prompt digest. If serving does not answer, the digests of its
+    last answer are used; before its first answer, nothing is learned. Raises StorageUnavailable when the rewards cannot
+    be read the first time; later, the distribution stays as it is until they can be read.
     """
     digests: Mapping[str, str] = {}
+    learned_from: tuple[int, Mapping[str, str]] | None = None
 
     async def learn() -> None:
-        nonlocal digests
+        nonlocal digests, learned_from
         try:
             digests = await serving.prompt_digests()
         except TipsError as error:
             log.warning("prompts_not_read", outcome=error.slug, reason="the digests of the last answer are used")
         # Only mature tips. Of younger tips only those with a reaction could count, and a version that is new or drawn
         # increasingly often has more young tips, so it would seem better than it is.
-        rewards = await tip_store.counts.rewards(hour_of(clock() - reaction_window))
-        # In a thread: for twenty versions it takes 40 ms.
-        await asyncio.to_thread(selector.learn, _rewards_of_current_digests(rewards, digests))
+        mature_before = hour_of(clock() - reaction_window)
+        if learned_from == (mature_before, digests):
+            return
+        rewards = await tip_store.counts.daily_rewards(mature_before, seen_only=seen_only)
+        history = RewardHistory(
+            {day: _rewards_of_current_digests(of_day, digests) for day, of_day in rewards.items()},
+            today=mature_before // 24,
+            half_life_days=half_life_days,
+        )
+        # In a thread, since it takes 10 ms for twenty versions.
+        await asyncio.to_thread(selector.learn, history)
+        learned_from = mature_before, digests
 
     async def learn_repeatedly() -> None:
         while True:

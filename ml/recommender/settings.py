@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import NoDecode
 
 from ml.experiments.policies import UNIFORM, check_policy_weights, parse_version_weights
+from ml.experiments.thompson import HALF_LIFE_DAYS
 from ml.platform.settings import Address, ServiceSettings, has_valid_port
 
 
@@ -34,6 +35,7 @@ class RecommenderSettings(ServiceSettings):
     tip_prompt_version: Annotated[tuple[tuple[str, float], ...], NoDecode, BeforeValidator(_parse_versions)] = ()
     """The prompt versions to choose among, each with its weight; empty: serving's default."""
     tip_prompt_policy: Annotated[str, AfterValidator(_check_prompt_policy)] = UNIFORM
+    thompson_half_life_days: float = Field(default=HALF_LIFE_DAYS, gt=0, allow_inf_nan=False)
     tip_candidates: int = Field(default=1, ge=1, le=10)
     serving_url: Address | None = None
     serving_api_key: SecretStr | None = None

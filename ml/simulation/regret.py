@@ -16,6 +16,7 @@ from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.policies import POLICIES, SALT, selectable_policies
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.experiments.statistics import Sample
+from ml.experiments.thompson import RewardHistory
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines.training import fit_policy
 from ml.registry.artifacts import RankingPolicy
@@ -114,16 +115,19 @@ class _PromptPolicy:
         self.name = name
         self._policy = POLICIES[name]
         self._weights = dict.fromkeys(versions, 1.0)
-        self._rewards = dict.fromkeys(versions, Sample())
-        self._distribution = self._policy.distribution(self._weights, self._rewards)
+        self._rewards: list[Mapping[str, Sample]] = []
+        self._distribution = self._policy.distribution(self._weights, RewardHistory())
 
     def choose(self, today: Sequence[Visit]) -> list[str]:
-        return [self._policy.draw(self._distribution, visit.user_id, visit.id).option for visit in today]
+        return [self._policy.draw(self._distribution, visit.user_id, [visit.id])[0].option for visit in today]
 
     def learn(self, yesterday: _DayLog) -> None:
+        of_day = dict.fromkeys(self._weights, Sample())
         for _, prompt_version, reward in yesterday:
-            self._rewards[prompt_version] += Sample(1, reward, reward**2)
-        self._distribution = self._policy.distribution(self._weights, self._rewards)
+            of_day[prompt_version] += Sample(1, reward, reward**2)
+        self._rewards.append(of_day)
+        history = RewardHistory(dict(enumerate(self._rewards)), today=len(self._rewards))
+        self._distribution = self._policy.distribution(self._weights, history)
 
 
 class _NightlyRanking:
