@@ -1,12 +1,11 @@
 """The recount, which rebuilds all counters from the rows, and the check at start-up that it is not needed."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, bindparam, delete, func, select, text, union, update
+from sqlalchemy import RowMapping, Table, bindparam, delete, func, select, text, union, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.platform.settings import ConfigurationError
@@ -92,20 +91,19 @@ async def recount(database: Database, window: timedelta, show: Callable[[int], N
             all_names = ", ".join((*names, *(table.name for table in COUNTER_TABLES)))
             await connection.execute(text(f"LOCK TABLE {all_names} IN EXCLUSIVE MODE"))
         dropped_hours = await _remove_counts(connection, seconds)
-        tips, last = 0, UUID(int=0)
-        while rows := await _page(connection, tables.tip_scores, last):
+        tips = failures = 0
+        async for rows in _pages(connection, tables.tip_scores):
             delta = CounterDelta(seconds)
             await _count_tips(connection, rows, window, delta)
             await counts.add(connection, delta)
-            tips, last = tips + len(rows), rows[-1]["tip_id"]
+            tips += len(rows)
             show(tips)
-        failures, last = 0, UUID(int=0)
-        while rows := await _page(connection, tables.generation_failures, last):
+        async for rows in _pages(connection, tables.generation_failures):
             delta = CounterDelta(seconds)
             for row in rows:
                 delta.add_failure(GenerationFailure.of(row))
             await counts.add(connection, delta)
-            failures, last = failures + len(rows), rows[-1]["tip_id"]
+            failures += len(rows)
     return Recount(tips, failures, dropped_hours)
 
 
@@ -128,19 +126,23 @@ async def _remove_counts(connection: AsyncConnection, seconds: int) -> int:
     return dropped_hours
 
 
-async def _page(connection: AsyncConnection, table: Any, after: UUID) -> list[RowMapping]:
-    query = select(table).where(table.c.tip_id > after).order_by(table.c.tip_id).limit(_PAGE)
-    return [*(await connection.execute(query)).mappings()]
+async def _pages(connection: AsyncConnection, table: Table) -> AsyncIterator[Sequence[RowMapping]]:
+    """Yield all rows in the order of their ids. Unlike with a cursor, rows may be updated between two pages."""
+    page = select(table).order_by(table.c.tip_id).limit(_PAGE)
+    query = page
+    while rows := (await connection.execute(query)).mappings().all():
+        yield rows
+        query = page.where(table.c.tip_id > rows[-1]["tip_id"])
 
 
 async def _count_tips(
-    connection: AsyncConnection, rows: list[RowMapping], window: timedelta, delta: CounterDelta
+    connection: AsyncConnection, rows: Sequence[RowMapping], window: timedelta, delta: CounterDelta
 ) -> None:
     """Count tips, which are all between the first and the last one, and correct their rows."""
     first, last = rows[0]["tip_id"], rows[-1]["tip_id"]
     created_at: dict[UUID, datetime] = {row["tip_id"]: row["created_at"] for row in rows}
 
-    async def received_in_window(table: Any) -> list[RowMapping]:
+    async def received_in_window(table: Table) -> list[RowMapping]:
         found = (await connection.execute(select(table).where(table.c.tip_id.between(first, last)))).mappings()
         return [row for row in found if row["received_at"] <= created_at[row["tip_id"]] + window]
 

@@ -23,9 +23,8 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         # The previous migration has streamed rows in this transaction; a table with an open cursor cannot be altered.
         op.execute("CLOSE ALL")
-    with op.batch_alter_table("tip_scores") as tips:
-        tips.add_column(sa.Column("seen", sa.Boolean, nullable=False, server_default=sa.false()))
-        tips.add_column(sa.Column("reward_in_window", sa.Float))
+    op.add_column("tip_scores", sa.Column("seen", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column("tip_scores", sa.Column("reward_in_window", sa.Float))
     op.create_table(
         "exposures",
         sa.Column("tip_id", sa.Uuid, sa.ForeignKey("tip_scores.tip_id"), primary_key=True),
@@ -97,9 +96,8 @@ def downgrade() -> None:
     op.execute(table.insert().from_select([*_OLD_KEY, *_SUMS], rows))
     for name in ("old_reward_hours", "draw_hours", "distributions", "generation_failures", "exposures"):
         op.drop_table(name)
-    with op.batch_alter_table("tip_scores") as tips:
-        tips.drop_column("seen")
-        tips.drop_column("reward_in_window")
+    op.drop_column("tip_scores", "seen")
+    op.drop_column("tip_scores", "reward_in_window")
 
 
 def _assignments() -> list[dict[str, Any]]:
