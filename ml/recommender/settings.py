@@ -40,8 +40,9 @@ class RecommenderSettings(ServiceSettings):
     serving_url: Address | None = None
     serving_api_key: SecretStr | None = None
     database_url: Annotated[SecretStr, AfterValidator(_check_database_url)] = SecretStr("sqlite+aiosqlite:///tips.db")
-    tip_exposure: Literal["assumed", "reported"] = "assumed"
     reaction_window_hours: float = Field(default=24, gt=0, le=24 * 365)
+    tip_exposure: Literal["assumed", "reported"] = "assumed"
+    """Whether every tip counts as seen, or only one whose exposure is reported within the reaction window."""
     admin_password: SecretStr | None = None
 
     @property

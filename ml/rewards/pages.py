@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from ml.platform.navigation import PAGE
 from ml.platform.pages import PRIVATE_HEADERS, PageTemplates
 from ml.rewards import plots
 from ml.rewards.report import ALPHA, ReportWindow, RewardReport, Variant
-from ml.rewards.routes import ReportDep, ReporterDep
+from ml.rewards.routes import ReportDep, ReporterDep, UserComparisonsDep
 from ml.store.reactions import REACTIONS
 
 _CATEGORIES = tuple(
@@ -40,24 +41,29 @@ Full-width signs are formulas in East Asian locales, and spreadsheets skip space
 
 _BEFORE_REACTIONS = (
     *("prompt_version", "prompt_digest", "label"),
-    *("tips", "counted", "waiting", "dependent", "reacted"),
+    *("tips", "counted", "young", "dependent", "unseen", "exposure_unknown", "reacted"),
 )
 _AFTER_REACTIONS = (
-    *("reward.estimate", "reward.low", "reward.high", "probability_best"),
+    *("reward.estimate", "reward.low", "reward.high"),
     *("comparison.difference.estimate", "comparison.difference.low", "comparison.difference.high"),
-    *("comparison.verdict", "comparison.more_tips", "comparison.words"),
+    *("comparison.verdict", "comparison.tips", "comparison.more_tips", "comparison.words"),
     *("input_tokens", "output_tokens", "ms"),
 )
 """CSV columns before and after those of the reactions, each a path into a variant of GET /rewards."""
 
-_MIN_PROBABILITY = 0.001
-"""A probability below this, or above 1 minus this, is displayed as a bound."""
+_STEPS = {
+    "drawn": "Tips are not stored as often as their versions were drawn",
+    "written": "Tips of some versions are written more often than those of others",
+    "seen": "Tips of some versions are seen more often than those of others",
+}
+"""The words of an alarm, by the step of the funnel."""
 
 
 def build_router(password: SecretStr | None) -> APIRouter:
     """Return the routes of the page, protected by `password`; without one, for browsers on this machine only."""
     router = APIRouter(dependencies=[require_admin(password)], include_in_schema=False)
     router.get("/admin/rewards", summary="Rewards", tags=[PAGE])(rewards_page)
+    router.get("/admin/rewards/users")(user_comparisons)
     router.get("/admin/rewards.csv")(rewards_csv)
     return router
 
@@ -70,7 +76,9 @@ async def rewards_page(request: Request, report: ReportDep, reporter: ReporterDe
     return _TEMPLATES.render(
         request,
         "rewards.html",
+        nonce=secrets.token_urlsafe(16),
         report=report,
+        steps=_STEPS,
         colours={variant.label: plots.colour(index) for index, variant in enumerate(report.variants)},
         figures=figures,
         kinds=kinds,
@@ -82,6 +90,11 @@ async def rewards_page(request: Request, report: ReportDep, reporter: ReporterDe
         window_hours=reporter.reaction_window / timedelta(hours=1),
         alpha=ALPHA,
     )
+
+
+async def user_comparisons(request: Request, report: ReportDep, comparisons: UserComparisonsDep) -> HTMLResponse:
+    """Return the comparisons per user as a part of the page, which loads it later because it reads all tips."""
+    return _TEMPLATES.render(request, "users.html", report=report, comparisons=comparisons)
 
 
 async def rewards_csv(report: ReportDep) -> Response:
@@ -136,17 +149,11 @@ def _format_day(day: date | None) -> str:
     return f"{day.day} {day:%B %Y}" if day else ""
 
 
-def _format_probability(probability: float) -> str:
-    if probability < _MIN_PROBABILITY:
-        return f"<{_MIN_PROBABILITY:.1%}"
-    return f">{1 - _MIN_PROBABILITY:.1%}" if probability > 1 - _MIN_PROBABILITY else f"{probability:.1%}"
-
-
 _FILTERS: Mapping[str, Callable[..., Any]] = {
     "whole": lambda number: f"{number:,.0f}",
     "percent": lambda share: f"{100 * share:.1f}%",
+    "p_value": lambda p: "p < 0.00001" if p < 1e-5 else f"p = {p:.2g}",
     "points": lambda share: f"{100 * share:+.1f}",
-    "probability": _format_probability,
     "window": _format_window,
     "weighted_mean": _weighted_mean,
 }
