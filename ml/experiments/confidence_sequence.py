@@ -17,6 +17,8 @@ TUNED_AT = 400.0
 """The sum of squares at which boundaries are narrowest for their level; it must not depend on the data."""
 
 _BISECTIONS = 50
+_TILTS = np.geomspace(5e-4, 0.98, 24)
+"""The parameters of the supermartingales that `adaptive_boundary` mixes; each is best for one sum of squares."""
 
 
 def boundary(squares: Floats, *, alpha: float, scale: float = 1.0, tuned_at: float = TUNED_AT) -> Floats:
@@ -47,6 +49,43 @@ def boundary(squares: Floats, *, alpha: float, scale: float = 1.0, tuned_at: flo
         short = _log_supermartingale(middle, v, rho) < -math.log(alpha)
         low, high = np.where(short, middle, low), np.where(short, high, middle)
     return high * scale
+
+
+def adaptive_boundary(squares: Floats, scales: Floats, *, alpha: float) -> Floats:
+    """Return a boundary as `boundary` does, for a scale that is not known in advance and for any sum of squares.
+
+    The terms satisfy x_t - y_t >= -c_t, and each c_t is known before its term. Then for every l in [0, 1 / c) with
+    c = max(c_1, ..., c_t),
+
+        exp(l * sum of (x_i - e_i) - psi(l, c) * sum of (x_i - y_i)^2),  psi(l, c) = (-log(1 - c l) - c l) / c^2
+
+    is at most a supermartingale that starts at 1, since psi grows with c (HRMS, Theorem 4 for one c). The boundary is
+    where the mean of 24 of them, with l from 0.0005 to 0.98, reaches 1 / `alpha` (Ville's inequality); those with
+    l >= 1 / c count as 0. It needs no tuning: between a sum of squares of 5 and one of 4e7, with small scales, it is at
+    most 15 % higher than `boundary` with the best `tuned_at`.
+
+    Parameters
+        `squares`: shape (n,), at least 0, the sum of (x_i - y_i)^2 up to each look.
+        `scales`: shape (n,), at least 0, the largest c_i up to each look.
+        `alpha`: in (0, 1), of one side.
+    Returns
+        Shape (n,), above 0; infinite for a scale above 2,000.
+    """
+    v, c = np.asarray(squares, np.float64)[:, None], np.maximum(scales, 1e-6)[:, None]
+    is_valid = c * _TILTS < 1
+    tilts = np.where(is_valid, _TILTS, 0.0)
+    penalties = np.where(is_valid, (-np.log1p(-c * tilts) - c * tilts) / c**2 * v, np.inf)
+    goal = math.log(_TILTS.size / alpha)
+    # At the sum `high` one supermartingale of the mixture is large enough on its own.
+    with np.errstate(divide="ignore"):
+        high = ((goal + penalties) / tilts).min(1)
+    low = np.zeros_like(high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        exponents = np.where(is_valid, tilts * np.where(np.isfinite(middle), middle, 0.0)[:, None] - penalties, -np.inf)
+        short = special.logsumexp(exponents, axis=1) < goal
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    return high
 
 
 def _log_supermartingale(s: Floats, v: Floats, rho: float) -> Floats:

@@ -1,4 +1,8 @@
-"""A model of the reward for off-policy evaluation: predicted rewards by decision and option, cross-fitted."""
+"""Models of the reward for off-policy evaluation: predicted rewards by decision and option.
+
+A model fitted to the decisions that it predicts would repeat their noise, and bias the estimates. So each decision is
+predicted from others: those of other folds (`cross_fitted_means`), or those before it (`running_means`).
+"""
 
 import math
 from dataclasses import dataclass
@@ -65,8 +69,6 @@ def cross_fitted_means(
 ) -> Floats:
     """Return the mean reward of each option at each decision, from the decisions of the other folds.
 
-    A model fitted to the decisions that it predicts would repeat their noise, and bias the estimates.
-
     Parameters
         `rewards`: shape (n,), in [0, 1].
         `options`: shape (n,), the index of the option that was drawn, from 0 to `n_options` - 1.
@@ -103,3 +105,50 @@ def cross_fitted_means(
         means = (totals + strength * fitted_rewards.mean()) / (counts + strength)
         predicted[held_out] = means.reshape(group_ids.size, n_options)[group_indices[held_out]]
     return predicted
+
+
+def running_means(
+    rewards: Floats, options: Integers, *, n_options: int, groups: Integers | None = None, strength: float = 20.0
+) -> Floats:
+    """Return the mean reward of each option at each decision, from the decisions before it.
+
+    Parameters
+        `rewards`: shape (n,), in [0, 1], in the order of time.
+        `options`: shape (n,), the index of the option that was drawn, from 0 to `n_options` - 1.
+        `groups`: shape (n,), integers. If given, each mean is of the option within that group of contexts.
+        `strength`: above 0, the number of pseudo-observations that are added to every mean. Those of an option within a
+        group are equal to the mean of the option, and those of an option to the mean of all decisions so far, which
+        starts at 0.5. So a small group is predicted by its options' means, without a rule that depends on its final
+        size.
+    Returns
+        Means in [0, 1], shape (n, n_options). Row t depends on the first t - 1 rewards and options, and the first t
+        groups. Takes time proportional to n times `n_options`.
+    Raises
+        ValueError for another shape or range.
+    """
+    n = rewards.size
+    check_range("rewards", rewards, (n,), 0, 1)
+    check_option_indices(options, n, n_options)
+    if not 0 < strength < math.inf:
+        raise ValueError("strength must be a number above 0")
+    earlier_rewards, earlier_decisions = rewards.cumsum() - rewards, np.arange(n)
+    overall = (earlier_rewards + 0.5) / (earlier_decisions + 1)
+    means = _shrunk_running_means(rewards, options, np.tile(overall[:, None], n_options), strength)
+    if groups is None:
+        return means
+    check_integers("groups", groups, n)
+    order = np.argsort(groups, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        means[rows] = _shrunk_running_means(rewards[rows], options[rows], means[rows], strength)
+    return means
+
+
+def _shrunk_running_means(rewards: Floats, options: Integers, prior: Floats, strength: float) -> Floats:
+    """Return the mean of each option before each decision, shrunk to `prior`, shape (n, k)."""
+    drawn = np.zeros(prior.shape)
+    drawn[np.arange(rewards.size), options] = 1
+    earned = drawn * rewards[:, None]
+    counts, totals = drawn.cumsum(axis=0) - drawn, earned.cumsum(axis=0) - earned
+    # Clipped, since a difference of cumulative sums can be below 0 by a rounding error.
+    means: Floats = np.clip((totals + strength * prior) / (counts + strength), 0.0, 1.0)
+    return means
