@@ -6,7 +6,7 @@ verdicts (`tests/bench/truth.py`) runs it in numpy with identical versions.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ml.experiments.policies import UNIFORM
@@ -34,7 +34,7 @@ class Scenario:
 
     summary: str
     days: int = 60
-    weights: Mapping[int, tuple[float, ...]] = MappingProxyType({})
+    weights: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     policy: str | None = None
     reward_scale: float = 1.0
     reward_shift: Callable[[int], float] = _constant
