@@ -16,6 +16,13 @@ from ml.cli.stores import database_name, needs_recommender_extra
 from ml.platform.clock import utc_now
 from ml.platform.settings import ConfigurationError
 from ml.serving.prompts import PROMPTS
+from ml.simulation.scenarios import PLAIN, SCENARIOS
+
+
+def _check_scenario(name: str) -> str:
+    if name not in SCENARIOS:
+        raise typer.BadParameter(f"must be one of {', '.join(SCENARIOS)}.")
+    return name
 
 
 def simulate(
@@ -23,11 +30,25 @@ def simulate(
         int, typer.Option(parser=whole_number(1, 100_000), metavar="N", help="The number of users.")
     ] = 500,
     days: Annotated[
-        int, typer.Option(parser=whole_number(1, 365), metavar="N", help="The number of days, up to now.")
-    ] = 14,
+        int | None,
+        typer.Option(
+            parser=whole_number(1, 365),
+            metavar="N",
+            help="The number of days, up to now.",
+            show_default="14, or as many as the scenario takes",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(parser=whole_number(0, 2**32), metavar="N", help="The same seed gives the same users.")
     ] = 1,
+    scenario: Annotated[
+        str,
+        typer.Option(
+            callback=_check_scenario,
+            metavar="NAME",
+            help="; ".join(f"{name}: {scenario.summary}" for name, scenario in SCENARIOS.items()) + ".",
+        ),
+    ] = PLAIN,
     regret: Annotated[
         Path | None,
         typer.Option(
@@ -39,7 +60,14 @@ def simulate(
 ) -> None:
     """Store tips and reactions of simulated users, for the reward page."""
     progress = partial(tracked, "Simulating")
+    days = days or SCENARIOS[scenario].days
+    if days < SCENARIOS[scenario].min_days:
+        raise typer.BadParameter(
+            f"the scenario {scenario} takes at least {SCENARIOS[scenario].min_days} days.", param_hint="--days"
+        )
     if regret:
+        if scenario != PLAIN:
+            raise typer.BadParameter("--regret compares policies in the plain world only.", param_hint="--scenario")
         _compare_policies(users, days, seed, regret, progress)
         return
     with needs_recommender_extra():
@@ -50,11 +78,19 @@ def simulate(
     settings = RecommenderSettings.from_environment()
     prepare_database(settings.database_url.get_secret_value(), settings.reaction_window)
     try:
-        result = run_simulation(settings, users=users, days=days, end=utc_now(), seed=seed, progress=progress)
+        result = run_simulation(
+            settings,
+            users=users,
+            days=days,
+            end=utc_now(),
+            seed=seed,
+            progress=progress,
+            scenario=SCENARIOS[scenario],
+        )
     except SimulationFailed as error:
         sys.exit(f"The simulation ended early, and nothing is stored. {error}")
     print(
-        f"simulated: {result.tips} tips, {result.reactions} reactions in {database_name()}; "
+        f"simulated: {result.tips} tips, {result.exposures} exposures, {result.reactions} reactions in {database_name()}; "
         "`tips serve` shows them on /admin/rewards"
     )
 

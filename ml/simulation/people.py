@@ -6,12 +6,13 @@ indicate their persona, but never with certainty: some signals are missing, and 
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from statistics import fmean
 from typing import Any
 
 from ml.experiments.assignment import hash_to_unit_interval
+from ml.simulation.scenarios import PLAIN, SCENARIOS, Scenario
 
 MIN_OTHER_PREFERENCE, MAX_OTHER_PREFERENCE = 0.10, 0.50
 """The range of the preferences for prompt versions that a persona does not list: below those for its best version."""
@@ -24,7 +25,6 @@ _VISIT_ON_A_DAY = 0.5
 _SIGNAL_MISSING = 0.1
 _SIGNAL_OF_ANY_PERSONA = 0.1
 _REACTION_IF_NOT_HELPFUL = 0.4
-_REACTION_DAYS_LATE = 0.1
 _REACTION_SENT_TWICE = 0.05
 
 _Sampler = Callable[[random.Random], Any]
@@ -135,7 +135,8 @@ class Visit:
     """A request of a simulated user for a tip, at a `time` of the day.
 
     All random values are drawn beforehand, so that every policy is compared on the same visits. `helpfulness_draw` is
-    uniform in [0, 1): a tip helps if it is below the user's preference for the prompt version.
+    uniform in [0, 1): a tip helps if it is below the probability that the user's preference for the prompt version
+    gives on that `day` of the `scenario`.
     """
 
     id: str
@@ -146,24 +147,38 @@ class Visit:
     helpfulness_draw: float
     reaction_if_helpful: SimulatedReaction
     reaction_otherwise: SimulatedReaction | None
+    day: int
+    scenario: Scenario
 
     def helps(self, prompt_version: str) -> bool:
         """Return whether a tip of a prompt version helps."""
-        return self.helpfulness_draw < self.persona.preference(prompt_version)
+        preference = self.persona.preference(prompt_version)
+        return self.helpfulness_draw < self.scenario.reward_probability(preference, self.day)
+
+    def is_seen(self, unseen_share: float) -> bool:
+        """Return whether the user sees the tip, if a share of the tips is not seen."""
+        return hash_to_unit_interval("seen", self.id) >= unseen_share
 
     def reaction(self, prompt_version: str) -> SimulatedReaction | None:
         """Return the reaction to a tip of a prompt version, if there is one."""
         return self.reaction_if_helpful if self.helps(prompt_version) else self.reaction_otherwise
 
 
-def visits(users: int, day: int, seed: int) -> list[Visit]:
+def visits(users: int, day: int, seed: int, scenario: Scenario = SCENARIOS[PLAIN]) -> list[Visit]:
     """Return the visits of a day in the order of time; the same arguments give the same visits."""
     rng = random.Random(f"{seed} {day}")  # noqa: S311 - for repeatable simulations, not for secrets
     visitors = [user for user in range(users) if rng.random() < _VISIT_ON_A_DAY]
-    return sorted((_visit(f"{seed}-{day}-{user}", user, rng) for user in visitors), key=lambda visit: visit.time)
+    if scenario.activity_exponent:
+        activity = [(user + 1) ** -scenario.activity_exponent for user in range(users)]
+        visitors = rng.choices(range(users), activity, k=len(visitors))
+    drawn = (
+        _visit(f"{seed}-{day}-{number if scenario.activity_exponent else user}", user, day, scenario, rng)
+        for number, user in enumerate(visitors)
+    )
+    return sorted(drawn, key=lambda visit: visit.time)
 
 
-def _visit(id: str, user: int, rng: random.Random) -> Visit:  # noqa: A002
+def _visit(id: str, user: int, day: int, scenario: Scenario, rng: random.Random) -> Visit:  # noqa: A002
     persona = PERSONAS[user % len(PERSONAS)]
     signals = {"locale": rng.choice(["en-GB", "en-US", "de-DE", "es-ES"])}
     for name in persona.signals:
@@ -171,19 +186,25 @@ def _visit(id: str, user: int, rng: random.Random) -> Visit:  # noqa: A002
         value = source.signals[name](rng)
         if rng.random() >= _SIGNAL_MISSING:
             signals[name] = value
-    days_late = timedelta(days=rng.uniform(1, 3)) if rng.random() < _REACTION_DAYS_LATE else timedelta()
+    days_late = timedelta(days=rng.uniform(1, 3)) if rng.random() < scenario.late_reactions else timedelta()
     delay = days_late + timedelta(minutes=rng.expovariate(1 / 20))
     times = 2 if rng.random() < _REACTION_SENT_TWICE else 1
+    if scenario.preferences_change_on is not None and day >= scenario.preferences_change_on:
+        preferences = PERSONAS[(user + 1) % len(PERSONAS)].preferences
+    else:
+        preferences = persona.preferences
     reacts_if_not_helpful = rng.random() < _REACTION_IF_NOT_HELPFUL
     return Visit(
         id=id,
         time=timedelta(seconds=rng.uniform(0, 86_400)),
         user_id=f"simulated-{user}",
-        persona=persona,
+        persona=replace(persona, preferences=preferences) if preferences is not persona.preferences else persona,
         signals=signals,
         helpfulness_draw=rng.random(),
         reaction_if_helpful=SimulatedReaction(rng.choice(["helpful", "done"]), delay, times),
         reaction_otherwise=(
             SimulatedReaction(rng.choice(["not_helpful", "dismissed"]), delay, times) if reacts_if_not_helpful else None
         ),
+        day=day,
+        scenario=scenario,
     )

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ml.experiments.policies import UNIFORM
-
-THOMPSON = "thompson"
+UNIFORM, THOMPSON = "uniform", "thompson"  # not imported: the help text needs them without the recommender's packages
 
 
 def _constant(day: int) -> float:  # noqa: ARG001

@@ -7,11 +7,12 @@ stored as simulated in a temporary database, which is copied to that of the sett
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from http import HTTPStatus
+from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -31,6 +32,7 @@ from ml.recommender.settings import RecommenderSettings
 from ml.serving.prompts import PROMPTS
 from ml.serving.settings import ServingSettings
 from ml.simulation.people import Progress, Visit, visits
+from ml.simulation.scenarios import PLAIN, SCENARIOS, Scenario
 from ml.standalone.app import create_app
 from ml.store.tips import open_tip_store
 from ml.store.transfer import copy_tips
@@ -53,56 +55,74 @@ class SimulationFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """The numbers of stored tips and reactions."""
+    """The numbers of stored tips, exposures and reactions."""
 
     tips: int
+    exposures: int
     reactions: int
 
 
 def simulate(
-    settings: RecommenderSettings, *, users: int, days: int, end: datetime, seed: int, progress: Progress
+    settings: RecommenderSettings,
+    *,
+    users: int,
+    days: int,
+    end: datetime,
+    seed: int,
+    progress: Progress,
+    scenario: Scenario = SCENARIOS[PLAIN],
 ) -> SimulationResult:
     """Simulate `users` users during the `days` days before `end`; the same seed gives the same users and visits.
 
-    The prompt versions are those of the settings; if these name none, all versions. All tips and reactions are stored
-    in one transaction at the end, or none. Raises ConfigurationError when the database contains tips of real users,
-    SimulationFailed when a request fails repeatedly, and StorageUnavailable when the database cannot be used.
+    The prompt versions are those of the settings; if these name none, all versions. Weights and prompt policy are those
+    of the scenario, if it has any; when weights change, both services are started again on the same database. All tips,
+    exposures and reactions are stored in one transaction at the end, or none. Raises ConfigurationError when the
+    database contains tips of real users or the settings name too few versions, SimulationFailed when a request fails
+    repeatedly, and StorageUnavailable when the database cannot be used.
     """
     database_url = settings.database_url.get_secret_value()
-    asyncio.run(_require_no_real_tips(database_url, end, settings.reaction_window))
-    simulation = _Simulation(seed, now=end)
+    versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
+    if len(versions) < scenario.min_versions:
+        raise ConfigurationError(f"TIP_PROMPT_VERSION: this scenario needs {scenario.min_versions} versions.")
+    asyncio.run(_require_no_real_tips(settings, end))
+    simulation = _Simulation(seed, end, days, [version for version, _ in versions], scenario)
     with TemporaryDirectory(prefix="tips-simulation-") as directory, listening(_model()) as model_url:
         own_database_url = f"sqlite+aiosqlite:///{directory}/tips.db"
-        versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
-        app = create_app(
-            ServingSettings(
-                tip_model="openai/simulated",
-                tip_model_api_base=f"{model_url}/v1",
-                tip_model_fallbacks=(),
-                embedded_model_path=None,
-                api_keys=(),
-                otel_exporter_otlp_endpoint=None,
-            ),
-            settings.model_copy(
-                update={
-                    "database_url": SecretStr(own_database_url),
-                    "tip_prompt_version": versions,
-                    "serving_url": None,
-                    "api_keys": (),
-                }
-            ),
-            clock=lambda: simulation.now,
-            simulated=True,
-            refresh_seconds=_REFRESH_SECONDS,
-        )
-        with listening(app) as url:
-            result = asyncio.run(simulation.run(url, users, days, progress))
-        asyncio.run(copy_tips(own_database_url, database_url, settings.reaction_window))
-    return result
+        hours = iter(progress(range(days * _HOURS_PER_DAY)))
+        for period, weights in scenario.periods(days):
+            names = [version for version, _ in versions]
+            app = create_app(
+                ServingSettings(
+                    tip_model="openai/simulated",
+                    tip_model_api_base=f"{model_url}/v1",
+                    tip_model_fallbacks=(),
+                    embedded_model_path=None,
+                    api_keys=(),
+                    otel_exporter_otlp_endpoint=None,
+                ),
+                settings.model_copy(
+                    update={
+                        "database_url": SecretStr(own_database_url),
+                        "tip_prompt_version": tuple(zip(names, map(float, weights), strict=False)) or versions,
+                        "tip_prompt_policy": scenario.policy or settings.tip_prompt_policy,
+                        "serving_url": None,
+                        "api_keys": (),
+                    }
+                ),
+                clock=lambda: simulation.now,
+                simulated=True,
+                refresh_seconds=_REFRESH_SECONDS,
+            )
+            with listening(app) as url:
+                asyncio.run(simulation.run(url, users, islice(hours, len(period) * _HOURS_PER_DAY)))
+        next(hours, None)  # ends the display of progress
+        asyncio.run(copy_tips(own_database_url, database_url))
+    return SimulationResult(simulation.tips, simulation.exposures, simulation.reactions)
 
 
-async def _require_no_real_tips(database_url: str, now: datetime, reaction_window: timedelta) -> None:
-    async with open_tip_store(database_url, lambda: now, reaction_window=reaction_window) as store:
+async def _require_no_real_tips(settings: RecommenderSettings, now: datetime) -> None:
+    window = timedelta(hours=settings.reaction_window_hours)
+    async with open_tip_store(settings.database_url.get_secret_value(), lambda: now, reaction_window=window) as store:
         if await store.holds_real_tips():
             raise ConfigurationError(
                 "DATABASE_URL: contains tips of real users; name another database for the simulation."
@@ -113,34 +133,48 @@ async def _require_no_real_tips(database_url: str, now: datetime, reaction_windo
 class _Simulation:
     """The visits and reactions of all users, the present time in the simulation, and the counts of the result.
 
-    `pending`: reactions that have not been sent yet, each with the time to send it and its request body.
+    `now`: the present time; when created, the end of the simulation, `days` days after its start. `versions`: the
+    prompt versions in the order of the settings. `pending`: reactions that have not been sent yet, each with the time
+    to send it and its request body.
     """
 
     seed: int
     now: datetime
+    days: int
+    versions: Sequence[str]
+    scenario: Scenario = SCENARIOS[PLAIN]
     pending: list[tuple[datetime, dict[str, Any]]] = field(default_factory=list)
     tips: int = 0
+    exposures: int = 0
     reactions: int = 0
+    _end: datetime = field(init=False)
 
-    async def run(self, url: str, users: int, days: int, progress: Progress) -> SimulationResult:
-        """Send the requests of each hour, until the time is again the one at which the simulation was created."""
-        end = self.now
-        start = end - timedelta(days=days)
+    def __post_init__(self) -> None:
+        self._end = self.now
+        self.now -= timedelta(days=self.days)
+
+    async def run(self, url: str, users: int, hours: Iterable[int]) -> None:
+        """Send the requests of each of these hours since the start, which follow on those of the run before."""
+        start = self._end - timedelta(days=self.days)
+        visits_today: list[Visit] = []
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-            for hour in progress(range(days * _HOURS_PER_DAY)):
+            for hour in hours:
                 if hour % _HOURS_PER_DAY == 0:
-                    visits_today = visits(users, hour // _HOURS_PER_DAY, self.seed)
-                self.now = min(end, start + (hour + 1) * _HOUR)
+                    visits_today = visits(users, hour // _HOURS_PER_DAY, self.seed, self.scenario)
+                self.now = min(self._end, start + (hour + 1) * _HOUR)
                 visits_now = [visit for visit in visits_today if visit.time // _HOUR == hour % _HOURS_PER_DAY]
                 await _gather_limited(self._request_tip(http, visit) for visit in visits_now)
                 due = [body for at, body in self.pending if at <= self.now]
                 self.pending = [(at, body) for at, body in self.pending if at > self.now]
                 await _gather_limited(self._send_reaction(http, body) for body in due)
-        return SimulationResult(self.tips, self.reactions)
 
     async def _request_tip(self, http: httpx.AsyncClient, visit: Visit) -> None:
         tip = await _post(http, "/tips", {"user_id": visit.user_id, "signals": visit.signals})
         self.tips += 1
+        if not visit.is_seen(self.scenario.unseen_share(self.versions.index(tip["prompt_version"]))):
+            return
+        exposure = await _post(http, "/exposures", {"tip_id": tip["tip_id"], "at": self.now.isoformat()})
+        self.exposures += exposure["outcome"] == "recorded"
         simulated = visit.reaction(tip["prompt_version"])
         if simulated:
             at = self.now + simulated.delay

@@ -94,9 +94,7 @@ def draw_traffic(traffic: Traffic, runs: int, rng: np.random.Generator) -> Daily
         counts.tips[day], counts.seen[day] = tips.sum(axis=1), seen.sum(axis=1)
         counts.rewarded[day] = rng.binomial(helpful, 1 - scenario.late_reactions)
         counts.late[day] = np.moveaxis(rng.multinomial(helpful - counts.rewarded[day], _LATE_BY_DAYS), -1, 0)
-        not_helpful = rng.binomial(
-            counts.seen[day] - helpful, _REACTION_IF_NOT_HELPFUL * (1 - scenario.late_reactions)
-        )
+        not_helpful = rng.binomial(counts.seen[day] - helpful, _REACTION_IF_NOT_HELPFUL * (1 - scenario.late_reactions))
         counts.reacted[day] = counts.rewarded[day] + not_helpful
         difference = (rewards[:, :, 1] - rewards[:, :, 0]) * (1 - scenario.late_reactions)
         counts.differences[day] = (visits * difference).sum(axis=1) / traffic.tips_per_day

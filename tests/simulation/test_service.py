@@ -145,14 +145,14 @@ def test_a_request_that_fails_for_good_ends_the_simulation_with_the_reason() -> 
     async def busy(_: Request) -> Response:
         return JSONResponse({"detail": "The service is busy."}, 503)
 
-    simulation = _Simulation(seed=1, now=datetime.now(UTC))
+    simulation = _Simulation(1, datetime.now(UTC), 1, ["v1"])
     app = Starlette(routes=[Route("/tips", busy, methods=["POST"])])
     with (
         stamina.set_testing(True, attempts=2),
         listening(app) as url,
         pytest.raises(SimulationFailed, match=r"^POST /tips was answered with 503: The service is busy\.$"),
     ):
-        asyncio.run(simulation.run(url, users=10, days=1, progress=lambda hours: hours))
+        asyncio.run(simulation.run(url, 10, range(24)))
 
 
 def test_requests_are_repeated_while_the_service_is_overloaded() -> None:
@@ -162,16 +162,17 @@ def test_requests_are_repeated_while_the_service_is_overloaded() -> None:
 
     async def answer(request: Request) -> Response:
         body = await request.json()
-        identity = str(body.get("user_id") or (body["tip_id"], body["at"], body["reaction"]))
+        identity = str(body.get("user_id") or (body["tip_id"], body["at"], body.get("reaction")))
         status = next(statuses.setdefault(identity, itertools.cycle(answers)))
         if status == 200:
             stored.append(request.url.path)
         tip = {"tip_id": str(uuid4()), "prompt_version": "v1", "outcome": "recorded", "detail": "Busy."}
         return JSONResponse(tip, status)
 
-    app = Starlette(routes=[Route(path, answer, methods=["POST"]) for path in ("/tips", "/reactions")])
-    simulation = _Simulation(seed=1, now=datetime.now(UTC))
+    app = Starlette(routes=[Route(path, answer, methods=["POST"]) for path in ("/tips", "/exposures", "/reactions")])
+    simulation = _Simulation(1, datetime.now(UTC), 1, ["v1"])
     with stamina.set_testing(True, attempts=len(answers)), listening(app) as url:
-        result = asyncio.run(simulation.run(url, users=10, days=1, progress=lambda hours: hours))
-    assert result.tips == stored.count("/tips") == len(visits(10, 0, seed=1))
-    assert result.reactions == stored.count("/reactions") > 0
+        asyncio.run(simulation.run(url, 10, range(24)))
+    assert simulation.tips == stored.count("/tips") == len(visits(10, 0, seed=1))
+    assert simulation.exposures == simulation.tips == stored.count("/exposures")
+    assert simulation.reactions == stored.count("/reactions") > 0
