@@ -90,8 +90,8 @@ def simulate(
     except SimulationFailed as error:
         sys.exit(f"The simulation ended early, and nothing is stored. {error}")
     print(
-        f"simulated: {result.tips} tips, {result.exposures} exposures, {result.reactions} reactions in {database_name()}; "
-        "`tips serve` shows them on /admin/rewards"
+        f"simulated: {result.tips} tips, {result.exposures} exposures, {result.reactions} reactions "
+        f"in {database_name()}; `tips serve` shows them on /admin/rewards"
     )
 
 

@@ -116,7 +116,8 @@ def simulate(
             with listening(app) as url:
                 asyncio.run(simulation.run(url, users, islice(hours, len(period) * _HOURS_PER_DAY)))
         next(hours, None)  # ends the display of progress
-        asyncio.run(copy_tips(own_database_url, database_url))
+        window = timedelta(hours=settings.reaction_window_hours)
+        asyncio.run(copy_tips(own_database_url, database_url, reaction_window=window))
     return SimulationResult(simulation.tips, simulation.exposures, simulation.reactions)
 
 

@@ -67,13 +67,16 @@ def draw_traffic(traffic: Traffic, runs: int, rng: np.random.Generator) -> Daily
     """Draw `runs` independent runs of the traffic."""
     scenario, k = traffic.scenario, traffic.versions
     shape = traffic.days, runs, k
+    tips, seen, rewarded, reacted = np.zeros((4, *shape), np.int64)
     counts = DailyCounts(
-        np.zeros(shape),
-        *(np.zeros(shape, np.int64) for _ in range(3)),
-        np.zeros((traffic.days, 3, runs, k), np.int64),
-        np.zeros(shape, np.int64),
-        np.zeros((traffic.days, runs)),
-        np.zeros(runs),
+        propensities=np.zeros(shape),
+        tips=tips,
+        seen=seen,
+        rewarded=rewarded,
+        late=np.zeros((traffic.days, 3, runs, k), np.int64),
+        reacted=reacted,
+        differences=np.zeros((traffic.days, runs)),
+        user_differences=np.zeros(runs),
     )
     policy = _Policy(scenario, k, runs)
     activity = np.arange(1, traffic.users + 1) ** -scenario.activity_exponent
@@ -88,10 +91,10 @@ def draw_traffic(traffic: Traffic, runs: int, rng: np.random.Generator) -> Daily
         visits = rng.multinomial(traffic.tips_per_day, activity / activity.sum(), size=runs)
         if preferences.shape[1] == 1:  # users do not differ
             visits = np.full((runs, 1), traffic.tips_per_day)
-        tips = rng.multinomial(visits, counts.propensities[day][:, None, :])
-        seen = rng.binomial(tips, 1 - unseen)
-        helpful = rng.binomial(seen, rewards).sum(axis=1)
-        counts.tips[day], counts.seen[day] = tips.sum(axis=1), seen.sum(axis=1)
+        tips_of_users = rng.multinomial(visits, counts.propensities[day][:, None, :])
+        seen_by_users = rng.binomial(tips_of_users, 1 - unseen)
+        helpful = rng.binomial(seen_by_users, rewards).sum(axis=1)
+        tips[day], seen[day] = tips_of_users.sum(axis=1), seen_by_users.sum(axis=1)
         counts.rewarded[day] = rng.binomial(helpful, 1 - scenario.late_reactions)
         counts.late[day] = np.moveaxis(rng.multinomial(helpful - counts.rewarded[day], _LATE_BY_DAYS), -1, 0)
         not_helpful = rng.binomial(counts.seen[day] - helpful, _REACTION_IF_NOT_HELPFUL * (1 - scenario.late_reactions))

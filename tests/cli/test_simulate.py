@@ -16,7 +16,8 @@ def test_the_output_says_how_many_tips_and_reactions_were_stored(tmp_path: Path)
     ended = run(TIPS, "simulate", "--users", "5", "--days", "2", DATABASE_URL=database_url(tmp_path))
     assert ended.returncode == 0, ended.stderr
     counts = re.fullmatch(
-        r"simulated: ([0-9]+) tips, ([0-9]+) exposures, ([0-9]+) reactions in .+/tips\.db; `tips serve` shows them on /admin/rewards\n",
+        r"simulated: ([0-9]+) tips, ([0-9]+) exposures, ([0-9]+) reactions "
+        r"in .+/tips\.db; `tips serve` shows them on /admin/rewards\n",
         ended.stdout,
     )
     assert counts

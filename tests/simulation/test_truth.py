@@ -43,7 +43,7 @@ def test_with_different_preferences_the_interval_is_not_about_the_mean_user() ->
 
 @pytest.mark.parametrize(("traffic", "bound"), POWER.values(), ids=[*POWER])
 def test_a_difference_is_found_in_time(traffic: Traffic, bound: float) -> None:
-    assert 2 < median_days(traffic, RUNS, np.random.default_rng(1)).seen <= bound
+    assert 2 < median_days(traffic, 4 * RUNS, np.random.default_rng(1)).seen <= bound
 
 
 @pytest.mark.parametrize("traffic", SAMPLE_RATIOS.values(), ids=[*SAMPLE_RATIOS])
