@@ -1,15 +1,23 @@
+import math
 import random
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
-from ml.experiments.assignment import draw_sticky, draw_weighted, hash_to_unit_interval
-from ml.experiments.statistics import sample_ratio_p_value
+from ml.experiments.assignment import (
+    draw_sticky,
+    draw_systematic,
+    draw_weighted,
+    hash_to_unit_interval,
+    systematic_points,
+)
 
 DECISIONS = 100_000
 """The number of draws whose frequencies are compared with probabilities."""
@@ -22,9 +30,12 @@ parts = st.lists(st.text(), max_size=4)
 def matches_distribution(counts: Mapping[str, int], distribution: Mapping[str, float]) -> bool:
     """Return whether the counts are consistent with the distribution, by a chi-square test."""
     assert counts.keys() <= distribution.keys()
-    observed = [counts.get(option, 0) for option in distribution]
-    n = sum(observed)
-    return sample_ratio_p_value(observed, [n * probability for probability in distribution.values()]) > 0.001
+    observed = np.array([counts.get(option, 0) for option in distribution])
+    expected = observed.sum() * np.array([*distribution.values()])
+    possible = expected > 0
+    if observed[~possible].any():
+        return False
+    return bool(possible.sum() < 2 or chisquare(observed[possible], expected[possible]).pvalue > 0.001)
 
 
 # Hash to the unit interval
@@ -187,3 +198,55 @@ def test_assignments_with_different_salts_are_independent() -> None:
     others = assign_all(USERS, {"v1": 1, "v2": 1}, "two")
     together = Counter(f"{some[user]} {others[user]}" for user in USERS)
     assert matches_distribution(together, {f"{a} {b}": 0.25 for a in ("v1", "v2") for b in ("v1", "v2")})
+
+
+# Systematic
+
+
+few_weights = st.dictionaries(st.text("abcv123", min_size=1), st.floats(0.01, 100), min_size=1, max_size=6)
+
+
+@given(few_weights, st.lists(st.uuids().map(str), min_size=1, max_size=10, unique=True), st.randoms())
+def test_each_option_gets_its_share_of_the_candidates_rounded_up_or_down(
+    weights: dict[str, float], ids: list[str], shuffler: random.Random
+) -> None:
+    drawn = draw_systematic(weights, ids, salt="s")
+    counts = Counter(assignment.option for assignment in drawn)
+    for option, probability in drawn[0].distribution.items():
+        share = len(ids) * probability
+        assert math.floor(share - 1e-9) <= counts[option] <= math.ceil(share + 1e-9)
+    assert all(assignment.probability == assignment.distribution[assignment.option] for assignment in drawn)
+    # The draw of each id can be repeated from the set of ids.
+    shuffled = shuffler.sample(ids, len(ids))
+    by_id = dict(zip(shuffled, draw_systematic(weights, shuffled, salt="s"), strict=True))
+    assert [by_id[id_] for id_ in ids] == drawn
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_at_each_point_of_a_systematic_draw_an_option_has_its_probability(n: int) -> None:
+    weights, steps = {"v1": 0.5, "v2": 0.3, "v3": 0.2}, 20_000
+    points = np.array([systematic_points((step + 0.5) / steps, n) for step in range(steps)])
+    for column in points.T:
+        options = Counter(draw_weighted(weights, u).option for u in column)
+        assert {option: count / steps for option, count in options.items()} == pytest.approx(weights, abs=1e-3)
+
+
+def test_the_first_candidate_of_systematic_draws_is_distributed_as_the_propensities_say() -> None:
+    weights = {"v1": 0.5, "v2": 0.3, "v3": 0.2}
+    for position in range(3):
+        counts = Counter(
+            draw_systematic(weights, [f"{n}-{candidate}" for candidate in range(3)], salt="s")[position].option
+            for n in range(20_000)
+        )
+        assert matches_distribution(counts, weights)
+
+
+def test_a_slate_of_as_many_candidates_as_equal_versions_has_each_version_once() -> None:
+    for n in range(200):
+        drawn = draw_systematic({"v1": 1, "v2": 1, "v3": 1}, [f"{n}-{candidate}" for candidate in range(3)], salt="s")
+        assert {assignment.option for assignment in drawn} == {"v1", "v2", "v3"}
+
+
+@given(few_weights, st.text())
+def test_one_candidate_is_drawn_as_without_systematic_sampling(weights: dict[str, float], id_: str) -> None:
+    assert draw_systematic(weights, [id_], salt="s") == [draw_weighted(weights, hash_to_unit_interval("s", id_))]

@@ -1,7 +1,7 @@
 """The registry of prompt policies: to add a policy is to add one entry."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 
@@ -11,7 +11,7 @@ import pytest
 from ml.experiments.assignment import Assignment
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.experiments.policies import POLICIES, PromptPolicy, selectable_policies
-from ml.experiments.statistics import Sample
+from ml.experiments.thompson import RewardHistory
 from ml.pipelines.targets import parse_target
 from ml.platform.settings import ConfigurationError
 from ml.recommender.selection import PromptSelection, PromptSelector
@@ -22,13 +22,13 @@ NEW_POLICY = "always-first"
 WEIGHTS = (("v2-mentor", 1.0), ("v1", 1.0))
 
 
-def first_version(weights: Mapping[str, float], rewards: Mapping[str, Sample]) -> Mapping[str, float]:  # noqa: ARG001
+def first_version(weights: Mapping[str, float], history: RewardHistory) -> Mapping[str, float]:  # noqa: ARG001
     """Give all probability to the first version."""
     return {version: float(index == 0) for index, version in enumerate(weights)}
 
 
-def draw_first(distribution: Mapping[str, float], user_id: str, tip_id: str) -> Assignment:  # noqa: ARG001
-    return Assignment(next(iter(distribution)), 1.0, distribution)
+def draw_first(distribution: Mapping[str, float], user_id: str, tip_ids: Sequence[str]) -> list[Assignment]:  # noqa: ARG001
+    return [Assignment(next(iter(distribution)), 1.0, distribution) for _ in tip_ids]
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_an_error_about_another_value_names_the_new_policy(monkeypatch: pytest.M
 def test_the_selector_draws_with_the_new_policy() -> None:
     selector = PromptSelector(dict(WEIGHTS), NEW_POLICY)
     expected = PromptSelection("v2-mentor", NEW_POLICY, "7", {"v2-mentor": 1.0, "v1": 0.0}, 1.0)
-    assert [selector.select("user", str(tip_id)) for tip_id in range(20)] == [expected] * 20
+    assert selector.select("user", [str(tip_id) for tip_id in range(20)]) == [expected] * 20
 
 
 def test_the_new_policy_is_a_target_of_off_policy_evaluation() -> None:

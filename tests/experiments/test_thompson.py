@@ -1,3 +1,5 @@
+"""Thompson sampling on contrasts within days: its probabilities, what it learns from, and how it forgets."""
+
 import math
 from collections import Counter
 
@@ -6,129 +8,126 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
-from ml.experiments.exploration import FLOOR
-from ml.experiments.statistics import Sample, probability_best
-from ml.experiments.thompson import ThompsonSampling
+from ml.experiments.statistics import Sample
+from ml.experiments.thompson import PRIOR_SCALE, RewardHistory, probability_best, thompson_distribution
+from tests.bench.thompson import change_of_the_best, uniform_regret_share, worse_version_in_a_lift
 from tests.experiments.test_assignment import DECISIONS, matches_distribution
 
-unit_interval = st.floats(0, 1, exclude_max=True)
-rewards = st.lists(st.floats(0, 1), max_size=50).map(
-    lambda values: Sample(len(values), math.fsum(values), math.fsum(value * value for value in values))
+samples = st.integers(0, 200).flatmap(
+    lambda n: st.integers(0, n).map(lambda successes: Sample(n, successes, successes))
 )
-arms = st.dictionaries(st.text("abcv123", min_size=1), rewards, min_size=1, max_size=8)
-floors = st.floats(0, 0.12)
+VERSIONS = ["v1", "v2", "v3"]
+histories = st.dictionaries(
+    st.integers(0, 60), st.dictionaries(st.sampled_from([*VERSIONS, "removed"]), samples), max_size=20
+).map(lambda days: RewardHistory(days, today=60))
 
 
-def binary_sample(n: int, successes: float) -> Sample:
+def binary(n: int, successes: float) -> Sample:
     return Sample(n, successes, successes)
 
 
-@pytest.mark.parametrize(
-    "arms",
-    [
-        {"v1": binary_sample(1_000, 50), "v2": binary_sample(1_000, 60), "v3": binary_sample(1_000, 45)},
-        {"v1": binary_sample(10, 3), "v2": Sample()},
-        {
-            "v1": binary_sample(4_000, 800),
-            "v2": binary_sample(4_000, 880),
-            "v3": binary_sample(12_000, 3_240),
-            "v4": Sample(),
-        },
-        {"v1": Sample(200, 33.3, 20.0), "v2": Sample(300, 50.7, 30.0), "v3": Sample(5, 0.25, 0.1)},
-        {f"v{n}": binary_sample(100, 20 + n) for n in range(10)},
-    ],
-)
-@pytest.mark.parametrize("floor", [0, FLOOR])
-def test_probabilities_equal_the_frequencies_of_a_million_posterior_draws(
-    arms: dict[str, Sample], floor: float
-) -> None:
-    draws = 1_000_000
-    rng = np.random.default_rng(7)
-    posteriors = np.array([rng.beta(1 + arm.total, 1 + arm.n - arm.total, draws) for arm in arms.values()])
-    counts = np.bincount(posteriors.argmax(axis=0), minlength=len(arms)) / draws
-    above_floor = 1 - len(arms) * floor
-    for probability, best in zip(ThompsonSampling(floor).distribution(arms).values(), counts, strict=True):
-        error = above_floor * math.sqrt(best * (1 - best) / draws)
-        assert abs(probability - (floor + above_floor * best)) <= 4 * error + 1 / draws
-
-
-def test_probabilities_of_50_60_and_45_successes_in_1_000_equal_the_reference_values() -> None:
-    arms = {"v1": binary_sample(1_000, 50), "v2": binary_sample(1_000, 60), "v3": binary_sample(1_000, 45)}
-    exact = {"v1": 0.1520, "v2": 0.8008, "v3": 0.0472}
-    assert ThompsonSampling(floor=0).distribution(arms) == pytest.approx(exact, abs=5e-5)
-    floored = {arm: 0.02 + 0.94 * probability for arm, probability in exact.items()}
-    assert ThompsonSampling().distribution(arms) == pytest.approx(floored, abs=5e-5)
-
-
-@given(arms, floors, unit_interval)
-def test_probabilities_sum_to_1_and_are_at_least_the_floor(arms: dict[str, Sample], floor: float, u: float) -> None:
-    distribution = ThompsonSampling(floor).distribution(arms)
-    assert [*distribution] == [*arms]
+@given(histories)
+def test_probabilities_sum_to_1_and_are_at_least_the_floor(history: RewardHistory) -> None:
+    distribution = thompson_distribution(VERSIONS, history)
+    assert [*distribution] == VERSIONS
     assert sum(distribution.values()) == pytest.approx(1, abs=1e-12)
-    assert min(distribution.values()) >= floor
-    drawn = draw_weighted(distribution, u)
-    assert drawn.probability == drawn.distribution[drawn.option] > 0
-    assert drawn.probability == pytest.approx(distribution[drawn.option])
+    assert min(distribution.values()) >= 0.02
+    assert thompson_distribution(VERSIONS, history) == distribution
 
 
-@given(arms, unit_interval)
-def test_the_same_counts_and_random_number_give_the_same_draw(arms: dict[str, Sample], u: float) -> None:
-    distribution = ThompsonSampling().distribution(arms)
-    drawn = draw_weighted(distribution, u)
-    assert ThompsonSampling().distribution(dict(arms)) == distribution
-    # A draw from the logged distribution is the same as well.
-    assert draw_weighted(drawn.distribution, u).option == drawn.option
+def test_the_floor_shrinks_with_the_number_of_versions() -> None:
+    hopeless = {f"v{n}": binary(100_000, 50_000 if n == 0 else 10_000) for n in range(20)}
+    distribution = thompson_distribution([*hopeless], RewardHistory({0: hopeless}))
+    assert min(distribution.values()) == pytest.approx(0.1 / 20)
+    assert distribution["v0"] == pytest.approx(1 - 19 * 0.1 / 20)
 
 
-@given(arms)
-def test_a_new_arm_has_the_prior_as_its_posterior(arms: dict[str, Sample]) -> None:
-    new = ThompsonSampling(floor=0).distribution(arms | {"new": Sample()})
-    assert [*new.values()] == [*probability_best([*(arms | {"new": binary_sample(0, 0)}).values()])]
-    assert ThompsonSampling().distribution({"v1": Sample(), "v2": Sample()}) == pytest.approx({"v1": 0.5, "v2": 0.5})
+@given(histories)
+def test_rewards_of_other_versions_do_not_count(history: RewardHistory) -> None:
+    without = {
+        day: {version: sample for version, sample in of_day.items() if version != "removed"}
+        for day, of_day in history.days.items()
+    }
+    assert thompson_distribution(VERSIONS, history) == thompson_distribution(VERSIONS, RewardHistory(without, today=60))
 
 
-@pytest.mark.parametrize("floor", [-0.01, 1, 1.5, math.nan, math.inf])
-def test_an_invalid_floor_is_refused(floor: float) -> None:
-    with pytest.raises(ValueError, match="floor"):
-        ThompsonSampling(floor)
+def test_equal_versions_have_equal_probabilities_and_a_new_one_has_the_prior() -> None:
+    equal = {0: {version: binary(50, 10) for version in VERSIONS}}
+    for history in (RewardHistory(), RewardHistory(equal)):
+        assert thompson_distribution(VERSIONS, history) == pytest.approx(dict.fromkeys(VERSIONS, 1 / 3), abs=0.005)
+    known = {0: {"v1": binary(100_000, 20_000), "v2": binary(100_000, 20_000)}}
+    # The effect of v3 is symmetric around that of the others, which are equal, so it is the best in half of the cases.
+    assert thompson_distribution(VERSIONS, RewardHistory(known))["v3"] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize(("floor", "k"), [(0.02, 0), (0, 0), (0.02, 50), (0.5, 2), (0.5, 3)])
-def test_floors_that_add_up_to_1_or_more_are_refused(floor: float, k: int) -> None:
-    with pytest.raises(ValueError, match="at least one arm"):
-        ThompsonSampling(floor).distribution({f"v{n}": Sample() for n in range(k)})
+@pytest.mark.parametrize("days", [1, 5])
+def test_probabilities_equal_the_frequencies_of_draws_from_the_posterior(days: int) -> None:
+    rng = np.random.default_rng(3)
+    n = rng.integers(20, 200, (days, 3)).astype(float)
+    totals = rng.binomial(n.astype(int), [0.2, 0.22, 0.25]).astype(float)
+    weights = 0.5 ** np.arange(days)
+    # The posterior of the regression with an indicator per day, whose coefficients have nearly flat priors.
+    pooled = float(weights @ totals.sum(1) / (weights @ n.sum(1)))
+    variance = pooled * (1 - pooled)
+    rows = days * 3
+    x: Floats = np.zeros((rows, days + 3))
+    x[np.arange(rows), np.repeat(np.arange(days), 3)] = 1
+    x[np.arange(rows), days + np.tile(np.arange(3), days)] = 1
+    w = (weights[:, None] * n).ravel() / variance
+    precision = (x.T * w) @ x + np.diag([1e-9] * days + [1 / PRIOR_SCALE**2] * 3)
+    mean = np.linalg.solve(precision, x.T @ (w * (totals / n).ravel()))
+    drawn = rng.multivariate_normal(mean, np.linalg.inv(precision), 200_000)[:, days:]
+    frequencies = np.bincount(drawn.argmax(1), minlength=3) / len(drawn)
+    np.testing.assert_allclose(probability_best(n, totals, weights), frequencies, atol=0.01)
 
 
-def test_arms_are_drawn_with_the_frequency_of_their_propensities() -> None:
-    arms = {"v1": binary_sample(1_000, 50), "v2": binary_sample(1_000, 60), "v3": Sample()}
-    distribution = ThompsonSampling().distribution(arms)
+def test_a_day_with_one_version_says_nothing() -> None:
+    both = {0: {"v1": binary(100, 20), "v2": binary(100, 30)}}
+    alone = {day: {"v1": binary(1_000, 900)} for day in range(1, 10)}
+    n = np.array([[100.0, 100.0], *[[1_000.0, 0.0]] * 9])
+    totals = np.array([[20.0, 30.0], *[[900.0, 0.0]] * 9])
+    expected = thompson_distribution(["v1", "v2"], RewardHistory(both))
+    # The variance of a reward is that of all days; apart from that the days of one version have no influence.
+    assert thompson_distribution(["v1", "v2"], RewardHistory(both | alone))["v2"] > 0.9
+    assert expected["v2"] > 0.9
+    np.testing.assert_allclose(probability_best(n, totals, np.ones(10)).sum(), 1)
+
+
+def test_after_one_half_life_a_reward_counts_half() -> None:
+    old = RewardHistory({0: {"v1": binary(200, 40), "v2": binary(200, 60)}}, today=28)
+    half = RewardHistory({28: {"v1": binary(100, 20), "v2": binary(100, 30)}}, today=28)
+    assert thompson_distribution(["v1", "v2"], old) == pytest.approx(thompson_distribution(["v1", "v2"], half))
+    never = RewardHistory(old.days, today=28, half_life_days=math.inf)
+    assert thompson_distribution(["v1", "v2"], never)["v2"] > thompson_distribution(["v1", "v2"], old)["v2"]
+
+
+@pytest.mark.parametrize("half_life_days", [0, -1, math.nan])
+def test_an_invalid_half_life_is_refused(half_life_days: float) -> None:
+    with pytest.raises(ValueError, match="half_life_days"):
+        RewardHistory(half_life_days=half_life_days)
+
+
+def test_without_versions_there_is_no_distribution() -> None:
+    with pytest.raises(ValueError, match="at least one version"):
+        thompson_distribution([], RewardHistory())
+
+
+def test_versions_are_drawn_with_the_frequency_of_their_propensities() -> None:
+    history = RewardHistory({0: {"v1": binary(1_000, 50), "v2": binary(1_000, 60)}})
+    distribution = thompson_distribution(VERSIONS, history)
     counts = Counter(draw_weighted(distribution, hash_to_unit_interval("tip", str(n))).option for n in range(DECISIONS))
     assert matches_distribution(counts, distribution)
 
 
-def test_with_rewards_a_day_late_the_regret_is_at_most_a_quarter_of_the_uniform_policy() -> None:
-    means = np.array([0.20, 0.22, 0.27])
-    seeds, tips, days, every = 50, 20_000, 20, 4
-    periods, delay = days * 24 // every, 24 // every
-    rng = np.random.default_rng(7)
-    shown = np.zeros((periods, seeds, means.size), np.int64)
-    earned = np.zeros_like(shown)
-    ends = np.linspace(0, tips, periods + 1).astype(int)
-    for period, size in enumerate(np.diff(ends)):
-        known = slice(0, max(0, period - delay))
-        n, total = shown[known].sum(axis=0), earned[known].sum(axis=0)
-        probabilities = [
-            [
-                *ThompsonSampling()
-                .distribution({str(arm): binary_sample(*counts) for arm, counts in enumerate(seed)})
-                .values()
-            ]
-            for seed in np.stack([n, total], axis=2).tolist()
-        ]
-        shown[period] = rng.multinomial(size, probabilities)
-        earned[period] = rng.binomial(shown[period], means)
-    assert shown.sum() == seeds * tips
-    gaps = means.max() - means
-    regret = (shown * gaps).sum() / seeds
-    assert regret <= 0.25 * tips * gaps.mean()
+def test_a_change_of_the_best_version_is_followed_within_14_days() -> None:
+    assert change_of_the_best(runs=40, seed=1).days_to_follow <= 14
+
+
+def test_a_worse_version_that_is_added_during_a_lift_gets_few_tips() -> None:
+    assert worse_version_in_a_lift(runs=20, seed=1)[15] < 0.15
+
+
+def test_the_regret_with_ten_versions_is_at_most_a_third_of_that_of_uniform() -> None:
+    assert uniform_regret_share(versions=10, runs=10, seed=1) <= 0.33

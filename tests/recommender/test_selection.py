@@ -11,11 +11,13 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from scipy.stats import chisquare
 from sqlalchemy import event
 
-from ml.experiments.assignment import draw_sticky, draw_weighted, hash_to_unit_interval
+from ml.experiments.assignment import draw_sticky, draw_systematic, draw_weighted, hash_to_unit_interval
 from ml.experiments.policies import SALT
-from ml.experiments.statistics import Sample, sample_ratio_p_value
+from ml.experiments.statistics import Sample
+from ml.experiments.thompson import RewardHistory
 from ml.platform.background import BackgroundTasks
 from ml.platform.errors import StorageUnavailable
 from ml.platform.telemetry import Telemetry
@@ -45,12 +47,14 @@ NEW_DIGEST = "b" * 64
 DAY = timedelta(days=1)
 
 
+TIP_IDS = [f"tip-{n}" for n in range(20)]
+
 # Draws
 
 
 def selectors() -> dict[str, PromptSelector]:
     learned = PromptSelector(EQUAL_WEIGHTS, "thompson")
-    learned.learn({"v1": Sample(100, 30, 30), "v2": Sample(100, 35, 35)})
+    learned.learn(RewardHistory({0: {"v1": Sample(100, 30, 30), "v2": Sample(100, 35, 35)}}))
     return {
         "uniform": PromptSelector(EQUAL_WEIGHTS),
         "weighted": PromptSelector(WEIGHTS),
@@ -63,10 +67,10 @@ def selectors() -> dict[str, PromptSelector]:
 @pytest.mark.parametrize("name", selectors())
 def test_versions_are_drawn_as_often_as_their_propensities_say(name: str) -> None:
     selector = selectors()[name]
-    selections = [selector.select(f"u-{n}", f"tip-{n}") for n in range(20_000)]
+    selections = [selector.select(f"u-{n}", [f"tip-{n}"])[0] for n in range(20_000)]
     drawn = Counter(selection.prompt_version for selection in selections)
     expected = [sum(selection.options[version] for selection in selections) for version in WEIGHTS]
-    assert sample_ratio_p_value([drawn[version] for version in WEIGHTS], expected) > 0.001
+    assert chisquare([drawn[version] for version in WEIGHTS], expected).pvalue > 0.001
     for selection in selections:
         assert selection.prompt_version
         assert selection.policy == name.partition(" ")[0]
@@ -77,22 +81,23 @@ def test_versions_are_drawn_as_often_as_their_propensities_say(name: str) -> Non
 @pytest.mark.parametrize("name", selectors())
 def test_a_draw_can_be_repeated_from_the_options_and_the_ids(name: str) -> None:
     for _ in range(200):
-        user_id, tip_id = str(uuid4()), str(uuid4())
-        selection = selectors()[name].select(user_id, tip_id)
-        assert selection == selectors()[name].select(user_id, tip_id)
+        user_id, tip_ids = str(uuid4()), [str(uuid4()) for _ in range(3)]
+        selections = selectors()[name].select(user_id, tip_ids)
+        assert selections == selectors()[name].select(user_id, tip_ids)
+        options = selections[0].options
         repeated = (
-            draw_sticky(selection.options, user_id, salt=SALT)
-            if selection.policy == "sticky"
-            else draw_weighted(selection.options, hash_to_unit_interval(SALT, tip_id))
+            [draw_sticky(options, user_id, salt=SALT)] * 3
+            if selections[0].policy == "sticky"
+            else draw_systematic(options, tip_ids, salt=SALT)
         )
-        assert repeated.option == selection.prompt_version
+        assert [one.option for one in repeated] == [selection.prompt_version for selection in selections]
 
 
 @pytest.mark.parametrize(
     ("weights", "policy"), [({}, "serving-default"), ({"v1": 3.0}, "single"), ({"v1": 1.0}, "single")]
 )
 def test_without_a_choice_the_logged_policy_says_so(weights: Mapping[str, float], policy: str) -> None:
-    selection = PromptSelector(weights, "uniform").select("u-1", "tip-1")
+    (selection,) = PromptSelector(weights, "uniform").select("u-1", ["tip-1"])
     assert (selection.policy, selection.probability) == (policy, 1)
     assert selection.options == dict.fromkeys(weights, 1.0)
 
@@ -100,23 +105,24 @@ def test_without_a_choice_the_logged_policy_says_so(weights: Mapping[str, float]
 def test_sticky_keeps_the_version_of_a_user_and_uniform_does_not() -> None:
     sticky, uniform = PromptSelector(WEIGHTS, "sticky"), PromptSelector(WEIGHTS)
     for user_id in [f"u-{n}" for n in range(100)]:
-        assert len({sticky.select(user_id, f"tip-{n}").prompt_version for n in range(20)}) == 1
-    assert len({uniform.select("u-1", f"tip-{n}").prompt_version for n in range(20)}) > 1
+        assert len({one.prompt_version for one in sticky.select(user_id, TIP_IDS)}) == 1
+    assert len({one.prompt_version for one in uniform.select("u-1", TIP_IDS)}) == 3
 
 
 def test_thompson_draws_a_better_version_more_often_and_the_other_versions_at_least_at_the_floor() -> None:
     selector = PromptSelector(EQUAL_WEIGHTS, "thompson")
-    assert selector.select("u-1", "tip-1").options == pytest.approx(dict.fromkeys(EQUAL_WEIGHTS, 1 / 3))
+    assert options(selector) == pytest.approx(dict.fromkeys(EQUAL_WEIGHTS, 1 / 3))
     few = {"v1": Sample(10, 3, 3), "v2": Sample(10, 5, 5), "not configured": Sample(10_000, 9_000, 9_000)}
-    selector.learn(few)
-    first = selector.select("u-1", "tip-1").options
+    selector.learn(RewardHistory({0: few}))
+    first = options(selector)
     assert first.keys() == EQUAL_WEIGHTS.keys()
-    selector.learn({version: Sample(n.n * 1000, n.total * 1000, n.squares * 1000) for version, n in few.items()})
-    later = selector.select("u-1", "tip-1").options
+    many = {version: Sample(n.n * 1000, n.total * 1000, n.squares * 1000) for version, n in few.items()}
+    selector.learn(RewardHistory({0: many}))
+    later = options(selector)
     assert first["v1"] < first["v2"] < later["v2"]
-    assert later["v1"] == pytest.approx(0.02)
-    # The third version has no rewards: its mean may have any value.
-    assert later["v3"] == pytest.approx(0.49, abs=0.01)
+    assert later["v1"] == pytest.approx(0.02, abs=0.01)
+    # The third version has no rewards: its effect may be any.
+    assert later["v3"] > 0.1
 
 
 # Through HTTP
@@ -261,8 +267,8 @@ def test_standalone_learns_from_rewards_under_the_digests_of_its_own_serving(
 # Learning
 
 
-def test_rewards_are_those_of_shown_mature_tips_per_version_and_digest(database: Database) -> None:
-    async def run() -> dict[tuple[str, str], Sample]:
+def test_rewards_are_those_of_shown_mature_tips_per_day_version_and_digest(database: Database) -> None:
+    async def run() -> dict[int, dict[tuple[str, str], Sample]]:
         async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
             for fields in (
                 {"prompt_digest": NEW_DIGEST},
@@ -276,12 +282,14 @@ def test_rewards_are_those_of_shown_mature_tips_per_version_and_digest(database:
                 await store.add(tip)
                 if fields:
                     await store.react([Reaction(tip.tip_id, "saved")])
-            return await store.counts.rewards(hour_of(NOW - DAY))
+            return await store.counts.daily_rewards(hour_of(NOW - DAY), seen_only=False)
 
     assert asyncio.run(run()) == {
-        ("v1", DIGEST): Sample(1, 0, 0),
-        ("v1", NEW_DIGEST): Sample(1, 0.5, 0.25),
-        (BETTER, DIGEST): Sample(1, 0.5, 0.25),
+        hour_of(NOW - 2 * DAY) // 24: {
+            ("v1", DIGEST): Sample(1, 0, 0),
+            ("v1", NEW_DIGEST): Sample(1, 0.5, 0.25),
+            (BETTER, DIGEST): Sample(1, 0.5, 0.25),
+        }
     }
 
 
@@ -431,4 +439,4 @@ async def learning(
 
 
 def options(selector: PromptSelector) -> Mapping[str, float]:
-    return selector.select("u-1", "tip-1").options
+    return selector.select("u-1", ["tip-1"])[0].options
