@@ -95,25 +95,6 @@ class Counts:
                 days[day][prompt_version, prompt_digest] = Sample(int(n), total, squares)
         return dict(days)
 
-    async def rewards(self, before: int) -> dict[tuple[str, str], Sample]:
-        """Return the rewards of each (prompt version, prompt digest) over all hours below `before`."""
-        rewards: dict[tuple[str, str], Sample] = defaultdict(Sample)
-        for samples in (await self.daily_rewards(before, seen_only=False)).values():
-            for variant, sample in samples.items():
-                rewards[variant] += sample
-        return dict(rewards)
-
-    async def assignments(self, segment: str, hours: range) -> dict[str, tuple[int, float]]:
-        """Return, for each prompt version, the number of draws and the expected number."""
-        drawn: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-        for count in await self.draws(segment, hours, 0):
-            if len(count.options) > 1 and count.outcome in {"comparable", "ranked", "not_shown"}:
-                for version, probability in count.options.items():
-                    taken, expected = drawn[version]
-                    taken += count.tips if version == count.prompt_version else 0
-                    drawn[version] = (taken, expected + count.tips * probability)
-        return dict(drawn)
-
     async def first_exposure_hour(self) -> int | None:
         """Return the hour of the earliest tip that was seen; None without one."""
         table = draw_hours

@@ -187,7 +187,9 @@ def test_a_tip_is_counted_at_once_in_its_hour(recommender: httpx.Client, databas
     rows = database.rows("SELECT segment, hour, tips, input_tokens FROM reward_hours ORDER BY segment")
     hour = int(NOW.timestamp()) // 3600
     assert [tuple(row.values()) for row in rows] == [("", hour, 1, 50), ("mood:low", hour, 1, 50)]
-    assert database.count("draw_hours") == 0
+    rows = database.rows("SELECT segment, hour, prompt_version, outcome, tips FROM draw_hours ORDER BY segment")
+    counted = (hour, "v1", "comparable", 1)
+    assert [tuple(row.values()) for row in rows] == [("", *counted), ("mood:low", *counted)]
 
 
 def test_tip_ids_are_unique_even_if_the_clock_stands_still_or_goes_back(
