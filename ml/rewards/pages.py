@@ -152,7 +152,7 @@ def _format_day(day: date | None) -> str:
 _FILTERS: Mapping[str, Callable[..., Any]] = {
     "whole": lambda number: f"{number:,.0f}",
     "percent": lambda share: f"{100 * share:.1f}%",
-    "p_value": lambda p: "p < 0.00001" if p < 1e-5 else f"p = {p:.2g}",
+    "p_value": lambda p_value: f"p = {p_value:.2g}",
     "points": lambda share: f"{100 * share:+.1f}",
     "window": _format_window,
     "weighted_mean": _weighted_mean,

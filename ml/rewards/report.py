@@ -1,4 +1,4 @@
-"""The reward report: reward rates per prompt version with intervals that hold at every look, verdicts, and the funnel."""
+"""The reward report: mean rewards per prompt version with intervals that hold at every look, verdicts, the funnel."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.rewards.comparison import Arm, Comparison, compare
 from ml.rewards.funnel import Funnel, PeriodCounts, build_funnel
 from ml.store.reactions import REACTIONS
-from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts, DrawCounts, RewardCounts, hour_of
+from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts, RewardCounts, hour_of
 from ml.store.tips import TipStore
 
 ALPHA = 0.05
@@ -50,11 +50,12 @@ class DayReward:
 class Variant:
     """A prompt version with one digest, and what was counted for it.
 
-    `tips`: all of them, of which `reacted` have a reaction; each is in one of the next four. `counted`: the mature ones
-    that count: `reward` and `days` are over these only, and None or empty without them. `young`: tips whose reaction
-    window has not ended. `dependent`: tips that a learned policy chose among candidates, or whose version was drawn per
-    user. `unseen`: mature tips without an exposure, where exposures are reported; of these, `exposure_unknown` are older
-    than the first report. `reactions`, and the means per tip `input_tokens`, `output_tokens` and `ms`, are over all tips.
+    `tips`: all of them, of which `reacted` have a reaction; each is in one of the next four. `counted`: the mature
+    ones that count: `reward` and `days` are over these only, and None or empty without them. `young`: tips whose
+    reaction window has not ended. `dependent`: tips that a learned policy chose among candidates, or whose version was
+    drawn per user. `unseen`: mature tips without an exposure, where exposures are reported; of these,
+    `exposure_unknown` are older than the first report. `reactions`, and the means per tip `input_tokens`,
+    `output_tokens` and `ms`, are over all tips.
     """
 
     prompt_version: str

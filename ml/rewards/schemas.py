@@ -24,7 +24,7 @@ class ComparisonResponse(BaseModel):
     """A variant compared with the baseline in this traffic."""
 
     difference: IntervalResponse | None = Field(
-        description="Of the mean rewards, averaged over the tips for which both could have been drawn; None without any."
+        description="Of the mean rewards, over the tips for which both could have been drawn; None without any."
     )
     verdict: VerdictKind = Field(
         description="`exploratory`: the window, the segment or the baseline is not the default one, so there is none."
@@ -90,7 +90,7 @@ class FunnelRowResponse(BaseModel):
 
 
 class StepTestResponse(BaseModel):
-    """The anytime-valid test whether tips that passed a step are distributed over versions as their propensities say."""
+    """The anytime-valid test whether tips that passed a step are distributed over versions as their propensities."""
 
     step: Step
     observed: Mapping[str, int]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from ml.experiments.confidence_sequence import boundary
+from ml.experiments.confidence_sequence import boundary, rate
+from ml.experiments.statistics import Interval, Sample
 
 
 @pytest.mark.parametrize("squares", [0.0, 3.0, 400.0])
@@ -41,3 +42,23 @@ def test_it_is_wider_for_more_confidence_and_scales_with_the_terms() -> None:
     assert (boundary(squares, alpha=0.001) > boundary(squares, alpha=0.05)).all()
     scaled = boundary(9 * squares, alpha=0.05, scale=3.0, tuned_at=3_600.0)
     np.testing.assert_allclose(scaled, 3 * boundary(squares, alpha=0.05, tuned_at=400.0), rtol=1e-9)
+
+
+def test_the_mean_reward_of_traffic_is_covered_at_every_daily_look_while_it_drifts() -> None:
+    rng = np.random.default_rng(3)
+    runs, days, daily = 200, 30, 50
+    means = np.linspace(0.05, 0.4, days)
+    successes = rng.binomial(daily, means, (runs, days))
+    missed = 0
+    for run in successes.tolist():
+        samples = {day: Sample(daily, good, good) for day, good in enumerate(run)}
+        intervals = [rate({d: samples[d] for d in range(day + 1)}, alpha=0.05) for day in range(days)]
+        truths = means.cumsum() / np.arange(1, days + 1)
+        missed += any(not i.low <= truth <= i.high for i, truth in zip(intervals, truths.tolist(), strict=True))
+    assert missed <= 0.05 * runs
+    assert intervals[-1].high - intervals[-1].low < 0.1
+
+
+def test_without_rewards_the_interval_of_a_mean_is_the_whole_range() -> None:
+    assert rate({}, alpha=0.05) == rate({3: Sample()}, alpha=0.05) == Interval(0, 0, 1)
+    assert rate({3: Sample(20, 0, 0)}, alpha=0.05).high > 0.1

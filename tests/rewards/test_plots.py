@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.experiments.statistics import Interval, Sample, rate
+from ml.experiments.confidence_sequence import rate
+from ml.experiments.statistics import Interval, Sample
 from ml.rewards.plots import _percent_limits, _running_mean, draw_plots
 from ml.rewards.report import DayReward, Variant
 
@@ -18,7 +19,7 @@ DAY = date(2026, 3, 1)
 def variant(label: str, *days: DayReward) -> Variant:
     counted = sum(day.counted for day in days)
     reward = Interval(0.3, 0.2, 0.4) if counted else None
-    return Variant(label, "a" * 64, label, 10, 0, counted, 0, {}, reward, 0.5 if counted else None, None, 1, 1, 1, days)
+    return Variant(label, "a" * 64, label, 10, 0, counted, 0, 0, 0, 0, {}, reward, None, 1, 1, 1, days)
 
 
 def test_figures_are_deterministic_and_share_no_id() -> None:
@@ -62,7 +63,7 @@ def test_a_line_ends_at_the_mean_of_all_days_and_starts_when_there_are_enough_ti
 def test_no_axis_exceeds_the_range_of_a_rate(counts: list[tuple[int, float]]) -> None:
     variants = [variant(f"v{n}", DayReward(DAY, counted, reward)) for n, (counted, reward) in enumerate(counts)]
     for index, (n, reward) in enumerate(counts):
-        interval = rate(Sample(n, n * reward, n * reward**2))
+        interval = rate({0: Sample(n, n * reward, n * reward**2)}, alpha=0.05)
         variants[index] = replace(variants[index], reward=interval)
     plots = draw_plots(variants)
     percents = [
