@@ -15,7 +15,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
+from ml.experiments.assignment import draw_systematic
 from ml.experiments.decisions import LoggedDecision
 from ml.experiments.policies import SALT
 from ml.recommender import recommend
@@ -129,6 +129,12 @@ def test_a_single_candidate_is_not_ranked(
     assert nulls["n"] == 1
 
 
+def check_repeated_draw(rows: list[Row]) -> None:
+    """Draw the versions of a decision again from its rows, those of failed generations included."""
+    repeated = draw_systematic(rows[0]["options"], [row["tip_id"] for row in rows], salt=SALT)
+    assert [one.option for one in repeated] == [row["prompt_version_asked"] for row in rows]
+
+
 def test_the_version_of_each_candidate_is_drawn_by_the_policy_and_can_be_drawn_again_from_its_row(
     start_recommender: StartRecommender, database: Database
 ) -> None:
@@ -139,11 +145,8 @@ def test_the_version_of_each_candidate_is_drawn_by_the_policy_and_can_be_drawn_a
     assert len(rows) == 40
     mixed = {row["decision_id"] for row in rows if row["prompt_version"] == "v1"}
     assert mixed & {row["decision_id"] for row in rows if row["prompt_version"] == "v2-mentor"}
-    for row in rows:
-        assert (
-            draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option
-            == row["prompt_version_asked"]
-        )
+    for decision_id in {row["decision_id"] for row in rows}:
+        check_repeated_draw([row for row in rows if row["decision_id"] == decision_id])
 
 
 @ON_SQLITE
@@ -179,11 +182,11 @@ def test_a_candidate_that_cannot_be_generated_is_left_out(
     assert [row["tip_id"] for row in rows] == rows[0]["candidates"]
     assert rows[0]["decision_id"] == rows[0]["tip_id"]
     assert tip["tip_id"] == rows[1]["tip_id"]
-    for row in rows:
-        assert (
-            draw_weighted(row["options"], hash_to_unit_interval(SALT, row["tip_id"])).option
-            == row["prompt_version_asked"]
-        )
+    failures = database.rows("SELECT tip_id, options, prompt_version_asked FROM generation_failures")
+    check_repeated_draw(
+        rows
+        + [row | {"tip_id": str(UUID(str(row["tip_id"]))), "options": json.loads(row["options"])} for row in failures]
+    )
 
 
 @ON_SQLITE
