@@ -15,7 +15,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ml.experiments.assignment import draw_systematic
+from ml.experiments.assignment import draw_systematic, draw_weighted, hash_to_unit_interval
 from ml.experiments.decisions import LoggedDecision
 from ml.experiments.policies import SALT
 from ml.recommender import recommend
