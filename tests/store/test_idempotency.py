@@ -106,7 +106,9 @@ class Run:
         if not self.attempts:
             return
         attempt, tip = self.attempts.pop(0), a_tip()
-        if self.model and self.model.leased_by is attempt and not self.model.answer:
+        if self.model and self._has_expired(self.model):  # any request with a key may have deleted its row
+            await self._fail(attempt)
+        elif self.model and self.model.leased_by is attempt and not self.model.answer:
             await store.add(tip, claim=attempt.reservation.claim)
             self.model.answer = tip.tip_id
             await attempt.stack.aclose()

@@ -102,11 +102,11 @@ def expected_report(history: History, segment: str) -> tuple[dict[tuple[str, str
     for key, group in groups.items():
         independent = [tip for tip in group if tip.score_policy != "linear" and tip.policy != "sticky"]
         kinds = Counter(effective[tip.tip_id][1] for tip in group if tip.tip_id in effective)
-        counted = [tip for tip in independent if tip.tip_id in effective or tip.created_at < mature_before]
+        counted = [tip for tip in independent if tip.created_at < mature_before]
         reward = sum(REACTIONS[effective[tip.tip_id][1]] for tip in counted if tip.tip_id in effective)
         report[key] = {"tips": len(group), "reacted": kinds.total(), "counted": len(counted), "kinds": kinds}
         report[key]["dependent"] = len(group) - len(independent)
-        report[key]["waiting"] = len(independent) - len(counted)
+        report[key]["young"] = len(independent) - len(counted)
         report[key]["mean"] = reward / len(counted) if counted else None
     fallback, not_shown = sum(tip.fallback and tip.shown for tip in kept), sum(not tip.shown for tip in kept)
     return report, (fallback, not_shown, sum(tip.simulated for tip in kept))
@@ -125,7 +125,7 @@ async def replay(history: History, store: TipStore) -> None:
 
 async def check_reports(history: History, store: TipStore) -> None:
     for segment in ("", "mood:low", "locale:de"):
-        report = await RewardReporter(store, reaction_window=WINDOW, versions=()).report(
+        report = await RewardReporter(store, versions=(), exposure_reported=False).report(
             ReportWindow(segment=segment), NOW
         )
         figures = {
@@ -134,7 +134,7 @@ async def check_reports(history: History, store: TipStore) -> None:
                 "reacted": variant.reacted,
                 "counted": variant.counted,
                 "dependent": variant.dependent,
-                "waiting": variant.waiting,
+                "young": variant.young,
                 "kinds": Counter({kind: n for kind, n in variant.reactions.items() if n}),
                 "mean": variant.reward and pytest.approx(variant.reward.estimate),
             }
@@ -156,10 +156,11 @@ def test_candidates_that_were_not_shown_count_as_draws(database: Database) -> No
                         for version in drawn
                     )
                 )
-            report = await RewardReporter(store, reaction_window=WINDOW, versions=()).report(ReportWindow(), NOW)
+            report = await RewardReporter(store, versions=(), exposure_reported=False).report(ReportWindow(), NOW)
             assert [(variant.label, variant.tips) for variant in report.variants] == [("v2-mentor", 300)]
-            assert report.sample_ratio.taken == {"v1": 300, "v2-mentor": 300}
-            return report.sample_ratio.alarm
+            drawn_test, written_test = report.funnel.tests
+            assert drawn_test.observed == written_test.observed == {"v1": 300, "v2-mentor": 300}
+            return drawn_test.alarm or written_test.alarm
 
     assert not asyncio.run(run())
     check_counts(database)
