@@ -67,6 +67,9 @@ def many_tips() -> list[tuple[TipRecord, str | None]]:
         row = tip(
             version,
             created_at=NOW - timedelta(days=day),
+            options=dict.fromkeys(HELPFUL_RATES, 1 / 3),
+            probability=1 / 3,
+            user_id=f"u{rng.randrange(60)}",
             prompt_digest=("c3" if version == "v3-coach" and day < 6 else "a1") * 32,
             segments=("mood:low" if rng.random() < 0.4 else "mood:good",),
             simulated=index < 400,
@@ -88,11 +91,13 @@ def hostile_tips() -> list[tuple[TipRecord, str | None]]:
 
 
 async def fill(url: str, rows: list[tuple[TipRecord, str | None]]) -> None:
-    async with open_tip_store(url, lambda: NOW, reaction_window=timedelta(hours=24)) as store:
-        await asyncio.gather(*(store.add(row) for row, _ in rows))
-        reactions = [Reaction(row.tip_id, kind, row.created_at) for row, kind in rows if kind]
-        for start in range(0, len(reactions), 500):
-            await store.react(reactions[start : start + 500])
+    now = [NOW]
+    async with open_tip_store(url, lambda: now[0], reaction_window=timedelta(hours=24)) as store:
+        for at in sorted({row.created_at for row, _ in rows}):
+            now[0] = at
+            of_day = [(row, kind) for row, kind in rows if row.created_at == at]
+            await asyncio.gather(*(store.add(row) for row, _ in of_day))
+            await store.react([Reaction(row.tip_id, kind, at) for row, kind in of_day if kind])
 
 
 def run_recommender(folder: Path, rows: list[tuple[TipRecord, str | None]], **fields: Any) -> Iterator[str]:
@@ -156,7 +161,7 @@ def test_the_page_is_accessible(browser: Browser, full: str, hostile: str, young
         page.context.close()
 
 
-def test_the_page_needs_neither_scripts_nor_other_hosts(browser: Browser, full: str) -> None:
+def test_the_page_needs_no_script_except_for_the_figures_per_user_and_no_other_host(browser: Browser, full: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     requested: list[str] = []
@@ -166,7 +171,9 @@ def test_the_page_needs_neither_scripts_nor_other_hosts(browser: Browser, full: 
     assert [url for url in requested if not url.startswith((full, "data:"))] == []
     headers = httpx.get(f"{full}/admin/rewards").headers
     assert headers["content-security-policy"].startswith("default-src 'none'; ")
-    assert "script-src" not in headers["content-security-policy"]
+    assert re.search("script-src 'nonce-[^']+'", headers["content-security-policy"])
+    page.get_by_role("link", name="Compute the figures").click()
+    assert page.get_by_text("v2-mentor compared with v1 per user").is_visible()
     assert (headers["cache-control"], headers["referrer-policy"]) == ("no-store", "no-referrer")
     assert headers["x-content-type-options"] == "nosniff"
     context.close()
@@ -179,7 +186,7 @@ def test_the_page_displays_the_figures_of_get_rewards(browser: Browser, full: st
     words = [variant["comparison"]["words"] for variant in report["variants"] if variant["comparison"]]
     assert len(verdicts) == len(words) == 3
     assert all(any(verdict.endswith(sentence) for verdict in verdicts) for sentence in words)
-    assert verdicts[0].startswith("v2-mentor helps more than v1: ")
+    assert verdicts[0].startswith("v2-mentor helps more than v1 in this traffic: ")
     for variant, row in zip(report["variants"], page.locator("#rates-table tbody tr").all(), strict=True):
         cells = row.inner_text()
         assert variant["prompt_version"] in cells
@@ -190,8 +197,21 @@ def test_the_page_displays_the_figures_of_get_rewards(browser: Browser, full: st
     counts = numbers_of(page, "#counts-table tbody tr")
     for variant, numbers in zip(report["variants"], counts, strict=True):
         kinds = variant["reactions"].values()
-        names = ("tips", "counted", "waiting", "dependent", "reacted")
+        names = ("tips", "counted", "young", "dependent", "reacted")
         assert numbers[: 5 + len(kinds)] == [*(variant[name] for name in names), *kinds]
+    page.context.close()
+
+
+def test_the_figures_per_user_are_loaded_after_the_page(browser: Browser, full: str) -> None:
+    page = open_page(browser, f"{full}/admin/rewards")
+    page.locator("#per-user li").first.wait_for()
+    shown = page.locator("#per-user li").all_inner_texts()
+    comparisons = httpx.get(f"{full}/rewards/users").json()["comparisons"]
+    assert shown == [comparison["words"] for comparison in comparisons]
+    (mentor,) = [comparison for comparison in comparisons if comparison["label"] == "v2-mentor"]
+    assert mentor["users"] == 60
+    assert 0.2 < mentor["difference"]["low"] < mentor["difference"]["estimate"] < mentor["difference"]["high"] < 0.6
+    assert serious_problems(page) == []
     page.context.close()
 
 
@@ -201,14 +221,14 @@ def test_the_totals_of_the_page_agree(browser: Browser, full: str) -> None:
     rows = numbers_of(page, "#counts-table tbody tr")
     (total,) = numbers_of(page, "#counts-table tfoot tr")
     assert total[:-3] == [sum(column) for column in zip(*rows, strict=True)][:-3]  # the last three are means
-    for tips, counted, waiting, excluded, reacted, *reactions_and_means in (*rows, total):
-        assert tips == counted + waiting + excluded
+    for tips, counted, young, excluded, reacted, *reactions_and_means in (*rows, total):
+        assert tips == counted + young + excluded
         assert reacted == sum(reactions_and_means[:-3])
-    assert total[:4] == [report[name] for name in ("tips", "counted", "waiting", "dependent")]
+    assert total[:4] == [report[name] for name in ("tips", "counted", "young", "dependent")]
     sentence = page.locator("text=Rates and verdicts count").inner_text()
     left_out = [int(re.match("[0-9]+", item)[0]) for item in page.locator(".left-out li").all_inner_texts()]  # type: ignore[index]
     assert sentence == f"Rates and verdicts count {1500 - sum(left_out):,} of the 1,500 tips; left out:"
-    assert left_out == [report[name] for name in ("waiting", "dependent", "fallback", "not_shown")]
+    assert left_out == [report[name] for name in ("young", "dependent", "fallback", "not_shown")]
     assert sum(day["counted"] for variant in report["variants"] for day in variant["days"]) == report["counted"]
     page.context.close()
 
@@ -217,17 +237,16 @@ def test_no_column_is_cut_off_at_1280_pixels(browser: Browser, full: str, hostil
     for url in (full, hostile, young):
         page = open_page(browser, f"{url}/admin/rewards", viewport={"width": 1280, "height": 900})
         hidden = page.eval_on_selector_all(".scroll", "all => all.map(each => each.scrollWidth - each.clientWidth)")
-        assert hidden == [0, 0]
+        assert hidden == [0, 0, 0]
         page.context.close()
 
 
 def test_versions_without_counted_tips_have_a_dash_instead_of_a_rate(browser: Browser, young: str) -> None:
     page = open_page(browser, f"{young}/admin/rewards")
     cells = [row.locator("td").all_inner_texts() for row in page.locator("#rates-table tbody tr").all()]
-    assert cells[1:] == [["0", "–", "–", "not yet known", "–"]] * 2
-    assert cells[0][-1] == ">99.9%"
+    assert cells[1:] == [["0", "–", "–", "not yet known"]] * 2
     assert page.get_by_text("2 tips excluded, because a learned policy ranked them").is_visible()
-    assert page.get_by_text("3 tips of the last 24 hours without a reaction").is_visible()
+    assert page.get_by_text("3 tips of the last 24 hours, which may still get a reaction").is_visible()
     plot = page.locator("figure svg").first.text_content()
     assert plot
     assert plot.count("no counted tips") == 2
@@ -298,7 +317,8 @@ def test_an_invalid_query_is_a_problem_document(full: str) -> None:
 
 def test_version_names_and_queries_are_escaped(browser: Browser, hostile: str) -> None:
     page = open_page(browser, f"{hostile}/admin/rewards")
-    assert page.locator("script").count() == 0
+    assert page.locator("script:not([nonce])").count() == 0
+    page.get_by_text("per user").wait_for()
     assert [HOSTILE in text for text in page.locator("figure svg").all_text_contents()] == [True, True]
     assert all(HOSTILE in body for body in page.locator("tbody").all_inner_texts())
     page.goto(f"{hostile}/admin/rewards?segment=mood:none")
@@ -315,8 +335,8 @@ def test_versions_that_were_not_stored_as_often_as_drawn_raise_an_alarm(
 ) -> None:
     page = open_page(browser, f"{hostile}/admin/rewards")
     alarm = page.get_by_role("alert").inner_text()
-    assert alarm.startswith("This comparison is not valid.")
-    assert "stored 80 times, expected 44" in alarm
+    assert alarm.startswith("These comparisons are not valid.")
+    assert "=v1 80 instead of 44" in alarm
     page.goto(f"{full}/admin/rewards")
     assert page.get_by_role("alert").count() == 0
     page.context.close()
@@ -368,7 +388,7 @@ def test_without_tips_the_page_explains_how_to_request_them(browser: Browser, gu
 
 
 def test_the_page_needs_the_password_or_a_browser_on_this_machine(full: str, guarded: str) -> None:
-    for path in ("/admin/rewards", "/admin/rewards.csv"):
+    for path in ("/admin/rewards", "/admin/rewards.csv", "/admin/rewards/users"):
         assert httpx.get(f"{full}{path}").status_code == 200
         assert httpx.get(f"{full}{path}", headers={"host": "tips.example.org"}).status_code == 403
         refused = httpx.get(f"{guarded}{path}", auth=("me", "open"))
