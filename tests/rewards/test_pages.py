@@ -161,7 +161,9 @@ def test_the_page_is_accessible(browser: Browser, full: str, hostile: str, young
         page.context.close()
 
 
-def test_the_page_needs_no_script_except_for_the_figures_per_user_and_no_other_host(browser: Browser, full: str) -> None:
+def test_the_page_needs_no_script_except_for_the_figures_per_user_and_no_other_host(
+    browser: Browser, full: str
+) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     requested: list[str] = []
