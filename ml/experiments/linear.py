@@ -2,6 +2,9 @@
 
 The expected reward of a candidate in a context is linear in the features of `regression_statistics`.
 
+Each day has an effect of its own on all rewards, such as a season's, so that a candidate that was only shown on good
+days does not seem good.
+
 The fit uses the logged decisions without weights: inverse gap weighting (`exploration.SquareCB`), which turns the
 predictions into probabilities, requires a regression of the reward (Foster & Rakhlin, "Beyond UCB", ICML 2020).
 """
@@ -21,6 +24,8 @@ MIN_DEVIATION = 0.02
 """Context columns with a smaller standard deviation are scaled as if it were this."""
 CONTEXT_EFFECT = 1 / 3
 """Prior standard deviation of a context column's main effect, relative to candidate effects and to interactions."""
+DAY_EFFECT_ROWS = 80.0
+"""The variance of a reward, relative to the prior variance of a day's effect: about 0.2 to 0.05 squared."""
 PRIOR_VARIANCE, PRIOR_ROWS = 0.25, 1.0
 """Inverse gamma prior of the noise variance, equivalent to `PRIOR_ROWS` rewards with the largest possible variance."""
 
@@ -89,7 +94,51 @@ class LinearModel:
             raise ValueError(f"columns must be {k} and {m}, not of the shapes {context.shape} and {candidates.shape}")
 
 
-def fit(statistics: RegressionStatistics) -> LinearModel:
+@dataclass(frozen=True, slots=True, eq=False)
+class DayAdjustedStatistics:
+    """Statistics of days from which the effect of each day is eliminated; they are additive over days.
+
+    `total`: the sums over all decisions. `xx`, `xy`, `yy`: the sums weighted by the inverse covariance of the rewards,
+    relative to the variance of one: decisions of one day share its effect, so a day of n decisions contributes
+    X'X - s s' / (n + `DAY_EFFECT_ROWS`), where s is the sum of its rows, and X'y and y'y accordingly. A day with many
+    decisions contributes little more than contrasts within the day; days with very few are pooled. Source: Searle,
+    Casella & McCulloch, "Variance components", 1992, chapter 7 (a random effect per group).
+    """
+
+    total: RegressionStatistics
+    xx: Floats
+    xy: Floats
+    yy: float
+
+    @classmethod
+    def of_day(cls, day: RegressionStatistics) -> Self:
+        """Return the statistics of one day."""
+        rows = day.n + DAY_EFFECT_ROWS
+        sums, rewards = day.xx[0], float(day.xy[0])  # the first feature is the constant
+        return cls(
+            day, day.xx - np.outer(sums, sums) / rows, day.xy - sums * (rewards / rows), day.yy - rewards**2 / rows
+        )
+
+    def __add__(self, other: "DayAdjustedStatistics") -> "DayAdjustedStatistics":
+        """Add the statistics of other days. Raises ValueError for other columns."""
+        return DayAdjustedStatistics(
+            self.total + other.total, self.xx + other.xx, self.xy + other.xy, self.yy + other.yy
+        )
+
+    def contrast_error(self, model: "LinearModel") -> float:
+        """Return the mean squared error of a model at these decisions, apart from the level of each day."""
+        if self.total.n == 0:
+            return 0.0
+        weights = model.weights.ravel().copy()
+        weights[0] = 0.0  # the level is eliminated below
+        effective = self.xx[0, 0]
+        level = (self.xy[0] - self.xx[0] @ weights) / effective
+        weights[0] = level
+        error = self.yy - 2 * float(weights @ self.xy) + float(weights @ self.xx @ weights)
+        return max(error, 0.0) / self.total.n
+
+
+def fit(statistics: DayAdjustedStatistics) -> LinearModel:
     """Fit a ridge regression; the same statistics give the same model, up to rare ties in rounding between machines.
 
     The weights have independent normal priors with mean 0, for scaled columns: a context column is centred, and divided
@@ -98,7 +147,7 @@ def fit(statistics: RegressionStatistics) -> LinearModel:
     column's effect or an interaction. The constant has a flat prior, and the noise variance an inverse gamma prior. The
     ratio of the noise variance to the prior variance of the weights is the one of `STRENGTHS` with the highest evidence
     (marginal likelihood); one eigendecomposition of X'X is enough for all of them. Columns that were always missing
-    keep their prior.
+    keep their prior. The constant is the mean over days; its variance excludes that of the effect of a further day.
 
     Raises ValueError for statistics of no decisions. The time grows with the cube of the number of observed features.
 
@@ -107,18 +156,19 @@ def fit(statistics: RegressionStatistics) -> LinearModel:
     exercise 3.23 (evidence with an unknown noise variance); Golub, Heath & Wahba, "Generalized cross-validation as a
     method for choosing a good ridge parameter", Technometrics 1979 (an alternative to the evidence).
     """
-    n = statistics.n
+    n = statistics.total.n
     if n == 0:
         raise ValueError("there are no decisions to fit")
-    scaling = _Scaling.from_statistics(statistics)
+    scaling = _Scaling.from_statistics(statistics.total)
     gram = scaling.features(scaling.features(statistics.xx).T)
     moments = scaling.features(statistics.xy)
     # The constant has a flat prior, so the other weights are fitted to deviations from the means.
-    means = gram[0, 1:] / n
-    mean = moments[0] / n
-    gram = gram[1:, 1:] - n * np.outer(means, means)
-    moments = moments[1:] - n * mean * means
-    spread = statistics.yy - n * mean**2
+    effective = gram[0, 0]
+    means = gram[0, 1:] / effective
+    mean = moments[0] / effective
+    gram = gram[1:, 1:] - effective * np.outer(means, means)
+    moments = moments[1:] - effective * mean * means
+    spread = statistics.yy - effective * mean**2
 
     observed = gram.diagonal() > 0
     eigenvalues, vectors = np.linalg.eigh(gram[np.ix_(observed, observed)])

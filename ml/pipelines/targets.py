@@ -135,8 +135,8 @@ def parse_target(
 ) -> Target:
     """Return the target that `--policy` names: one of `POLICIES`, prompt versions, `models:/…` or a file.
 
-    `half_life_days`: of the rewards that a prompt policy learns from. Prompt versions have the format of TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a
-    policy that cannot be loaded.
+    `half_life_days`: of the rewards that a prompt policy learns from. Prompt versions have the format of
+    TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a policy that cannot be loaded.
     """
     if policy in selectable_policies():
         return PromptPolicyTarget(policy, reaction_window.total_seconds(), half_life_days)

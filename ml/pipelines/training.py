@@ -1,17 +1,25 @@
-"""Training of a ranking policy from the decision log."""
+"""Training of a ranking policy from the decision log, on the days that predict the newest ones best."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import numpy as np
 
 from ml.experiments.decisions import LoggedDecision, with_newest_prompts
-from ml.experiments.linear import fit
+from ml.experiments.linear import DayAdjustedStatistics, fit
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
-from ml.registry.artifacts import PolicyCard, RankingPolicy
+from ml.registry.artifacts import PolicyCard, RankingPolicy, WindowError
 
 CHUNK_DECISIONS = 4_096
 """Decisions whose columns are in memory at a time."""
+WINDOWS = (28, 14, 7)
+"""The windows, in days, that are compared with all days; a shorter one adapts faster when preferences change."""
+HELD_OUT_DAYS = 3
+"""The newest days, whose rewards are predicted from the days before to choose the window."""
+_DAY = 86_400.0
 
 
 def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
@@ -25,8 +33,13 @@ def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
     if not decisions:
         raise ValueError("there are no decisions to learn from")
     versions = shown_versions(decisions)
+    days: dict[int, list[LoggedDecision]] = defaultdict(list)
+    for decision in decisions:
+        days[int(decision.at // _DAY)].append(decision)
+    statistics = {
+        day: DayAdjustedStatistics.of_day(sum_statistics(of_day, versions)) for day, of_day in sorted(days.items())
+    }
     trained_until = max(decision.at for decision in decisions)
-    statistics = sum_statistics(decisions, versions)
     return fit_policy(statistics, name=name, versions=versions, trained_until=trained_until).to_bytes()
 
 
@@ -56,19 +69,51 @@ def sum_statistics(decisions: Sequence[LoggedDecision], versions: Sequence[str])
 
 
 def fit_policy(
-    statistics: RegressionStatistics, *, name: str, versions: Sequence[str], trained_until: float
+    days: Mapping[int, DayAdjustedStatistics], *, name: str, versions: Sequence[str], trained_until: float
 ) -> RankingPolicy:
-    """Return the policy that is fitted to the statistics of at least one decision.
+    """Return the policy that is fitted to the statistics of the days of a window, at least one decision in all.
 
-    `versions`: the prompt versions among the columns. `trained_until`: the time of the last decision, in Unix seconds.
-    Raises ValueError (pydantic's) for a name that a policy cannot have.
+    `days`: by day since 1970. `versions`: the prompt versions among the columns. `trained_until`: the time of the last
+    decision, in Unix seconds. Raises ValueError (pydantic's) for a name that a policy cannot have.
     """
+    errors = window_errors(days)
+    # Of equal errors, that of the longest window comes first.
+    window = min(errors, key=lambda each: each.error).days if errors else None
+    statistics = _sum_since(days, max(days) - window + 1 if window else min(days))
     card = PolicyCard(
         name=name,
-        context=statistics.context,
-        candidate=statistics.candidate,
+        context=statistics.total.context,
+        candidate=statistics.total.candidate,
         versions=tuple(versions),
-        learned_from=statistics.n,
+        learned_from=statistics.total.n,
         trained_until=trained_until,
+        window_days=window,
+        window_errors=tuple(errors),
     )
     return RankingPolicy(card, fit(statistics))
+
+
+def window_errors(days: Mapping[int, DayAdjustedStatistics]) -> list[WindowError]:
+    """Return the error of each window on the `HELD_OUT_DAYS` newest days, when fitted to the days before.
+
+    The longest window, all days, comes first. Empty if there are not more days than the shortest window needs. Errors
+    are mean squared errors of contrasts within days, rounded, so that they are the same on all machines.
+    """
+    held_out_since = max(days) - HELD_OUT_DAYS + 1
+    earlier = {day: statistics for day, statistics in days.items() if day < held_out_since}
+    if not earlier or held_out_since - min(days) <= min(WINDOWS):
+        return []
+    held_out = _sum_since(days, held_out_since)
+    errors = []
+    for window in (None, *WINDOWS):
+        since = held_out_since - window if window else min(days)
+        if since < min(days) or not any(day >= since for day in earlier):
+            continue
+        model = fit(_sum_since(earlier, since))
+        errors.append(WindowError(days=window, error=round(held_out.contrast_error(model), 6)))
+    return errors
+
+
+def _sum_since(days: Mapping[int, DayAdjustedStatistics], since: int) -> DayAdjustedStatistics:
+    """Return the sum over the days from `since` on, in their order, so that it is always the same."""
+    return reduce(add, (statistics for day, statistics in sorted(days.items()) if day >= since))

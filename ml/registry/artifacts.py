@@ -54,12 +54,26 @@ def _check_not_reserved(name: str) -> str:
     return name
 
 
+class WindowError(BaseModel):
+    """How well a policy that was fitted to the last days before the newest ones predicted these.
+
+    `days`: the length of the window; None for all days. `error`: the mean squared error of contrasts within days.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    days: Annotated[int, Field(ge=1, le=36_500)] | None
+    error: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
 class PolicyCard(BaseModel):
     """The description of a learned policy.
 
     `context`, `candidate`: the columns that it was trained with, by name. `versions`: the prompt versions among them.
-    `learned_from`: the number of decisions. `trained_until`: the time of the last one, in Unix seconds. `gamma_scale`,
-    `floor`: the parameters of `SquareCB`, whose gamma is `gamma_scale` times the root of `learned_from`.
+    `learned_from`: the number of decisions. `trained_until`: the time of the last one, in Unix seconds. `window_days`:
+    the number of days before it that the policy was trained on; None for all. `window_errors`: of the windows that were
+    compared. `gamma_scale`, `floor`: the parameters of `SquareCB`, whose gamma is `gamma_scale` times the root of
+    `learned_from`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -71,6 +85,8 @@ class PolicyCard(BaseModel):
     learned_from: Annotated[int, Field(ge=1, le=MAX_ROWS)]
     # The years 1 to 9999, the range of `datetime`.
     trained_until: Annotated[float, Field(ge=-62_135_596_800, le=253_402_300_799, allow_inf_nan=False)]
+    window_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    window_errors: Annotated[tuple[WindowError, ...], Field(strict=False, max_length=10)] = ()
     gamma_scale: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 10.0
     floor: Annotated[float, Field(ge=1e-6, le=0.999, allow_inf_nan=False)] = 0.02
 

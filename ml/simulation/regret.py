@@ -13,6 +13,7 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
+from ml.experiments.linear import DayAdjustedStatistics
 from ml.experiments.policies import POLICIES, SALT, selectable_policies
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.experiments.statistics import Sample
@@ -139,7 +140,8 @@ class _NightlyRanking:
         encoder = candidate_encoder(versions)
         rows = encoder.encode_rows([candidate_row(prompt_version, None) for prompt_version in versions])
         self._candidates = dict(zip(versions, rows, strict=True))
-        self._statistics = RegressionStatistics.empty(CONTEXT_ENCODER.columns, encoder.columns)
+        self._columns = encoder.columns
+        self._days: dict[int, DayAdjustedStatistics] = {}
         self._nights = 0
         self._policy: RankingPolicy | None = None
 
@@ -160,13 +162,14 @@ class _NightlyRanking:
         self._nights += 1
         if not yesterday:
             return
-        self._statistics += RegressionStatistics.from_rows(
-            self._statistics.context,
-            self._statistics.candidate,
+        statistics = RegressionStatistics.from_rows(
+            CONTEXT_ENCODER.columns,
+            self._columns,
             CONTEXT_ENCODER.encode_rows([visit.signals for visit, _, _ in yesterday]),
             np.stack([self._candidates[prompt_version] for _, prompt_version, _ in yesterday]),
             np.array([reward for _, _, reward in yesterday]),
         )
+        self._days[self._nights] = DayAdjustedStatistics.of_day(statistics)
         self._policy = fit_policy(
-            self._statistics, name=self.name, versions=[*self._candidates], trained_until=_DAY_SECONDS * self._nights
+            self._days, name=self.name, versions=[*self._candidates], trained_until=_DAY_SECONDS * self._nights
         )

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from ml.experiments import regression_statistics
 from ml.experiments.arrays import Floats
-from ml.experiments.linear import STRENGTHS, LinearModel, fit
+from ml.experiments.linear import STRENGTHS, DayAdjustedStatistics, LinearModel, fit
 from ml.experiments.regression_statistics import MAX_ROWS, RegressionStatistics, interaction_features
 
 CONTEXT, CANDIDATE = ("mood=low", "sleep_hours/24", "steps"), ("version=v1", "length")
@@ -33,6 +33,11 @@ def row_arrays(draw: st.DrawFn, min_rows: int = 0, max_rows: int = 40) -> tuple[
         draw(npst.arrays(np.float64, (n, M), elements=any_float)),
         draw(npst.arrays(np.float64, n, elements=rewards)),
     )
+
+
+def fit_day(statistics: RegressionStatistics) -> LinearModel:
+    """Fit the statistics of a single day, whose effect is a part of the constant."""
+    return fit(DayAdjustedStatistics.of_day(statistics))
 
 
 def statistics_of(contexts: Floats, candidates: Floats, rewarded: Floats) -> RegressionStatistics:
@@ -191,7 +196,7 @@ def fit_directly(contexts: Floats, candidates: Floats, rewarded: Floats) -> tupl
 @pytest.mark.parametrize(("n", "seed"), [(5, 1), (60, 2), (300, 3)])
 def test_a_fit_equals_the_ridge_regression_of_highest_evidence(n: int, seed: int) -> None:
     arrays = example_rows(n, seed)
-    model, (expected, deviations, noise) = fit(statistics_of(*arrays)), fit_directly(*arrays)
+    model, (expected, deviations, noise) = fit_day(statistics_of(*arrays)), fit_directly(*arrays)
     assert model.noise_variance == pytest.approx(noise, rel=1e-6)
     for row in range(n):
         inputs = arrays[0][row], arrays[1][row : row + 1]
@@ -202,12 +207,13 @@ def test_a_fit_equals_the_ridge_regression_of_highest_evidence(n: int, seed: int
 
 FIT = """
 import numpy as np
-from ml.experiments.linear import fit
+from ml.experiments.linear import DayAdjustedStatistics, fit
 from ml.experiments.regression_statistics import RegressionStatistics
 rng = np.random.default_rng(1)
 contexts, candidates = rng.uniform(-1, 1, (2_000, 30)), rng.integers(0, 2, (2_000, 8)).astype(float)
 names = [str(number) for number in range(30)]
-model = fit(RegressionStatistics.from_rows(names, names[:8], contexts, candidates, rng.random(2_000)))
+rows = RegressionStatistics.from_rows(names, names[:8], contexts, candidates, rng.random(2_000))
+model = fit(DayAdjustedStatistics.of_day(rows))
 print(model.weights.tobytes().hex(), model.noise_variance)
 print(hash(model.covariance.tobytes()))
 """
@@ -233,7 +239,7 @@ def test_a_fit_has_the_same_bits_with_any_number_of_threads_on_any_processor() -
 @settings(max_examples=60, deadline=None)
 @given(row_arrays(min_rows=1))
 def test_any_rows_give_a_model_with_finite_numbers(arrays: tuple[Floats, Floats, Floats]) -> None:
-    model = fit(statistics_of(*arrays))
+    model = fit_day(statistics_of(*arrays))
     low, high = model.predict_interval(arrays[0][0], arrays[1])
     assert np.isfinite(low).all()
     assert (low <= high).all()
@@ -242,11 +248,11 @@ def test_any_rows_give_a_model_with_finite_numbers(arrays: tuple[Floats, Floats,
 
 def test_statistics_of_no_decisions_are_refused() -> None:
     with pytest.raises(ValueError, match="no decisions to fit"):
-        fit(RegressionStatistics.empty(CONTEXT, CANDIDATE))
+        fit_day(RegressionStatistics.empty(CONTEXT, CANDIDATE))
 
 
 def test_a_model_of_one_decision_predicts_its_reward_with_a_wide_interval() -> None:
-    model = fit(statistics_of(np.zeros((1, K)), np.ones((1, M)), np.ones(1)))
+    model = fit_day(statistics_of(np.zeros((1, K)), np.ones((1, M)), np.ones(1)))
     low, high = model.predict_interval(np.zeros(K), np.ones((1, M)))
     assert model.predict(np.zeros(K), np.ones((1, M))) == pytest.approx(1.0)
     assert high - low > 0.5
@@ -261,7 +267,7 @@ def test_intervals_contain_the_expected_reward_with_their_level_if_it_is_drawn_f
         truth[0, 0] = 0.5
         contexts, candidates = rng.choice([0.0, 1.0], (200, K)), rng.choice([0.0, 1.0], (200, M))
         expected = np.einsum("ni,ij,nj->n", np.c_[np.ones(200), contexts], truth, np.c_[np.ones(200), candidates])
-        model = fit(statistics_of(contexts, candidates, np.clip(expected + rng.normal(0, 0.08, 200), 0, 1)))
+        model = fit_day(statistics_of(contexts, candidates, np.clip(expected + rng.normal(0, 0.08, 200), 0, 1)))
         low, high = model.predict_interval(contexts[0], candidates[:1], level=0.9)
         covered.append(low[0] <= expected[0] <= high[0])
     assert np.mean(covered) == pytest.approx(0.9, abs=0.04)
@@ -270,7 +276,7 @@ def test_intervals_contain_the_expected_reward_with_their_level_if_it_is_drawn_f
 def test_intervals_are_wider_for_candidates_with_less_data() -> None:
     contexts, candidates, rewarded = example_rows(500)
     candidates[:, 0] = 0.0
-    model = fit(statistics_of(contexts, candidates, rewarded))
+    model = fit_day(statistics_of(contexts, candidates, rewarded))
     low, high = model.predict_interval(contexts[0], np.array([[0.0, 0.5], [1.0, 0.5]]))
     with_data, without_data = high - low
     assert without_data > 2 * with_data
@@ -279,14 +285,14 @@ def test_intervals_are_wider_for_candidates_with_less_data() -> None:
 @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
 def test_an_invalid_level_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match="level"):
-        fit(statistics_of(*example_rows(5))).predict_interval(np.zeros(K), np.zeros((1, M)), level=level)
+        fit_day(statistics_of(*example_rows(5))).predict_interval(np.zeros(K), np.zeros((1, M)), level=level)
 
 
 @pytest.mark.parametrize(
     ("context", "candidates"), [((K + 1,), (2, M)), ((1, K), (2, M)), ((K,), (2, M + 1)), ((K,), (M,))]
 )
 def test_arrays_with_other_columns_are_refused(context: tuple[int, ...], candidates: tuple[int, ...]) -> None:
-    model = fit(statistics_of(*example_rows(5)))
+    model = fit_day(statistics_of(*example_rows(5)))
     for method in (model.predict, model.predict_interval):
         with pytest.raises(ValueError, match="columns must be"):
             method(np.zeros(context), np.zeros(candidates))

@@ -11,7 +11,7 @@ import pytest
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import SquareCB
-from ml.experiments.linear import LinearModel, fit
+from ml.experiments.linear import DayAdjustedStatistics, LinearModel, fit
 from ml.experiments.regression_statistics import RegressionStatistics
 from tests.experiments.test_assignment import DECISIONS, matches_distribution
 
@@ -38,11 +38,11 @@ def simulate(seed: int) -> SimulationResult:
     The model is fitted after each day.
     """
     rng = np.random.default_rng(seed)
-    statistics = RegressionStatistics.empty(CONTEXT, CANDIDATE)
+    statistics = DayAdjustedStatistics.of_day(RegressionStatistics.empty(CONTEXT, CANDIDATE))
     model = None
     earned: list[tuple[float, float, float]] = []
     for _ in range(ROUNDS // ROUNDS_PER_DAY):
-        exploration = SquareCB(10 * math.sqrt(statistics.n + 1))
+        exploration = SquareCB(10 * math.sqrt(statistics.total.n + 1))
         personas = rng.integers(PERSONAS, size=ROUNDS_PER_DAY)
         topics = rng.integers(PERSONAS, size=(ROUNDS_PER_DAY, CANDIDATES))
         shown, rewards = np.empty(ROUNDS_PER_DAY, np.intp), np.empty(ROUNDS_PER_DAY)
@@ -54,7 +54,9 @@ def simulate(seed: int) -> SimulationResult:
             chosen = rng.choice(CANDIDATES, p=exploration.distribution(np.clip(scores, 0, 1)))
             earned.append((rewards_by_candidate[chosen], rewards_by_candidate.max(), rewards_by_candidate.mean()))
             shown[round_], rewards[round_] = offered[chosen], rng.random() < rewards_by_candidate[chosen]
-        statistics += RegressionStatistics.from_rows(CONTEXT, CANDIDATE, ONE_HOT[personas], ONE_HOT[shown], rewards)
+        statistics += DayAdjustedStatistics.of_day(
+            RegressionStatistics.from_rows(CONTEXT, CANDIDATE, ONE_HOT[personas], ONE_HOT[shown], rewards)
+        )
         model = fit(statistics)
     assert model
     return SimulationResult(model, *np.array(earned).T)

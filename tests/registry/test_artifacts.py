@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from ml.experiments.arrays import Floats
-from ml.experiments.linear import LinearModel, fit
+from ml.experiments.linear import DayAdjustedStatistics, LinearModel, fit
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.definitions import SIGNALS
 from ml.features.encoder import CONTEXT_ENCODER, candidate_row
@@ -52,7 +52,9 @@ def small_policy() -> bytes:
     rng = np.random.default_rng(4)
     names = ("mood=low", "stress/10"), ("prompt_version=v1", "prompt_version=v2", "length(tip)/280")
     statistics = RegressionStatistics.from_rows(*names, rng.random((50, K)), rng.random((50, M)), rng.random(50))
-    return fit_policy(statistics, name="small", versions=["v1", "v2"], trained_until=1.0).to_bytes()
+    return fit_policy(
+        {0: DayAdjustedStatistics.of_day(statistics)}, name="small", versions=["v1", "v2"], trained_until=1.0
+    ).to_bytes()
 
 
 def small_policy_members() -> dict[str, bytes]:
@@ -472,4 +474,5 @@ def test_equal_policies_have_equal_bytes() -> None:
     rng = np.random.default_rng(4)
     statistics = RegressionStatistics.from_rows("ab", "c", rng.random((9, 2)), rng.random((9, 1)), rng.random(9))
     card = PolicyCard(name="x", context=("a", "b"), candidate=("c",), versions=(), learned_from=9, trained_until=0.0)
-    assert RankingPolicy(card, fit(statistics)).to_bytes() == RankingPolicy(card, fit(statistics)).to_bytes()
+    day = DayAdjustedStatistics.of_day(statistics)
+    assert RankingPolicy(card, fit(day)).to_bytes() == RankingPolicy(card, fit(day)).to_bytes()
