@@ -130,10 +130,23 @@ class TipLocks:
         seen = {row["tip_id"] for row in locked.exposures if locked.in_window(row["tip_id"])}
         updates = []
         for tip_id, row in locked.rows.items():
-            new = _changed(row, locked.effective[tip_id], rewards.get(tip_id), tip_id in seen)
-            if any(new[name] != row[name] for name in _CHANGING):
-                _count_change(delta, row, new)
-                updates.append({"of_tip": tip_id, **{f"new_{name}": new[name] for name in _CHANGING}})
+            old, new = effective_reaction(row), locked.effective[tip_id]
+            reward = rewards.get(tip_id, row["reward_in_window"])
+            changed = {
+                "reaction": new and new.kind,
+                "reward": new and new.reward,
+                "reacted_at": new and new.at,
+                "reward_in_window": reward,
+                "seen": row["seen"] or tip_id in seen,
+            }
+            if changed["seen"] != row["seen"]:  # all counters of the tip change
+                delta.add_row(row, -1)
+                delta.add_row({**row, **changed})
+            elif new != old or reward != row["reward_in_window"]:
+                _count_reaction(delta, row, old, new, reward)
+            else:
+                continue
+            updates.append({"of_tip": tip_id, **{f"new_{name}": value for name, value in changed.items()}})
         if updates:
             await connection.execute(_UPDATE_TIPS, updates)
 
@@ -159,30 +172,21 @@ async def _select(connection: AsyncConnection, query: Any, tip_ids: Iterable[UUI
     return rows
 
 
-def _changed(
-    row: RowMapping, effective: EffectiveReaction | None, reward_in_window: float | None, seen: bool
-) -> dict[str, Any]:
-    """Return a row of `tip_scores` with its new state."""
-    return {
-        **row,
-        "reaction": effective and effective.kind,
-        "reward": effective and effective.reward,
-        "reacted_at": effective and effective.at,
-        "reward_in_window": row["reward_in_window"] if reward_in_window is None else reward_in_window,
-        "seen": row["seen"] or seen,
-    }
-
-
-def _count_change(delta: CounterDelta, old: RowMapping, new: Mapping[str, Any]) -> None:
-    if old["seen"] != new["seen"]:  # all counters of the tip change
-        delta.add_row(old, -1)
-        delta.add_row(new)
-        return
-    tip = TipDimensions.of(old)
-    if effective_reaction(old) != effective_reaction(new):
-        if old["reaction"]:
-            delta.add_reaction(tip, old["reaction"], old["reward"], -1)
-        delta.add_reaction(tip, new["reaction"], new["reward"])
-    if old["reward_in_window"] != new["reward_in_window"]:
-        delta.add_reward_in_window(tip, old["reward_in_window"] or 0.0, -1)
-        delta.add_reward_in_window(tip, new["reward_in_window"])
+def _count_reaction(
+    delta: CounterDelta,
+    row: RowMapping,
+    old: EffectiveReaction | None,
+    new: EffectiveReaction | None,
+    reward_in_window: float | None,
+) -> None:
+    """Count the change of the effective reaction to a tip, and of its reward in the window."""
+    tip = TipDimensions.of(row)
+    if old:
+        delta.add_reaction(tip, old.kind, old.reward, -1)
+    if new:
+        delta.add_reaction(tip, new.kind, new.reward)
+    if reward_in_window != row["reward_in_window"]:
+        if row["reward_in_window"]:
+            delta.add_reward_in_window(tip, row["reward_in_window"], -1)
+        if reward_in_window:
+            delta.add_reward_in_window(tip, reward_in_window)
