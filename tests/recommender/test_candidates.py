@@ -421,8 +421,8 @@ def test_the_reward_page_excludes_ranked_tips_and_says_how_many(
     report = http.get("/rewards").json()
     assert report["dependent"] == sum(variant["dependent"] for variant in report["variants"]) == 40
     assert [variant["reward"] for variant in report["variants"]] == [None, None]
-    assert (report["not_shown"], report["sample_ratio"]["alarm"]) == (40, False)
-    assert sum(report["sample_ratio"]["taken"].values()) == 80
+    assert (report["not_shown"], [test["alarm"] for test in report["funnel"]["tests"]]) == (40, [False, False])
+    assert sum(report["funnel"]["tests"][0]["observed"].values()) == 80
     assert {variant["prompt_version"]: variant["tips"] for variant in report["variants"]} == {
         version: sum(tip["prompt_version"] == version for tip in tips) for version in TWO_VERSIONS.split(",")
     }
