@@ -50,9 +50,9 @@ def evaluate(
     table = Table(*(Column(name, justify="right" if index else "left") for index, name in enumerate(names)))
     for row in rows:
         table.add_row(*row)
-    print(f"The log is in {database}.")
+    print(f"The log is in {database}.", report.verdict, sep="\n")
     Console().print(table)
-    print(*report.notes, report.verdict, sep="\n")
+    print(*report.notes, sep="\n")
     if plot:
         try:
             with needs_recommender_extra():

@@ -27,7 +27,8 @@ class LoggedDecision:
     `id`: the id that the draw was hashed from. `at`: the time, in Unix seconds. `signals`, `aggregates`: the context.
     `chosen`: the index of the candidate that was shown. `reward`: in [0, 1], 0 for no reaction, as known
     at present. `reward_in_window`: the one that was known at the end of the reaction window. `ranked`: the candidates
-    are tips that a ranking policy ranked; otherwise they are the prompt versions to choose among.
+    are tips that a ranking policy ranked; otherwise they are the prompt versions to choose among. `per_user`: the
+    version was drawn for the user, not for this decision.
     """
 
     id: str
@@ -40,6 +41,7 @@ class LoggedDecision:
     reward: float
     reward_in_window: float
     ranked: bool
+    per_user: bool = False
 
 
 def with_newest_prompts(decisions: Iterable[LoggedDecision]) -> list[LoggedDecision]:

@@ -20,15 +20,19 @@ from dataclasses import dataclass
 from scipy import special
 
 from ml.experiments.arrays import PROBABILITY_TOLERANCE, Floats, Integers
-from ml.experiments.off_policy_log import Log, scale_to_one, sum_by_cluster
+from ml.experiments.off_policy_log import Log, effective_number, scale_to_one, sum_by_cluster
 from ml.experiments.reward_model import RewardModel
 from ml.experiments.statistics import Interval
 
 # An estimate with a smaller effective sample size is refused, since the normal approximation is not valid for it. At
 # this size no single decision has more than a tenth of the total weight: its share is at most 1 / sqrt(size).
 MIN_EFFECTIVE_SAMPLE_SIZE = 100.0
-# The same for the effective number of clusters.
-MIN_CLUSTERS = 20.0
+# The same for the effective number of clusters. With unequal activity (Zipf) and 12 to 40 effective clusters, 95 %
+# intervals contained the true mean in only 85 to 91 % of simulated logs.
+MIN_CLUSTERS = 40.0
+# The same for the weighted rewards, and for the weighted rest up to 1. With fewer than 5, down to 90 % of the intervals
+# contained the true mean; with at least 5, 93 % or more, for reward rates from 1 to 99 %.
+MIN_REWARDED = 5.0
 # The mean weight is refused if it differs from 1 by more than this, and by more than this number of standard errors:
 # four, since weights are skewed.
 MEAN_WEIGHT_TOLERANCE = 0.1
@@ -57,8 +61,8 @@ class Estimate:
     refusal: str | None
 
     @property
-    def is_significant(self) -> bool:
-        """Whether the estimate is valid and the interval of the gain excludes 0."""
+    def gain_excludes_zero(self) -> bool:
+        """Whether the estimate is valid and the interval of the gain, for a single look, excludes 0."""
         return self.refusal is None and (
             self.gain.low > PROBABILITY_TOLERANCE or self.gain.high < -PROBABILITY_TOLERANCE
         )
@@ -216,7 +220,7 @@ def _refusal(log: Log) -> str | None:
         )
     if not log.weights.any():
         return "The target has probability 0 for every option that the live policy drew."
-    return _too_small(log) or _wrong_mean_weight(log) or _constant_rewards(log)
+    return _too_small(log) or mean_weight_refusal(log) or _constant_rewards(log) or _few_rewards(log)
 
 
 def _too_small(log: Log) -> str | None:
@@ -226,12 +230,18 @@ def _too_small(log: Log) -> str | None:
             f"The effective sample size is {math.floor(sample_size)} decisions; "
             f"at least {MIN_EFFECTIVE_SAMPLE_SIZE:.0f} are needed."
         )
+    if log.weights.min() < log.weights.max() and log.effective_contrast < MIN_EFFECTIVE_SAMPLE_SIZE:
+        return (
+            f"The difference between both policies rests on {math.floor(log.effective_contrast)} decisions; "
+            f"at least {MIN_EFFECTIVE_SAMPLE_SIZE:.0f} are needed."
+        )
     if log.clusters is not None and clusters < MIN_CLUSTERS:
         return f"The effective number of users is {math.floor(clusters)}; at least {MIN_CLUSTERS:.0f} are needed."
     return None
 
 
-def _wrong_mean_weight(log: Log) -> str | None:
+def mean_weight_refusal(log: Log) -> str | None:
+    """Return a sentence if the mean weight is further from 1 than by chance, so that propensities cannot be right."""
     mean, error = float(log.weights.mean()), _standard_error(log.weights, log.clusters)
     if abs(mean - 1) <= max(MEAN_WEIGHT_TOLERANCE, MEAN_WEIGHT_ERRORS * error):
         return None
@@ -242,3 +252,14 @@ def _constant_rewards(log: Log) -> str | None:
     if log.rewards.min() < log.rewards.max():
         return None
     return "All decisions have the same reward, so the variance of rewards is unknown."
+
+
+def _few_rewards(log: Log) -> str | None:
+    for name, values in (("rewarded", log.rewards), ("unrewarded", 1 - log.rewards)):
+        number = effective_number(log.weights * values)
+        if number < MIN_REWARDED:
+            return (
+                f"The effective number of {name} decisions is {math.floor(number)}; "
+                f"at least {MIN_REWARDED:.0f} are needed."
+            )
+    return None

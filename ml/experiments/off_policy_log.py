@@ -86,12 +86,20 @@ class Log:
     @property
     def effective_sample_size(self) -> float:
         """The number of decisions of the target's own that would be as informative, in [0, n] (Owen 2013)."""
-        return _effective_number(self.weights)
+        return effective_number(self.weights)
+
+    @property
+    def effective_contrast(self) -> float:
+        """The effective number of decisions that the difference between both policies rests on: that of |weight - 1|.
+
+        0 if all weights are 1.
+        """
+        return effective_number(np.abs(self.weights - 1))
 
     @property
     def effective_clusters(self) -> float:
         """The number of clusters of equal weight that would be as informative (Carter et al. 2017)."""
-        return _effective_number(sum_by_cluster(scale_to_one(self.weights), self.clusters))
+        return effective_number(sum_by_cluster(scale_to_one(self.weights), self.clusters))
 
 
 def sum_by_cluster(values: Floats, clusters: Integers | None) -> Floats:
@@ -110,7 +118,7 @@ def scale_to_one(weights: Floats) -> Floats:
     return np.ldexp(weights, -math.frexp(weights.max())[1])
 
 
-def _effective_number(weights: Floats) -> float:
+def effective_number(weights: Floats) -> float:
     """Return the number of equal weights that would be as informative (Kish 1965); 0 without any weight."""
     scaled = scale_to_one(weights)
     return float(scaled.sum()) ** 2 / float((scaled**2).sum()) if scaled.any() else 0.0

@@ -1,4 +1,4 @@
-"""Off-policy evaluation of a target policy with the decision log: all estimators, and a verdict."""
+"""Off-policy evaluation of a target policy with the decision log: the gain at every look, and all estimators."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ml.experiments.arrays import Floats, Integers
+from ml.experiments.arrays import PROBABILITY_TOLERANCE, Floats, Integers
 from ml.experiments.assignment import hash_to_unit_interval
 from ml.experiments.decisions import LoggedDecision, with_newest_prompts
-from ml.experiments.evaluation import Estimate, dm, dr, ips, sndr, snips
+from ml.experiments.evaluation import Estimate, dm, dr, ips, mean_weight_refusal, sndr, snips
+from ml.experiments.gain_sequence import gain_sequence
 from ml.experiments.off_policy_log import Log
-from ml.experiments.reward_model import RewardModel, cross_fitted_means
+from ml.experiments.reward_model import RewardModel, cross_fitted_means, running_means
+from ml.experiments.statistics import Interval
 from ml.features.definitions import segments
 from ml.pipelines.targets import Target, VersionTarget
 
@@ -29,7 +31,7 @@ TABLE_ROWS = (
     "effective sample size",
     "mean weight",
     "largest weight",
-    "significant",
+    "gain excludes 0",
 )
 """The names of the rows of `EvaluationReport.table`; the first one is that of the row of column names."""
 
@@ -47,7 +49,9 @@ class EvaluationReport:
     """The off-policy evaluation of one target policy.
 
     `policy`: its name. `decisions`, `users`: how many it was evaluated with. `earned`: the mean reward of the live
-    policy at the same decisions. `estimates`: those of the target policy by estimator, the recommended one first.
+    policy at the same decisions. `gain`: the confidence sequence of the gain, which holds at every look; None if refused.
+    `gain_refusal`: the reason, as the end of a sentence. `is_identical`: the policy has the probabilities of the log.
+    `estimates`: those of the target policy by estimator, the recommended one first.
     `left_out`: sentences about the decisions that were left out.
     """
 
@@ -55,6 +59,9 @@ class EvaluationReport:
     decisions: int
     users: int
     earned: Estimate
+    gain: Interval | None
+    gain_refusal: str | None
+    is_identical: bool
     estimates: Mapping[str, Estimate]
     left_out: tuple[str, ...]
 
@@ -62,8 +69,8 @@ class EvaluationReport:
     def notes(self) -> tuple[str, ...]:
         """Sentences about the data and the use of the estimates."""
         return (
-            f"{self.decisions:,} decisions, {self.users:,} users. Use {BEST} as the estimate and snips as a check; "
-            "the 95% intervals are valid for a single look.",
+            f"{self.decisions:,} decisions, {self.users:,} users. The estimates are for a single look, at a policy that "
+            f"was chosen beforehand; use {BEST}, and snips as a check.",
             *self.left_out,
         )
 
@@ -74,17 +81,20 @@ class EvaluationReport:
 
     @property
     def verdict(self) -> str:
-        """Sentences with the reward of the log, the estimate for the policy, and whether the difference is significant.
-
-        Significant: the 95% interval of the gain excludes 0.
-        """
-        best, log = self.best, f"The log earned {_rate(self.earned)}."
-        if best.refusal:
-            reason = best.refusal[:1].lower() + best.refusal[1:]
-            return f"{log} What {self.policy} would have earned cannot be estimated: {reason}"
-        significance = "statistically significant" if best.is_significant else "not statistically significant"
-        gain = f"{_points(best.gain.estimate)} points ({_points(best.gain.low)} to {_points(best.gain.high)})"
-        return f"{log} {self.policy} would have earned {_rate(best)}: {gain}, {significance}."
+        """Sentences with the mean reward of the log, and the gain of the policy with its interval at every look."""
+        log = f"The log earned {percent(self.earned.value)}."
+        if self.is_identical:
+            return f"{log} {self.policy} and the log are identical: they have the same probabilities, so the gain is 0."
+        if self.gain is None:
+            return f"{log} The gain of {self.policy} cannot be estimated: {self.gain_refusal}"
+        gain = f"{_points(self.gain.estimate)} points ({_points(self.gain.low)} to {_points(self.gain.high)})"
+        if self.gain.low > 0:
+            found = f"{self.policy} is better in this traffic"
+        elif self.gain.high < 0:
+            found = f"{self.policy} is worse in this traffic"
+        else:
+            found = f"No difference from {self.policy} has been found so far"
+        return f"{log} {found}: {gain}. This 95% interval holds at every look."
 
     @property
     def table(self) -> tuple[tuple[str, ...], ...]:
@@ -124,7 +134,17 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
     ]
     if not evaluated:
         raise NothingToEvaluate(" ".join(["There is nothing to evaluate.", *left_out]))
-    log, live_log, model = _evaluation_data(evaluated)
+    log, live_log, model, sequence_model, logging = _evaluation_data(evaluated)
+    is_identical = bool((abs(model.target - logging) <= PROBABILITY_TOLERANCE).all())
+    drawn_anew = np.array([not decision.per_user for decision, _ in evaluated])
+    if n_per_user := int((~drawn_anew).sum()):
+        left_out.append(f"The gain does not count {n_per_user:,} decisions whose version was drawn per user.")
+    gain, gain_refusal = None, mean_weight_refusal(log)
+    if not drawn_anew.any():
+        gain_refusal = "all versions were drawn per user, so the decisions of a user are not drawn independently."
+    elif gain_refusal is None:
+        selected = RewardModel(*(each[drawn_anew] for each in (model.options, sequence_model, model.target)))
+        (gain,) = gain_sequence(log.rewards[drawn_anew], logging[drawn_anew], selected)
     estimates = {
         "sndr": sndr(log, model),
         "snips": snips(log),
@@ -133,7 +153,9 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
         "dm": dm(log, model),
     }
     users = len({decision.user_id for decision, _ in evaluated})
-    return EvaluationReport(target.name, len(evaluated), users, ips(live_log), estimates, tuple(left_out))
+    return EvaluationReport(
+        target.name, len(evaluated), users, ips(live_log), gain, gain_refusal, is_identical, estimates, tuple(left_out)
+    )
 
 
 def percent(reward: float) -> str:
@@ -152,7 +174,7 @@ def _points(difference: float) -> str:
 def _column(name: str, estimate: Estimate, *, with_gain: bool) -> tuple[str, ...]:
     """Return a column of the table; that of the log has no gain."""
     gain = estimate.gain
-    significant = "refused" if estimate.refusal else "yes" if estimate.is_significant else "no"
+    significant = "refused" if estimate.refusal else "yes" if estimate.gain_excludes_zero else "no"
     return (
         name,
         *(percent(reward) for reward in (estimate.value, estimate.low, estimate.high)),
@@ -181,8 +203,13 @@ def _is_covered(decision: LoggedDecision, distribution: Floats) -> bool:
     )
 
 
-def _evaluation_data(evaluated: Sequence[tuple[LoggedDecision, Floats]]) -> tuple[Log, Log, RewardModel]:
-    """Return the log of the target policy, the log of the live policy itself, and the reward model."""
+def _evaluation_data(
+    evaluated: Sequence[tuple[LoggedDecision, Floats]],
+) -> tuple[Log, Log, RewardModel, Floats, Floats]:
+    """Return the log of the target policy, that of the live policy itself, and the cross-fitted reward model.
+
+    Then the predictions from earlier decisions only, and the distributions of the live policy, both of shape (n, k).
+    """
     n, max_candidates = len(evaluated), max(len(distribution) for _, distribution in evaluated)
     names = sorted({candidate.prompt_version for decision, _ in evaluated for candidate in decision.candidates})
     indices = {prompt_version: index for index, prompt_version in enumerate(names)}
@@ -203,7 +230,22 @@ def _evaluation_data(evaluated: Sequence[tuple[LoggedDecision, Floats]]) -> tupl
     groups = _segment_groups(decisions, len(names))
     version_means = _version_means(rewards, prompt_versions[np.arange(n), chosen], folds, groups, len(names))
     means = np.take_along_axis(version_means, prompt_versions, axis=1)
-    return log, live_log, RewardModel(chosen, means, target)
+    running = running_means(
+        rewards, prompt_versions[np.arange(n), chosen], n_options=len(names), groups=_first_segments(decisions)
+    )
+    return (
+        log,
+        live_log,
+        RewardModel(chosen, means, target),
+        np.take_along_axis(running, prompt_versions, axis=1),
+        logging,
+    )
+
+
+def _first_segments(decisions: Sequence[LoggedDecision]) -> Integers:
+    """Return the index of the first segment of each decision's user, shape (n,)."""
+    names = [next(iter(segments(decision.signals)), "") for decision in decisions]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _segment_groups(decisions: Sequence[LoggedDecision], n_versions: int) -> Integers:

@@ -47,7 +47,7 @@ def draw(report: EvaluationReport, file: Path) -> None:
         figure.text(14 / _WIDTH, 1 - 32 / height, "\n".join(verdict_lines), va="top", linespacing=1.25)
         legend = "grey: not valid" if report.best.refusal else f"use {BEST} as the estimate"
         footer = (
-            f"{report.decisions:,} decisions, {report.users:,} users; intervals of 95%, for a single look; {legend}"
+            f"{report.decisions:,} decisions, {report.users:,} users; drawn: 95% intervals for a single look; {legend}"
         )
         figure.text(14 / _WIDTH, 10 / height, footer, color=PRINT_PALETTE.secondary, size=10)
         save_figure(figure, file)

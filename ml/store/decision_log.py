@@ -20,13 +20,15 @@ _PAGE = 500
 _REWARD_RATE_PERIOD = timedelta(days=30)
 _TIP_COUNT_PERIOD = timedelta(days=7)
 
+_PER_USER = {name for name, policy in POLICIES.items() if policy.per_user}
+
 _TIPS = tables.tip_scores.c
 _SHOWN_TIPS = (
     select(
         *(_TIPS[name] for name in ("tip_id", "decision_id", "user_id", "created_at", "signals", "aggregates")),
         *(_TIPS[name] for name in ("options", "prompt_version_asked", "prompt_version", "prompt_digest", "reward")),
         _TIPS.reward_in_window,
-        *(_TIPS[name] for name in ("candidates", "score_policy")),
+        *(_TIPS[name] for name in ("candidates", "score_policy", "policy")),
     )
     .where(
         _TIPS.shown,
@@ -131,4 +133,5 @@ def _decision(row: RowMapping, candidates: Mapping[str, RowMapping]) -> LoggedDe
         reward=row["reward"] or 0.0,
         reward_in_window=row["reward_in_window"] or 0.0,
         ranked=_is_ranked(row),
+        per_user=not _is_ranked(row) and row["policy"] in _PER_USER,
     )

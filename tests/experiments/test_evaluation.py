@@ -347,7 +347,7 @@ def test_any_number_of_decisions_of_few_clusters_is_refused() -> None:
     few = repeated(simulate_clustered_log(np.random.default_rng(8), 15)[0], 50)
     assert snips(without_clusters(few)).refusal is None
     for estimate in (ips(few), snips(few)):
-        sentence = r"The effective number of users is (8|9|1\d); at least 20 are needed\."
+        sentence = r"The effective number of users is (8|9|1\d); at least 40 are needed\."
         assert re.fullmatch(sentence, estimate.refusal or "")
 
 
@@ -355,7 +355,7 @@ def test_a_log_of_one_cluster_has_intervals_of_the_whole_range() -> None:
     log = Log(np.arange(500) % 2 / 1.0, np.full(500, 0.5), np.full(500, 0.5), clusters=np.zeros(500, np.intp))
     estimate = snips(log)
     assert (estimate.low, estimate.high, estimate.gain.low, estimate.gain.high) == (0, 1, -1, 1)
-    assert estimate.refusal == "The effective number of users is 1; at least 20 are needed."
+    assert estimate.refusal == "The effective number of users is 1; at least 40 are needed."
 
 
 def test_the_tolerance_of_the_mean_weight_accounts_for_clusters() -> None:
@@ -384,7 +384,7 @@ def test_the_gain_of_the_live_policy_itself_is_0(log: Log) -> None:
     own = Log(log.rewards, log.propensities, log.propensities)
     for estimate in (ips(own), snips(own)):
         assert estimate.gain.estimate == pytest.approx(0, abs=1e-12)
-        assert not estimate.is_significant
+        assert not estimate.gain_excludes_zero
         if log.rewards.size > 1:
             assert (estimate.gain.low, estimate.gain.high) == pytest.approx((0, 0), abs=1e-12)
 
@@ -409,12 +409,12 @@ def test_gains_and_losses_are_significant_and_refused_estimates_are_not() -> Non
     for target, better in ((best, True), (worst, False)):
         log, options, groups = simulate_log(rng, 2_000, target)
         for estimate in all_estimates(log, RewardModel(options, RATES[groups], target[groups])).values():
-            assert estimate.is_significant
+            assert estimate.gain_excludes_zero
             assert (estimate.gain.low > 0) is better
             assert (estimate.gain.high < 0) is not better
         few = Log(log.rewards[:150], log.propensities[:150], log.target_probabilities[:150])
         assert snips(few).refusal
-        assert not snips(few).is_significant
+        assert not snips(few).gain_excludes_zero
 
 
 # Refusals
