@@ -76,6 +76,7 @@ def adaptive_boundary(squares: Floats, scales: Floats, *, alpha: float) -> Float
     tilts = np.where(is_valid, _TILTS, 0.0)
     penalties = np.where(is_valid, (-np.log1p(-c * tilts) - c * tilts) / c**2 * v, np.inf)
     goal = math.log(_TILTS.size / alpha)
+    high: Floats
     # At the sum `high` one supermartingale of the mixture is large enough on its own.
     with np.errstate(divide="ignore"):
         high = ((goal + penalties) / tilts).min(1)

@@ -49,10 +49,10 @@ class EvaluationReport:
     """The off-policy evaluation of one target policy.
 
     `policy`: its name. `decisions`, `users`: how many it was evaluated with. `earned`: the mean reward of the live
-    policy at the same decisions. `gain`: the confidence sequence of the gain, which holds at every look; None if refused.
-    `gain_refusal`: the reason, as the end of a sentence. `is_identical`: the policy has the probabilities of the log.
-    `estimates`: those of the target policy by estimator, the recommended one first.
-    `left_out`: sentences about the decisions that were left out.
+    policy at the same decisions. `gain`: the confidence sequence of the gain, which holds at every look; None if
+    refused. `gain_refusal`: the reason, as the end of a sentence. `is_identical`: the policy has the probabilities of
+    the log. `estimates`: those of the target policy by estimator, the recommended one first. `left_out`: sentences
+    about the decisions that were left out.
     """
 
     policy: str
@@ -69,8 +69,8 @@ class EvaluationReport:
     def notes(self) -> tuple[str, ...]:
         """Sentences about the data and the use of the estimates."""
         return (
-            f"{self.decisions:,} decisions, {self.users:,} users. The estimates are for a single look, at a policy that "
-            f"was chosen beforehand; use {BEST}, and snips as a check.",
+            f"{self.decisions:,} decisions, {self.users:,} users. The estimates are for a single look, at a policy "
+            f"that was chosen beforehand; use {BEST}, and snips as a check.",
             *self.left_out,
         )
 

@@ -35,7 +35,8 @@ class Looks:
 
     def verdicts(self) -> npt.NDArray[np.bool_]:
         """Return in which looks an interval excludes no difference, shape (looks, runs)."""
-        return np.any(np.abs(self.centres) > self.half_widths, axis=2)
+        excluded: npt.NDArray[np.bool_] = (np.abs(self.centres) > self.half_widths).any(axis=2)
+        return excluded
 
     def misses(self, truths: Floats) -> npt.NDArray[np.bool_]:
         """Return in which looks the interval of the first pair does not contain its true difference."""

@@ -67,7 +67,7 @@ def test_probabilities_equal_the_frequencies_of_draws_from_the_posterior(days: i
     rng = np.random.default_rng(3)
     n = rng.integers(20, 200, (days, 3)).astype(float)
     totals = rng.binomial(n.astype(int), [0.2, 0.22, 0.25]).astype(float)
-    weights = 0.5 ** np.arange(days)
+    weights: Floats = 0.5 ** np.arange(days, dtype=np.float64)
     # The posterior of the regression with an indicator per day, whose coefficients have nearly flat priors.
     pooled = float(weights @ totals.sum(1) / (weights @ n.sum(1)))
     variance = pooled * (1 - pooled)
@@ -80,7 +80,7 @@ def test_probabilities_equal_the_frequencies_of_draws_from_the_posterior(days: i
     mean = np.linalg.solve(precision, x.T @ (w * (totals / n).ravel()))
     drawn = rng.multivariate_normal(mean, np.linalg.inv(precision), 200_000)[:, days:]
     frequencies = np.bincount(drawn.argmax(1), minlength=3) / len(drawn)
-    np.testing.assert_allclose(probability_best(n, totals, weights), frequencies, atol=0.01)
+    assert probability_best(n, totals, weights).tolist() == pytest.approx(frequencies.tolist(), abs=0.01)
 
 
 def test_a_day_with_one_version_says_nothing() -> None:

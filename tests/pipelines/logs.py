@@ -29,10 +29,9 @@ def decision(**fields: Any) -> LoggedDecision:
         "candidates": (LoggedCandidate("v1", 0.5), LoggedCandidate("v2", 0.5)),
         "chosen": 0,
         "reward": 0.0,
-        "reward_in_window": 0.0,
         "ranked": False,
     }
-    return LoggedDecision(**defaults | fields)
+    return LoggedDecision(**defaults | {"reward_in_window": fields.get("reward", 0.0)} | fields)
 
 
 def log_of(
