@@ -35,8 +35,8 @@ class Looks:
 
     def verdicts(self) -> npt.NDArray[np.bool_]:
         """Return in which looks an interval excludes no difference, shape (looks, runs)."""
-        excluded: npt.NDArray[np.bool_] = (np.abs(self.centres) > self.half_widths).any(axis=2)
-        return excluded
+        excluded: npt.NDArray[np.bool_] = np.abs(self.centres) > self.half_widths
+        return np.logical_or.reduce(excluded, axis=2)  # type: ignore[no-any-return]
 
     def misses(self, truths: Floats) -> npt.NDArray[np.bool_]:
         """Return in which looks the interval of the first pair does not contain its true difference."""

@@ -113,10 +113,10 @@ def test_the_reward_of_a_version_is_estimated_by_every_estimator(directory: Path
         "sndr, and snips as a check."
     )
     # The interval that holds at every look comes first. It is wider than that for a single look.
-    gain, low, high = found_gain(verdict)
+    gained, at_least, at_most = found_gain(verdict)
     assert verdict.startswith(f"The log earned {log[0]}. No difference from v3 has been found so far: ")
     assert verdict.endswith("This 95% interval holds at every look.")
-    assert low < float(found["sndr"][4]) < gain < float(found["sndr"][5]) < high
+    assert at_least < float(found["sndr"][4]) < gained < float(found["sndr"][5]) < at_most
 
 
 def test_a_policy_trained_on_the_first_half_is_better_on_the_second_half(directory: Path) -> None:
