@@ -9,6 +9,7 @@ The fit uses the logged decisions without weights: inverse gap weighting (`explo
 predictions into probabilities, requires a regression of the reward (Foster & Rakhlin, "Beyond UCB", ICML 2020).
 """
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Self
@@ -127,15 +128,22 @@ class DayAdjustedStatistics:
 
     def contrast_error(self, model: "LinearModel") -> float:
         """Return the mean squared error of a model at these decisions, apart from the level of each day."""
-        if self.total.n == 0:
-            return 0.0
-        weights = model.weights.ravel().copy()
-        weights[0] = 0.0  # the level is eliminated below
-        effective = self.xx[0, 0]
-        level = (self.xy[0] - self.xx[0] @ weights) / effective
-        weights[0] = level
+        weights = self._with_fitted_level(model.weights)
         error = self.yy - 2 * float(weights @ self.xy) + float(weights @ self.xx @ weights)
-        return max(error, 0.0) / self.total.n
+        return max(error, 0.0) / max(self.total.n, 1)
+
+    def error_deviation(self, one: "LinearModel", other: "LinearModel") -> float:
+        """Return the standard deviation of the difference of two models' `contrast_error`, given their predictions."""
+        weights = self._with_fitted_level(one.weights) - self._with_fitted_level(other.weights)
+        squares = max(float(weights @ self.xx @ weights), 0.0)
+        return 2 * math.sqrt(self.contrast_error(other) * squares) / max(self.total.n, 1)
+
+    def _with_fitted_level(self, weights: Floats) -> Floats:
+        """Return the weights of all features, with the constant that is best for these decisions."""
+        flat = weights.ravel().copy()
+        flat[0] = 0.0
+        flat[0] = (self.xy[0] - self.xx[0] @ flat) / self.xx[0, 0] if self.total.n else 0.0
+        return flat
 
 
 def fit(statistics: DayAdjustedStatistics) -> LinearModel:

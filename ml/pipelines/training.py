@@ -19,6 +19,8 @@ WINDOWS = (28, 14, 7)
 """The windows, in days, that are compared with all days; a shorter one adapts faster when preferences change."""
 HELD_OUT_DAYS = 3
 """The newest days, whose rewards are predicted from the days before to choose the window."""
+MIN_DEVIATIONS = 2.0
+"""A shorter window is chosen if its error is lower than that of all days by this number of standard deviations."""
 _DAY = 86_400.0
 
 
@@ -77,8 +79,8 @@ def fit_policy(
     decision, in Unix seconds. Raises ValueError (pydantic's) for a name that a policy cannot have.
     """
     errors = window_errors(days)
-    # Of equal errors, that of the longest window comes first.
-    window = min(errors, key=lambda each: each.error).days if errors else None
+    better = [each for each in errors if each.error + MIN_DEVIATIONS * each.deviation < errors[0].error]
+    window = min(better, key=lambda each: each.error).days if better else None
     statistics = _sum_since(days, max(days) - window + 1 if window else min(days))
     card = PolicyCard(
         name=name,
@@ -104,13 +106,15 @@ def window_errors(days: Mapping[int, DayAdjustedStatistics]) -> list[WindowError
     if not earlier or held_out_since - min(days) <= min(WINDOWS):
         return []
     held_out = _sum_since(days, held_out_since)
+    of_all_days = fit(_sum_since(earlier, min(days)))
     errors = []
     for window in (None, *WINDOWS):
         since = held_out_since - window if window else min(days)
         if since < min(days) or not any(day >= since for day in earlier):
             continue
-        model = fit(_sum_since(earlier, since))
-        errors.append(WindowError(days=window, error=round(held_out.contrast_error(model), 6)))
+        model = fit(_sum_since(earlier, since)) if window else of_all_days
+        error, deviation = held_out.contrast_error(model), held_out.error_deviation(model, of_all_days)
+        errors.append(WindowError(days=window, error=round(error, 6), deviation=round(deviation, 6)))
     return errors
 
 

@@ -58,12 +58,14 @@ class WindowError(BaseModel):
     """How well a policy that was fitted to the last days before the newest ones predicted these.
 
     `days`: the length of the window; None for all days. `error`: the mean squared error of contrasts within days.
+    `deviation`: the standard deviation of its difference from that of all days.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     days: Annotated[int, Field(ge=1, le=36_500)] | None
     error: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+    deviation: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
 class PolicyCard(BaseModel):
