@@ -136,17 +136,31 @@ class Recommender:
         seconds: float,
         claim: KeyClaim | None = None,
     ) -> TipRecord:
-        """Generate the candidates that were drawn, in `seconds`, rank and store them; return the shown one."""
+        """Generate the candidates that were drawn, in `seconds`, rank and store them; return the shown one.
+
+        If the caller disconnects before they are stored, all draws are stored as failures: otherwise versions that take
+        long would lose draws unseen.
+        """
+        try:
+            return await self._write_decision(user_id, signals, draws, seconds, claim)
+        except asyncio.CancelledError:
+            disconnected = [(draw, DISCONNECTED) for draw in draws]
+            # Those of tips that were stored nevertheless are left out.
+            await self._store_failures(self._failures(user_id, signals, disconnected), claim)
+            raise
+
+    async def _write_decision(
+        self,
+        user_id: str,
+        signals: dict[str, Any],
+        draws: Sequence[_Draw],
+        seconds: float,
+        claim: KeyClaim | None,
+    ) -> TipRecord:
         started = time.perf_counter()
         is_ranked = len(draws) > 1
         ranking_seconds = min(MAX_RANKING_SECONDS, seconds / 10) if is_ranked else 0
-        try:
-            candidates, errors = await self._generate_candidates(draws, signals, seconds - ranking_seconds)
-        except asyncio.CancelledError:  # the caller has disconnected
-            await self._store_failures(
-                self._failures(user_id, signals, [(draw, DISCONNECTED) for draw in draws]), claim
-            )
-            raise
+        candidates, errors = await self._generate_candidates(draws, signals, seconds - ranking_seconds)
         failures = self._failures(user_id, signals, [(draw, error.slug) for draw, error in errors], candidates)
         if not candidates:
             await self._store_failures(failures, claim)

@@ -24,7 +24,7 @@ from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app as create_serving
 from ml.standalone.app import create_app as create_standalone
 from ml.store.tips import open_tip_store
-from tests.conftest import of_model
+from tests.conftest import eventually, of_model
 from tests.databases import Database, Row
 from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fake_serving import TIP_RESPONSE, FakeServing, hang, ranking
@@ -335,7 +335,7 @@ def test_a_candidate_that_is_never_generated_does_not_prevent_the_other_candidat
 
 
 @ON_SQLITE
-def test_when_the_caller_disconnects_during_the_ranking_nothing_is_stored(
+def test_when_the_caller_disconnects_during_the_ranking_only_failures_are_stored(
     monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender, fake_serving: FakeServing, database: Database
 ) -> None:
     # So long that only the disconnect can end the ranking.
@@ -364,6 +364,10 @@ def test_when_the_caller_disconnects_during_the_ranking_nothing_is_stored(
     fake_serving.score = default_score
     ask(http, "connected")
     assert {row["user_id"] for row in stored(database)} == {"connected"}
+    assert eventually(lambda: database.count("generation_failures") == 2, 30)
+    rows = database.rows("SELECT user_id, error FROM generation_failures")
+    assert {(row["user_id"], row["error"]) for row in rows} == {("disconnected", "disconnected")}
+    check_counts(database)
 
 
 def test_a_decision_is_stored_completely_or_not_at_all(database: Database) -> None:

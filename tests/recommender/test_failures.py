@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sqlite3
+import threading
+from contextlib import closing
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -89,6 +91,38 @@ def test_a_generation_whose_caller_disconnects_is_stored(
     asyncio.run(hang_up())
     assert eventually(lambda: len(failures(database)) == 2, 30)
     assert {row["error"] for row in failures(database)} == {"disconnected"}
+    check_counts(database)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "a-key"}], ids=["without a key", "with a key"])
+def test_a_caller_that_disconnects_while_its_tip_is_stored_leaves_a_tip_or_a_failure(
+    start_recommender: StartRecommender, fake_serving: FakeServing, database: Database, key: dict[str, str]
+) -> None:
+    http = start_recommender(tip_prompt_version="v1,v2-mentor")
+    generated = threading.Event()
+
+    async def generate(request: Request) -> Response:
+        # From here on the database is locked, so that the tip cannot be stored while the caller waits.
+        blocker.execute("BEGIN IMMEDIATE")
+        generated.set()
+        return JSONResponse(TIP_RESPONSE | {"prompt_version": (await request.json())["prompt_version"]})
+
+    async def hang_up() -> None:
+        async with httpx.AsyncClient(base_url=http.base_url) as caller:
+            request = asyncio.create_task(caller.post("/tips", json=BODY, headers=key))
+            await asyncio.to_thread(generated.wait, 30)
+            await asyncio.sleep(0.5)
+            request.cancel()
+
+    with closing(sqlite3.connect(database.file, check_same_thread=False, isolation_level=None)) as blocker:
+        fake_serving.generate = generate
+        asyncio.run(hang_up())
+        blocker.execute("ROLLBACK")
+    assert eventually(lambda: sum(outcomes(database).values()) == 1, 30)
+    fake_serving.generate = None
+    assert http.post("/tips", json=BODY).status_code == 200
+    assert database.count("tip_scores") + len(failures(database)) == sum(outcomes(database).values()) == 2
     check_counts(database)
 
 
