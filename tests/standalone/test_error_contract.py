@@ -121,7 +121,10 @@ json_values = st.recursive(
         st.lists(values, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["signals", "goal", "user_id", "candidates", "id", "tip_id", "reaction", "reactions", "at", "x"]
+                [
+                    *("signals", "goal", "user_id", "candidates", "id", "tip_id"),
+                    *("reaction", "reactions", "exposures", "at", "x"),
+                ]
             ),
             values,
             max_size=4,

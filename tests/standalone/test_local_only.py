@@ -15,7 +15,8 @@ from tests.server import running
 SERVING = ServingSettings(tip_model="openai/unused", tip_model_api_base="http://127.0.0.1:9")
 PAGES = ("/", "/admin/rewards", "/admin/rewards.csv")
 OPERATIONS = [("GET", page) for page in PAGES] + [
-    *(("POST", path) for path in ("/admin/reload", "/playground/tips", "/playground/reactions"))
+    ("POST", "/admin/reload"),
+    *(("POST", f"/playground/{name}") for name in ("tips", "exposures", "reactions")),
 ]
 PASSWORD = "Authorization: Basic dTpwdw=="  # u:pw
 

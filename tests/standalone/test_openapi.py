@@ -45,6 +45,8 @@ def test_every_route_has_a_summary_and_a_valid_example(serve_both: Serve) -> Non
     assert (score.status_code, len(score.json()["scores"])) == (200, 2)
     tip = http.post("/tips", json=examples["TipRequest"])
     assert tip.status_code == 200
+    exposure = examples["ExposureRequest"] | {"tip_id": tip.json()["tip_id"]}
+    assert http.post("/exposures", json=exposure).json()["outcome"] == "recorded"
     reaction = examples["ReactionRequest"] | {"tip_id": tip.json()["tip_id"]}
     assert http.post("/reactions", json=reaction).json()["outcome"] == "recorded"
 
@@ -70,13 +72,13 @@ def test_every_operation_is_in_one_group_and_every_group_has_a_description() -> 
 
 def test_the_document_declares_keys_for_the_routes_that_need_one() -> None:
     document = create_app(ServingSettings(api_keys=("key",)), RecommenderSettings(api_keys=("key",))).openapi()
-    for path in ("/generate", "/score", "/admin/reload", "/tips", "/reactions"):
+    for path in ("/generate", "/score", "/admin/reload", "/tips", "/exposures", "/reactions"):
         assert document["paths"][path]["post"]["security"] == [{"HTTPBearer": []}]
     assert "security" not in document["paths"]["/health/live"]["get"]
 
 
 NOT_EXPRESSIBLE = re.compile(
-    "#/(signals/locale|prompt_version|candidates/[0-9]+/id|(reactions/[0-9]+/)?at|to|baseline)"
+    "#/(signals/locale|prompt_version|candidates/[0-9]+/id|((reactions|exposures)/[0-9]+/)?at|to|baseline)"
 )
 """Fields with rules that JSON Schema cannot express: known locales and versions, uniqueness, the present, order."""
 
@@ -85,7 +87,7 @@ def test_a_rule_that_the_schema_cannot_express_is_in_the_description() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     body_fields = [
         *(("Signals", "locale"), ("GenerateRequest", "prompt_version")),
-        *(("ScoreRequest", "candidates"), ("ReactionRequest", "at")),
+        *(("ScoreRequest", "candidates"), ("ReactionRequest", "at"), ("ExposureRequest", "at")),
     ]
     fields = [schemas[model]["properties"][name] for model, name in body_fields]
     fields += [

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from ml.features.request_schemas import Signals
 from ml.serving.prompts import PROMPTS
 from ml.standalone.playground import EXAMPLES, form_field
 from tests.browser import serious_problems
-from tests.conftest import Serve
+from tests.conftest import Serve, eventually
 from tests.upstream import TIP, UNUSABLE, Upstream
 
 
@@ -120,6 +121,31 @@ def test_the_pages_link_to_each_other_in_both_directions(serve_both: Serve, page
             page.wait_for_url(str(http.base_url.join(target_path)))
 
 
+def test_the_page_reports_an_exposure_of_each_tip_that_it_displays(serve_both: Serve, page: Page) -> None:
+    http = serve_both()
+    sent: list[Any] = []
+    page.on(
+        "request", lambda request: sent.append(request.post_data_json) if request.url.endswith("/exposures") else None
+    )
+    displayed = "#tips .tip[data-tip]"
+    request_tips(page, http)
+    expect(page.locator(displayed)).to_have_count(len(PROMPTS))
+    recorded = 'tips_exposures_total{outcome="recorded"} ' + f"{len(PROMPTS):.1f}"
+    assert eventually(lambda: recorded in http.get("/metrics").text, 20)
+    tips = page.locator(displayed).evaluate_all("cards => cards.map((card) => card.dataset.tip)")
+    assert sorted(body["tip_id"] for body in sent) == sorted(tips)
+
+
+def test_a_tip_that_is_not_displayed_has_no_exposure(serve_both: Serve, page: Page) -> None:
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    request_tips(page, serve_both("says-markup"))
+    expect(page.locator("[data-version=v1] .message")).to_contain_text("cannot be shown")
+    expect(page.get_by_role("button", name="Write tips")).to_be_enabled()
+    assert any(url.endswith("/playground/tips") for url in sent)
+    assert not any(url.endswith("/playground/exposures") for url in sent)
+
+
 def test_tips_of_the_page_are_not_part_of_the_sample_ratio(serve_both: Serve, page: Page) -> None:
     http = serve_both(tip_prompt_version=(("v1", 1.0), ("v2-mentor", 1.0)))
     request_tips(page, http)
@@ -200,7 +226,8 @@ def test_the_page_needs_no_key_but_a_configured_password(serve_both: Serve, page
         assert protected.get(path).status_code == 401
     body = {"user_id": "u", "signals": {}, "prompt_version": "v1"}
     assert protected.post("/playground/tips", json=body).status_code == 401
-    assert protected.post("/playground/reactions", json={}).status_code == 401
+    for path in ("/playground/exposures", "/playground/reactions"):
+        assert protected.post(path, json={}).status_code == 401
     context = browser.new_context(http_credentials={"username": "operator", "password": "open sesame"})
     authenticated_page = context.new_page()
     request_tips(authenticated_page, protected)
