@@ -61,8 +61,8 @@ def adaptive_boundary(squares: Floats, scales: Floats, *, alpha: float) -> Float
 
     is at most a supermartingale that starts at 1, since psi grows with c (HRMS, Theorem 4 for one c). The boundary is
     where the mean of 24 of them, with l from 0.0005 to 0.98, reaches 1 / `alpha` (Ville's inequality); those with
-    l >= 1 / c count as 0. It needs no tuning: for the scale 1 it is 14 to 20 % higher than `boundary` with the best `tuned_at`
-    if the sum of squares is from 20 to 4e7, and 27 % at 5.
+    l >= 1 / c count as 0. It needs no tuning: for the scale 1 it is 14 to 20 % higher than `boundary` with the
+    best `tuned_at` if the sum of squares is from 20 to 4e7, and 27 % at 5.
 
     Parameters
         `squares`: shape (n,), at least 0, the sum of (x_i - y_i)^2 up to each look.

@@ -22,13 +22,17 @@ Rate = Callable[[int, str, str], float]
 
 
 def log_of(
-    days: int, rate: Rate, *, versions: Callable[[int], tuple[str, ...]] = lambda _: ("v1", "v2")
+    days: int,
+    rate: Rate,
+    *,
+    versions: Callable[[int], tuple[str, ...]] = lambda _: ("v1", "v2"),
+    per_day: int = PER_DAY,
 ) -> list[LoggedDecision]:
-    """Return decisions among equally likely versions, `PER_DAY` on each day."""
+    """Return decisions among equally likely versions, `per_day` on each day."""
     rng = np.random.default_rng(5)
     log = []
-    for number in range(days * PER_DAY):
-        day = number // PER_DAY
+    for number in range(days * per_day):
+        day = number // per_day
         offered = versions(day)
         chosen, mood = int(rng.integers(len(offered))), MOODS[int(rng.integers(2))]
         reward = float(rng.random() < rate(day, offered[chosen], mood))
@@ -36,7 +40,7 @@ def log_of(
             LoggedDecision(
                 f"d-{number}",
                 f"u-{number % 500}",
-                day * DAY + number % PER_DAY,
+                day * DAY + number % per_day,
                 {"mood": mood},
                 {},
                 tuple(LoggedCandidate(version, 1 / len(offered)) for version in offered),
@@ -60,9 +64,9 @@ def scores(policy: RankingPolicy, mood: str) -> dict[str, float]:
 
 def test_a_worse_version_that_was_added_during_a_lift_does_not_win_by_it() -> None:
     def rate(day: int, version: str, mood: str) -> float:  # noqa: ARG001
-        return (0.2 if day < 5 else 0.35) - (0.06 if version == "v2" else 0.0)
+        return (0.25 if day < 5 else 0.45) - (0.10 if version == "v2" else 0.0)
 
-    log = log_of(10, rate, versions=lambda day: ("v1",) if day < 5 else ("v1", "v2"))
+    log = log_of(10, rate, versions=lambda day: ("v1",) if day < 5 else ("v1", "v2"), per_day=1_200)
     rewards = {
         version: np.mean([one.reward for one in log if one.candidates[one.chosen].prompt_version == version])
         for version in ("v1", "v2")
