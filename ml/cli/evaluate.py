@@ -11,7 +11,13 @@ from rich.table import Column, Table
 
 from ml.cli.options import check_figure_file, parse_age
 from ml.cli.progress import working
-from ml.cli.stores import database_name, mature_decisions, needs_recommender_extra, reaction_window
+from ml.cli.stores import (
+    database_name,
+    mature_decisions,
+    needs_recommender_extra,
+    reaction_window,
+    recommender_settings,
+)
 from ml.platform.settings import ConfigurationError
 from ml.serving.settings import ServingSettings
 
@@ -38,6 +44,7 @@ def evaluate(
     target = targets.parse_target(
         policy,
         reaction_window=reaction_window(),
+        half_life_days=recommender_settings().thompson_half_life_days,
         tracking_uri=ServingSettings.from_environment().mlflow_tracking_uri,
     )
     decisions, database = mature_decisions(since=since), database_name()

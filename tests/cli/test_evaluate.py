@@ -129,7 +129,9 @@ def test_a_policy_trained_on_the_first_half_is_better_on_the_second_half(directo
 
 
 def test_the_policy_can_be_a_prompt_policy_or_weights_and_the_period_can_be_limited(directory: Path) -> None:
-    assert "from thompson has been found so far" in output(evaluate(directory, "--policy", "thompson"))
+    learned = output(evaluate(directory, "--policy", "thompson"))
+    assert "from thompson has been found so far" in learned
+    assert output(evaluate(directory, "--policy", "thompson", THOMPSON_HALF_LIFE_DAYS="1")) != learned
     text = output(evaluate(directory, "--policy", "v1=90,v3=10", "--since", "10d"))
     assert "v1=90,v3=10" in text.splitlines()[1]
     assert re.search(r"^1,296 decisions, ", text, re.MULTILINE)

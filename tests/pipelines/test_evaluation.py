@@ -215,6 +215,31 @@ def test_thompson_sampling_never_uses_rewards_that_were_unknown_at_the_time(seed
     assert before == after
 
 
+def test_thompson_sampling_does_not_use_reactions_that_were_received_after_the_reaction_window() -> None:
+    log = log_of(300)
+    corrected = [replace(one, reward=1 - one.reward) for one in log]
+    before, after = (
+        [[] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", 0.0).distributions(each)]
+        for each in (log, corrected)
+    )
+    assert before == after
+    assert len({tuple(one) for one in before}) > 2
+
+
+def test_thompson_sampling_forgets_with_the_half_life_that_it_is_given() -> None:
+    log = log_of(2_000)
+    last = []
+    for half_life_days in (1.0, 28.0):
+        forgetting = parse_target(
+            "thompson", reaction_window=timedelta(0), half_life_days=half_life_days, tracking_uri="sqlite:///missing.db"
+        )
+        *_, distribution = forgetting.distributions(log)
+        assert distribution is not None
+        last.append(distribution[2])
+    # The last version is the best one: the less is forgotten, the more certain is that.
+    assert last[0] < last[1]
+
+
 def test_thompson_sampling_starts_with_equal_probabilities() -> None:
     first = next(iter(PromptPolicyTarget("thompson", 0.0).distributions(log_of(3))))
     assert first is not None
