@@ -3,10 +3,10 @@
     python -m tests.bench.thompson [--runs 100]
 
 prints the table of docs/benchmarks.md. The policy is the one of the service (`ml.experiments.thompson`). It learns each
-day from the rewards of all days before, in the last column without those of the day before. Rewards are thus known after
-half a day or one and a half on average; a service with a reaction window of 24 hours is half-way between. The peer is
-Thompson sampling with Beta posteriors over all rewards since the start, with the same floor (Chapelle & Li, "An empirical
-evaluation of Thompson sampling", NeurIPS 2011).
+day from the rewards of all days before; in the last column, without those of the day before. Rewards are thus known
+after half a day or one and a half on average; a service with a reaction window of 24 hours is half-way between. The
+peer is Thompson sampling with Beta posteriors over all rewards since the start, with the same floor (Chapelle & Li, "An
+empirical evaluation of Thompson sampling", NeurIPS 2011).
 """
 
 import argparse
