@@ -1,6 +1,6 @@
 """Cycles of collecting decisions, training, evaluation and deployment of a ranking policy, on simulated users.
 
-    python -m tests.bench.cycles [--seeds 5] [--users 300] [--days 14]
+    python -m tests.bench.cycles [--seeds 5] [--users 300] [--days 14] [--exploration squarecb]
 
 prints the table of docs/benchmarks.md. It runs in process with the code of the service: three candidates per decision,
 one of each prompt version, as systematic sampling draws them; `train`, `evaluate` and the policy are the real ones. The
@@ -9,6 +9,9 @@ these, and ranks the next cycle.
 
 The share is that of the way from uniform ranking to an oracle, in expected reward. One oracle knows the signals only,
 and is the best that any policy can be; the other one knows the persona of each user.
+
+`--exploration thompson` draws each candidate with the posterior probability that it is the best (Thompson sampling, 256
+fixed draws from the posterior of the weights, with the same floor) instead of the inverse gap weighting of the service.
 """
 
 import argparse
@@ -22,7 +25,8 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.features.encoder import candidate_row
+from ml.experiments.regression_statistics import interaction_features
+from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines.evaluation import evaluate
 from ml.pipelines.targets import RankingTarget
 from ml.pipelines.training import train
@@ -34,6 +38,7 @@ from tests.simulation.oracle import expected_rewards
 CYCLES = 3
 HELD_OUT_DAYS = 7
 TIP = "Take three slow breaths before the next thing you do."
+NORMAL_DRAWS = np.random.default_rng(1).standard_normal((256, len(LISTED_VERSIONS)))
 _DAY = 86_400.0
 
 Ranker = Callable[[Visit], Floats]
@@ -55,7 +60,7 @@ class CycleOutcome:
     window_days: int | None
 
 
-def run(seed: int, users: int, days: int) -> list[CycleOutcome]:
+def run(seed: int, users: int, days: int, exploration: str = "squarecb") -> list[CycleOutcome]:
     """Return the outcomes of the policies of three cycles."""
     chance = random.Random(seed)
     log: list[LoggedDecision] = []
@@ -90,13 +95,28 @@ def run(seed: int, users: int, days: int) -> list[CycleOutcome]:
         learned = LearnedPolicy(policy)
         best = evaluate([decision for decision in log if decision.at >= until], RankingTarget(learned)).best
         predicted, window = (best.low, best.high), policy.card.window_days
-        ranker = partial(ranked, learned)
+        ranker = partial(ranked, learned) if exploration == "squarecb" else partial(drawn_from_posterior, policy)
     return outcomes
 
 
 def ranked(policy: LearnedPolicy, visit: Visit) -> Floats:
     """Return the probabilities of a learned policy."""
     return policy.rank(visit.signals, [candidate_row(version, TIP) for version in LISTED_VERSIONS]).probabilities
+
+
+def drawn_from_posterior(policy: RankingPolicy, visit: Visit) -> Floats:
+    """Return the share of posterior draws in which each candidate is the best, with the floor of the policy."""
+    candidates = candidate_encoder(policy.card.versions).encode_rows(
+        [candidate_row(version, TIP) for version in LISTED_VERSIONS]
+    )
+    contexts = np.repeat(CONTEXT_ENCODER.encode_rows([visit.signals]), len(candidates), axis=0)
+    features = interaction_features(contexts, candidates)
+    covariance = features @ policy.model.covariance @ features.T
+    root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(candidates)))
+    drawn = features @ policy.model.weights.ravel() + NORMAL_DRAWS @ root.T
+    best = np.bincount(drawn.argmax(1), minlength=len(candidates)) / len(NORMAL_DRAWS)
+    mixed: Floats = (1 - policy.card.floor) * best + policy.card.floor / len(candidates)
+    return mixed
 
 
 def uniform(visit: Visit) -> Floats:  # noqa: ARG001
@@ -135,8 +155,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--users", type=int, default=300)
     parser.add_argument("--days", type=int, default=14)
+    parser.add_argument("--exploration", choices=["squarecb", "thompson"], default="squarecb")
     arguments = parser.parse_args()
-    runs = [run(seed, arguments.users, arguments.days) for seed in range(1, arguments.seeds + 1)]
+    runs = [run(seed, arguments.users, arguments.days, arguments.exploration) for seed in range(1, arguments.seeds + 1)]
     print("| cycle | share, oracle of signals | share, oracle of personas | observed rewards predicted | windows |")
     print("|---|---|---|---|---|")
     for cycle in range(CYCLES):
