@@ -24,16 +24,6 @@ class Sample:
         """The mean reward; 0 without rewards."""
         return self.total / self.n if self.n else 0.0
 
-    @property
-    def variance(self) -> float:
-        """The variance of a reward with two pseudo-observations, 0 and 1; in (0, 0.25].
-
-        Without them, the interval of an arm without reactions would have the width 0. Their influence vanishes as `n`
-        grows (similar to Agresti & Coull, "Approximate is better than exact", The American Statistician 1998).
-        """
-        n = self.n + 2
-        return (self.squares + 1) / n - ((self.total + 1) / n) ** 2
-
 
 @dataclass(frozen=True, slots=True)
 class Interval:

@@ -163,10 +163,6 @@ def percent(reward: float) -> str:
     return f"{100 * reward:.1f}%"
 
 
-def _rate(estimate: Estimate) -> str:
-    return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
-
-
 def _points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
@@ -174,7 +170,7 @@ def _points(difference: float) -> str:
 def _column(name: str, estimate: Estimate, *, with_gain: bool) -> tuple[str, ...]:
     """Return a column of the table; that of the log has no gain."""
     gain = estimate.gain
-    significant = "refused" if estimate.refusal else "yes" if estimate.gain_excludes_zero else "no"
+    excludes_zero = "refused" if estimate.refusal else "yes" if estimate.gain_excludes_zero else "no"
     return (
         name,
         *(percent(reward) for reward in (estimate.value, estimate.low, estimate.high)),
@@ -182,7 +178,7 @@ def _column(name: str, estimate: Estimate, *, with_gain: bool) -> tuple[str, ...
         f"{estimate.effective_sample_size:,.0f}",
         f"{estimate.mean_weight:.2f}",
         f"{estimate.largest_weight:.1f}",
-        significant if with_gain else "",
+        excludes_zero if with_gain else "",
     )
 
 
