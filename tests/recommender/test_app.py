@@ -19,6 +19,7 @@ from ml.store.database import Database as Store
 from ml.store.tips import TipStore
 from tests.conftest import eventually
 from tests.databases import Database
+from tests.example_tips import SetClock
 from tests.fake_serving import FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender
 from tests.policies import policy
@@ -141,7 +142,7 @@ def test_a_writer_that_dies_is_a_503_everywhere_and_no_caller_waits(
     async def die(*_: Any) -> Any:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(TipStore, "_insert_tips", die)
+    monkeypatch.setattr(TipStore, "_insert", die)
     assert not_ready(http) == ""
     for path, body in (
         ("/tips", {"user_id": "u-1"}),
@@ -156,7 +157,9 @@ def test_a_writer_that_dies_is_a_503_everywhere_and_no_caller_waits(
 
 
 @ON_SQLITE
-def test_learning_that_dies_is_not_ready(monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender) -> None:
+def test_learning_that_dies_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch, start_recommender: StartRecommender, clock: SetClock
+) -> None:
     http = start_recommender(tip_prompt_version="v1,v2-mentor", tip_prompt_policy="thompson")
     assert 'tips_background_task_failures_total{task="learning"} 0.0' in http.get("/metrics").text
 
@@ -164,6 +167,7 @@ def test_learning_that_dies_is_not_ready(monkeypatch: pytest.MonkeyPatch, start_
         raise ZeroDivisionError
 
     monkeypatch.setattr(PromptSelector, "learn", fail)
+    clock.go(hours=1)
     assert eventually(lambda: not_ready(http).endswith("have ended: learning (ZeroDivisionError)."))
     assert http.post("/tips", json={"user_id": "u-1"}).status_code == 200
 
