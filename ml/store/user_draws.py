@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy import Text, cast, func, or_, select
 
@@ -13,6 +14,8 @@ from ml.store.database import Database
 from ml.store.rollup import EVERYONE, INDEPENDENT_SCORE_POLICIES, start_of
 
 _TIPS = tables.tip_scores.c
+_ROWS = 1_000
+"""The rows that are read at a time."""
 _MAX_HOUR = 24 * 365 * 2_000
 _OPTIONS = cast(_TIPS.options, Text)
 """As text, since PostgreSQL cannot compare values of the type JSON."""
@@ -60,7 +63,15 @@ async def user_draws(database: Database, segment: str, hours: range) -> AsyncIte
         query = query.where(func.replace(text, json.dumps(segment), "") != text)
     user, last_user = -1, None
     async with database.reading() as connection:
-        async for user_id, options, version, digest, seen, n, total, squares in await connection.stream(query):
-            if user_id != last_user:
-                user, last_user = user + 1, user_id
-            yield UserDraws(user, json.loads(options), version, digest, seen, Sample(n, total, squares))
+        async for rows in (await connection.stream(query)).partitions(_ROWS):
+            for user_id, options, version, digest, seen, n, total, squares in rows:
+                if user_id != last_user:
+                    user, last_user = user + 1, user_id
+                yield UserDraws(user, _parsed(options), version, digest, seen, Sample(n, total, squares))
+
+
+@lru_cache(maxsize=10_000)
+def _parsed(options: str) -> Mapping[str, float]:
+    """Parse a distribution; there are few different ones."""
+    parsed: Mapping[str, float] = json.loads(options)
+    return parsed
