@@ -27,6 +27,7 @@ from ml.recommender.serving_client import ServingClient
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.prompts import PROMPTS
 from ml.standalone.app import create_app as create_standalone
+from ml.store.exposures import Exposure
 from ml.store.reactions import Reaction
 from ml.store.rollup import hour_of
 from ml.store.tips import open_tip_store
@@ -196,6 +197,16 @@ def test_rewards_under_an_old_digest_do_not_change_the_draws(
     assert eventually(has_moved, 30)
 
 
+@pytest.mark.parametrize(("tip_exposure", "better"), [("assumed", BETTER), ("reported", "v1")])
+def test_with_reported_exposures_only_seen_tips_are_learned_from(
+    start_recommender: StartRecommender, database: Database, clock: SetClock, tip_exposure: str, better: str
+) -> None:
+    asyncio.run(store_rewards(database, clock, n=100))
+    asyncio.run(store_rewards(database, SetClock(NOW - 2 * DAY), better="v1", n=40, seen=True))
+    http = start_recommender(tip_prompt_version=VERSIONS, tip_prompt_policy="thompson", tip_exposure=tip_exposure)
+    assert json.loads(row_of(ask(http), database)["options"])[better] > 0.9
+
+
 def test_every_draw_can_be_repeated_from_its_row(start_recommender: StartRecommender, database: Database) -> None:
     for settings in (
         {"tip_prompt_version": VERSIONS},
@@ -316,6 +327,25 @@ def test_when_rewards_cannot_be_read_the_distribution_stays(
 
 
 @ON_SQLITE
+def test_the_distribution_changes_at_most_once_an_hour(
+    database: Database, clock: SetClock, fake_serving: FakeServing
+) -> None:
+    async def run() -> None:
+        await store_rewards(database, clock)
+        async with learning(database, clock, fake_serving) as (selector, _):
+            learned = options(selector)
+            await store_rewards(database, clock, better="v1", n=100)
+            # After each of these requests but the last, it would have read the new rewards.
+            requests = fake_serving.prompts_requests + 4
+            assert await asyncio.to_thread(eventually, lambda: fake_serving.prompts_requests >= requests, 30)
+            assert options(selector) == learned
+            clock.go(hours=1)
+            assert await asyncio.to_thread(eventually, lambda: options(selector)["v1"] > 0.9, 30)
+
+    asyncio.run(run())
+
+
+@ON_SQLITE
 def test_when_serving_does_not_answer_the_last_digests_are_used(
     database: Database, clock: SetClock, fake_serving: FakeServing
 ) -> None:
@@ -377,10 +407,12 @@ async def store_rewards(
     digest: str = DIGEST,
     digests: Mapping[str, str] | None = None,
     n: int = 50,
+    seen: bool = False,
 ) -> None:
     """Store `n` mature tips of both versions, where only users with the better version reacted.
 
-    `digests`: the digest of each version; by default both have `digest`.
+    `digests`: the digest of each version; by default both have `digest`. `seen`: their exposures are reported, at the
+    time of the clock.
     """
     digests = digests or {"v1": digest, BETTER: digest}
     async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
@@ -391,6 +423,8 @@ async def store_rewards(
         ]
         await asyncio.gather(*(store.add(tip) for tip in tips))
         await store.react([Reaction(tip.tip_id, "done") for tip in tips if tip.prompt_version == better])
+        if seen:
+            await store.expose([Exposure(tip.tip_id) for tip in tips])
 
 
 NextRead = Callable[[], Awaitable[StorageUnavailable | None]]
