@@ -1,6 +1,5 @@
 """Off-policy evaluation of a target policy with the decision log: the gain at every look, and all estimators."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -223,12 +222,11 @@ def _evaluation_data(
     log = Log.from_policies(rewards, chosen, logging, target, clusters)
     live_log = Log(rewards, log.propensities, log.propensities, clusters=clusters)
     folds = np.array([int(FOLDS * hash_to_unit_interval("fold", str(user_id))) for user_id in user_ids])[clusters]
-    groups = _segment_groups(decisions, len(names))
-    version_means = _version_means(rewards, prompt_versions[np.arange(n), chosen], folds, groups, len(names))
+    chosen_versions, first_segments = prompt_versions[np.arange(n), chosen], _first_segments(decisions)
+    groups = _large_segments(first_segments, len(names))
+    version_means = _version_means(rewards, chosen_versions, folds, groups, len(names))
     means = np.take_along_axis(version_means, prompt_versions, axis=1)
-    running = running_means(
-        rewards, prompt_versions[np.arange(n), chosen], n_options=len(names), groups=_first_segments(decisions)
-    )
+    running = running_means(rewards, chosen_versions, n_options=len(names), groups=first_segments)
     return (
         log,
         live_log,
@@ -244,13 +242,10 @@ def _first_segments(decisions: Sequence[LoggedDecision]) -> Integers:
     return np.unique(names, return_inverse=True)[1]
 
 
-def _segment_groups(decisions: Sequence[LoggedDecision], n_versions: int) -> Integers:
-    """Return the index of the first segment of each decision's user, shape (n,); 0 for all small segments together."""
-    first_segments = [next(iter(segments(decision.signals)), "") for decision in decisions]
-    counts = Counter(first_segments)
-    large = [segment for segment, count in counts.items() if count >= MIN_DECISIONS_PER_CELL * n_versions]
-    indices = {segment: index for index, segment in enumerate(large, 1)}
-    return np.array([indices.get(segment, 0) for segment in first_segments])
+def _large_segments(first_segments: Integers, n_versions: int) -> Integers:
+    """Return the index of each decision's segment from 1 on, shape (n,); 0 for all small segments together."""
+    is_large = np.bincount(first_segments) >= MIN_DECISIONS_PER_CELL * n_versions
+    return np.where(is_large[first_segments], first_segments + 1, 0)
 
 
 def _version_means(
