@@ -38,9 +38,13 @@ def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
     days: dict[int, list[LoggedDecision]] = defaultdict(list)
     for decision in decisions:
         days[int(decision.at // _DAY)].append(decision)
-    statistics = {
-        day: DayAdjustedStatistics.of_day(sum_statistics(of_day, versions)) for day, of_day in sorted(days.items())
-    }
+    # Days before every window are summed at once, since the statistics of a day take megabytes.
+    first_day, first_of_windows = min(days), max(days) - HELD_OUT_DAYS - max(WINDOWS) + 1
+    statistics: dict[int, DayAdjustedStatistics] = {}
+    for day, of_day in sorted(days.items()):
+        key = day if day >= first_of_windows else first_day
+        adjusted = DayAdjustedStatistics.of_day(sum_statistics(of_day, versions))
+        statistics[key] = statistics[key] + adjusted if key in statistics else adjusted
     trained_until = max(decision.at for decision in decisions)
     return fit_policy(statistics, name=name, versions=versions, trained_until=trained_until).to_bytes()
 

@@ -9,7 +9,7 @@ from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.experiments.linear import DAY_EFFECT_ROWS, DayAdjustedStatistics
 from ml.experiments.regression_statistics import RegressionStatistics, interaction_features
-from ml.pipelines.training import train
+from ml.pipelines.training import fit_policy, sum_statistics, train
 from ml.registry.artifacts import RankingPolicy
 from ml.registry.policies import LearnedPolicy
 
@@ -62,9 +62,12 @@ def scores(policy: RankingPolicy, mood: str) -> dict[str, float]:
     return dict(zip(("v1", "v2"), LearnedPolicy(policy).rank({"mood": mood}, rows).scores.tolist(), strict=True))
 
 
-def test_a_worse_version_that_was_added_during_a_lift_does_not_win_by_it() -> None:
+@pytest.mark.parametrize(("lift", "loss", "margin"), [(0.20, 0.10, 0.01), (0.10, 0.03, 0.0)])
+def test_a_worse_version_that_was_added_during_a_lift_does_not_win_by_it(
+    lift: float, loss: float, margin: float
+) -> None:
     def rate(day: int, version: str, mood: str) -> float:  # noqa: ARG001
-        return (0.25 if day < 5 else 0.45) - (0.10 if version == "v2" else 0.0)
+        return 0.25 + (0.0 if day < 5 else lift) - (loss if version == "v2" else 0.0)
 
     log = log_of(10, rate, versions=lambda day: ("v1",) if day < 5 else ("v1", "v2"), per_day=1_200)
     rewards = {
@@ -75,7 +78,7 @@ def test_a_worse_version_that_was_added_during_a_lift_does_not_win_by_it() -> No
     policy = policy_of(log)
     assert policy.card.learned_from == len(log)
     for mood in MOODS:
-        assert scores(policy, mood)["v1"] > scores(policy, mood)["v2"] + 0.01
+        assert scores(policy, mood)["v1"] > scores(policy, mood)["v2"] + margin
 
 
 def test_after_preferences_change_a_short_window_is_chosen_and_the_policy_follows() -> None:
@@ -97,6 +100,21 @@ def test_while_preferences_stay_all_days_count() -> None:
     assert policy.card.window_days is None
     assert [each.days for each in policy.card.window_errors] == [None, 28, 14, 7]
     assert policy.card.learned_from == 35 * PER_DAY
+
+
+def test_the_choice_among_windows_does_not_depend_on_the_order_of_the_log() -> None:
+    log = log_of(35, lambda day, version, _: 0.5 if (day < 25) == (version == "v1") else 0.2)
+    shuffled = [log[index] for index in np.random.default_rng(1).permutation(len(log))]
+    assert policy_of(log).card.window_days == 7
+    assert train(shuffled) == train(log)
+
+
+def test_days_before_all_windows_are_summed_without_changing_the_policy() -> None:
+    log = log_of(50, lambda _, version, mood: 0.5 if (mood == "great") == (version == "v1") else 0.2, per_day=40)
+    days = {day: [one for one in log if one.at // DAY == day] for day in range(50)}
+    separate = {day: DayAdjustedStatistics.of_day(sum_statistics(of_day, ["v1", "v2"])) for day, of_day in days.items()}
+    policy = fit_policy(separate, name="tips", versions=["v1", "v2"], trained_until=log[-1].at)
+    assert train(log) == policy.to_bytes()
 
 
 def test_with_few_days_no_windows_are_compared() -> None:
