@@ -76,14 +76,25 @@ def sum_pair(strata: Iterable[Stratum], baseline: str, other: str) -> PairSums:
     return sum((_sums(stratum, baseline, other, centres[stratum.day]) for stratum in of_pair), PairSums())
 
 
-def _sums(stratum: Stratum, baseline: str, other: str, centre: float) -> PairSums:
-    p_baseline, p_other = stratum.options.get(baseline, 0.0), stratum.options.get(other, 0.0)
+def pair_weights(options: Mapping[str, float], drawn: str, baseline: str, other: str) -> tuple[float, float] | None:
+    """Return the weight of a tip's reward in a comparison, 1 - q or -q, and its overlap q (1 - q).
+
+    None if its options lack one of both versions. `drawn`: the version that was drawn, one of both.
+    """
+    p_baseline, p_other = options.get(baseline, 0.0), options.get(other, 0.0)
     if not (p_baseline > 0 and p_other > 0):
-        return PairSums()
+        return None
     q = p_other / (p_baseline + p_other)
-    weight = 1 - q if stratum.version == other else -q
+    return 1 - q if drawn == other else -q, q * (1 - q)
+
+
+def _sums(stratum: Stratum, baseline: str, other: str, centre: float) -> PairSums:
+    weights = pair_weights(stratum.options, stratum.version, baseline, other)
+    if weights is None:
+        return PairSums()
+    weight, overlap = weights
     centred = stratum.rewards.centred(centre)
-    return PairSums(weight * centred.total, weight**2 * centred.squares, centred.n * q * (1 - q), centred.n)
+    return PairSums(weight * centred.total, weight**2 * centred.squares, centred.n * overlap, centred.n)
 
 
 def difference(sums: PairSums, *, alpha: float) -> Interval | None:

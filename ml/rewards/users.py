@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import special
 
+from ml.experiments.comparison import pair_weights
 from ml.experiments.statistics import Interval
 from ml.rewards.report import RewardReport, Variant
 from ml.store.user_draws import UserDraws
@@ -47,15 +48,15 @@ class _PairSums:
     total: float = 0.0
 
     def add(self, draws: UserDraws, baseline: str, other: str) -> None:
-        p_baseline, p_other = draws.options.get(baseline, 0.0), draws.options.get(other, 0.0)
-        if draws.prompt_version not in (baseline, other) or not (p_baseline > 0 and p_other > 0):
+        """Add draws of one of both versions."""
+        weights = pair_weights(draws.options, draws.prompt_version, baseline, other)
+        if weights is None:
             return
-        q = p_other / (p_baseline + p_other)
-        weight = 1 - q if draws.prompt_version == other else -q
+        weight, overlap = weights
         user, n = draws.user, draws.rewards.n
         self.rewards[user] += weight * draws.rewards.total
         self.weights[user] += weight * n
-        self.overlap[user] += q * (1 - q) * n
+        self.overlap[user] += overlap * n
         self.tips[user] += n
         self.total += draws.rewards.total
 
