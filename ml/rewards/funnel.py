@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ml.experiments.sample_ratio import SampleRatio, sample_ratio
@@ -80,32 +80,24 @@ class Funnel:
         return any(test.alarm for test in self.tests)
 
 
-@dataclass(slots=True)
-class _Rows:
-    rows: dict[str, FunnelRow] = field(default_factory=dict)
-
-    def __getitem__(self, version: str) -> FunnelRow:
-        return self.rows.setdefault(version, FunnelRow(version))
-
-
 def build_funnel(unknown: PeriodCounts, known: PeriodCounts, *, exposures: bool) -> Funnel:
     """Return the funnel of the period before the first exposure report, and of the one since then.
 
     Without any report, `known` is empty.
     """
-    rows = _Rows()
-    for draw in _mature(unknown.draws):
-        _add_draw(rows[draw.prompt_version], draw, exposure_known=False)
-    for draw in _mature(known.draws):
-        _add_draw(rows[draw.prompt_version], draw, exposure_known=True)
-    for count in _reactions([*unknown.tips, *known.tips]):
-        rows[count.prompt_version].reacted += count.tips
+    rows: dict[str, FunnelRow] = {}
+    for period in (unknown, known):
+        for draw in _mature(period.draws):
+            row = rows.setdefault(draw.prompt_version, FunnelRow(draw.prompt_version))
+            _add_draw(row, draw, exposure_known=period is known)
+        for count in _reactions(period.tips):
+            rows.setdefault(count.prompt_version, FunnelRow(count.prompt_version)).reacted += count.tips
     since_report = _reactions(known.tips)
     draws = [draw for draw in (*unknown.draws, *known.draws) if draw.outcome != "per_user"]
     seen = [draw for draw in _mature(known.draws) if draw.outcome == "comparable" and draw.seen]
     tests = [_test("drawn", draws), _test("written", [draw for draw in draws if _is_written(draw)])]
     return Funnel(
-        rows=tuple(rows.rows[version] for version in sorted(rows.rows)),
+        rows=tuple(rows[version] for version in sorted(rows)),
         tests=(*tests, _test("seen", seen)) if exposures else tuple(tests),
         exposures=exposures,
         reactions=sum(count.tips for count in since_report),
