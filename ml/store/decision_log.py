@@ -13,14 +13,12 @@ from ml.experiments.decisions import LoggedCandidate, LoggedDecision
 from ml.experiments.policies import POLICIES
 from ml.store import tables
 from ml.store.database import Database
-from ml.store.rollup import UNAVAILABLE
+from ml.store.rollup import UNAVAILABLE, is_drawn_per_user
 
 _PAGE = 500
 """The decisions in one page; the ids of their candidates must fit into the parameters of one statement."""
 _REWARD_RATE_PERIOD = timedelta(days=30)
 _TIP_COUNT_PERIOD = timedelta(days=7)
-
-_PER_USER = {name for name, policy in POLICIES.items() if policy.per_user}
 
 _TIPS = tables.tip_scores.c
 _SHOWN_TIPS = (
@@ -133,5 +131,5 @@ def _decision(row: RowMapping, candidates: Mapping[str, RowMapping]) -> LoggedDe
         reward=row["reward"] or 0.0,
         reward_in_window=row["reward_in_window"] or 0.0,
         ranked=_is_ranked(row),
-        per_user=not _is_ranked(row) and row["policy"] in _PER_USER,
+        per_user=not _is_ranked(row) and is_drawn_per_user(row["policy"]),
     )

@@ -16,6 +16,7 @@ from ml.store.reactions import (
     Reaction,
     ReactionResult,
     UnknownTipsError,
+    effective_in_window,
     effective_reaction,
     resolve_reaction,
 )
@@ -156,11 +157,8 @@ class TipLocks:
         rewards = {tip_id: effective.reward for tip_id in reacted if (effective := locked.effective[tip_id])}
         # If the clock went back, the effective one of several reactions may have been received after the window.
         again = [tip_id for tip_id in reacted if locked.rows[tip_id]["reaction"]]
-        latest: dict[UUID, EffectiveReaction] = {}
-        for row in await _select(connection, _SELECT_REACTIONS, again):
-            if row["received_at"] <= locked.rows[row["tip_id"]]["created_at"] + self._window:
-                reaction = EffectiveReaction(row["at"], row["reaction"], row["reward"])
-                latest[row["tip_id"]] = max(reaction, latest.get(row["tip_id"], reaction))
+        window_ends = {tip_id: locked.rows[tip_id]["created_at"] + self._window for tip_id in again}
+        latest = effective_in_window(await _select(connection, _SELECT_REACTIONS, again), window_ends)
         return rewards | {tip_id: reaction.reward for tip_id, reaction in latest.items()}
 
 

@@ -1,6 +1,6 @@
 """Reactions to tips: their rewards, and the rule for which of several is effective."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -77,6 +77,19 @@ def resolve_reaction(
         return resolved, resolved, "recorded"
     is_same = (resolved.at, resolved.kind) == (effective.at, effective.kind)
     return resolved, effective, "repeated" if is_same else "superseded"
+
+
+def effective_in_window(history: Iterable[Row], window_ends: Mapping[UUID, datetime]) -> dict[UUID, EffectiveReaction]:
+    """Return the effective reaction of each tip among those that were received by the end of its reaction window.
+
+    `history`: rows of `reactions`. `window_ends`: of their tips, by id.
+    """
+    effective: dict[UUID, EffectiveReaction] = {}
+    for row in history:
+        if row["received_at"] <= window_ends[row["tip_id"]]:
+            reaction = EffectiveReaction(row["at"], row["reaction"], row["reward"])
+            effective[row["tip_id"]] = max(reaction, effective.get(row["tip_id"], reaction))
+    return effective
 
 
 def effective_reaction(row: Row) -> EffectiveReaction | None:

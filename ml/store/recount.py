@@ -13,7 +13,7 @@ from ml.store import tables
 from ml.store.counts import COUNTER_TABLES, Counts
 from ml.store.database import Database, run_once
 from ml.store.failures import GenerationFailure
-from ml.store.reactions import EffectiveReaction
+from ml.store.reactions import effective_in_window
 from ml.store.rollup import EVERYONE, CounterDelta, hour_of, window_seconds
 
 _PAGE = 1_000
@@ -140,17 +140,15 @@ async def _count_tips(
 ) -> None:
     """Count tips, which are all between the first and the last one, and correct their rows."""
     first, last = rows[0]["tip_id"], rows[-1]["tip_id"]
-    created_at: dict[UUID, datetime] = {row["tip_id"]: row["created_at"] for row in rows}
+    window_ends: dict[UUID, datetime] = {row["tip_id"]: row["created_at"] + window for row in rows}
 
-    async def received_in_window(table: Table) -> list[RowMapping]:
-        found = (await connection.execute(select(table).where(table.c.tip_id.between(first, last)))).mappings()
-        return [row for row in found if row["received_at"] <= created_at[row["tip_id"]] + window]
+    async def rows_of_tips(table: Table) -> Sequence[RowMapping]:
+        query = select(table).where(table.c.tip_id.between(first, last))
+        return (await connection.execute(query)).mappings().all()
 
-    seen = {row["tip_id"] for row in await received_in_window(tables.exposures)}
-    effective: dict[UUID, EffectiveReaction] = {}
-    for row in await received_in_window(tables.reactions):
-        reaction = EffectiveReaction(row["at"], row["reaction"], row["reward"])
-        effective[row["tip_id"]] = max(reaction, effective.get(row["tip_id"], reaction))
+    exposures = await rows_of_tips(tables.exposures)
+    seen = {row["tip_id"] for row in exposures if row["received_at"] <= window_ends[row["tip_id"]]}
+    effective = effective_in_window(await rows_of_tips(tables.reactions), window_ends)
     updates = []
     for row in rows:
         tip_id = row["tip_id"]

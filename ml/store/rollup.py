@@ -34,7 +34,7 @@ INDEPENDENT_SCORE_POLICIES = frozenset({None, "uniform", UNAVAILABLE})
 """Score policies under which the choice of a candidate does not depend on its features."""
 
 DrawOutcome = Literal["comparable", "ranked", "not_shown", "per_user", "fallback", "failed"]
-"""What became of a draw; if several apply, the last one of them.
+"""The outcome of a draw; if several apply, the last one of them.
 
 `comparable`: an independent draw, whose tip was shown. `ranked`: a learned policy chose the tip among candidates.
 `not_shown`: another candidate was chosen. `per_user`: the version was drawn for the user, not for this tip. `fallback`:
@@ -71,6 +71,11 @@ def _distribution_id(options: tuple[tuple[str, float], ...]) -> str:
     return sha256(json.dumps(dict(options), separators=(",", ":")).encode()).hexdigest()
 
 
+def is_drawn_per_user(policy: str) -> bool:
+    """Return whether a prompt policy, by its logged name, draws a version for each user, not for each tip."""
+    return policy in POLICIES and POLICIES[policy].per_user
+
+
 class Row(Protocol):
     """Values by column name."""
 
@@ -103,11 +108,6 @@ class TipDimensions:
         return cls(**{name: row[name] for name in cls.__slots__})
 
     @property
-    def drawn_per_user(self) -> bool:
-        """Whether the prompt version was drawn for the user, not for this tip."""
-        return self.policy in POLICIES and POLICIES[self.policy].per_user
-
-    @property
     def drawn_version(self) -> str:
         """The prompt version that was drawn; without a draw, the one that serving chose."""
         return self.prompt_version_asked or self.prompt_version
@@ -119,14 +119,14 @@ class TipDimensions:
         A learned policy chose it among candidates, so that it is the best of several; or its version was drawn per
         user, so that it is correlated with the user's other tips.
         """
-        return self.drawn_per_user or self.score_policy not in INDEPENDENT_SCORE_POLICIES
+        return is_drawn_per_user(self.policy) or self.score_policy not in INDEPENDENT_SCORE_POLICIES
 
     @property
     def outcome(self) -> DrawOutcome:
-        """What became of the draw of the prompt version."""
+        """The outcome of the draw of the prompt version."""
         if self.fallback:
             return "fallback"
-        if self.drawn_per_user:
+        if is_drawn_per_user(self.policy):
             return "per_user"
         if not self.shown:
             return "not_shown"

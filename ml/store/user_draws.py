@@ -11,7 +11,7 @@ from ml.experiments.policies import POLICIES
 from ml.experiments.statistics import Sample
 from ml.store import tables
 from ml.store.database import Database
-from ml.store.rollup import EVERYONE, INDEPENDENT_SCORE_POLICIES, start_of
+from ml.store.rollup import EVERYONE, INDEPENDENT_SCORE_POLICIES, is_drawn_per_user, start_of
 
 _TIPS = tables.tip_scores.c
 _ROWS = 1_000
@@ -26,7 +26,7 @@ _COMPARABLE = (
     _TIPS.shown,
     ~_TIPS.fallback,
     or_(_TIPS.score_policy.is_(None), _TIPS.score_policy.in_(sorted(INDEPENDENT_SCORE_POLICIES - {None}, key=str))),
-    _TIPS.policy.not_in([name for name, policy in POLICIES.items() if policy.per_user]),
+    _TIPS.policy.not_in([name for name in POLICIES if is_drawn_per_user(name)]),
 )
 
 
