@@ -89,21 +89,22 @@ def simulate(
     with TemporaryDirectory(prefix="tips-simulation-") as directory, listening(_model()) as model_url:
         own_database_url = f"sqlite+aiosqlite:///{directory}/tips.db"
         hours = iter(progress(range(days * _HOURS_PER_DAY)))
+        serving_settings = ServingSettings(
+            tip_model="openai/simulated",
+            tip_model_api_base=f"{model_url}/v1",
+            tip_model_fallbacks=(),
+            embedded_model_path=None,
+            api_keys=(),
+            otel_exporter_otlp_endpoint=None,
+        )
         for period, weights in scenario.periods(days):
-            names = [version for version, _ in versions]
             app = create_app(
-                ServingSettings(
-                    tip_model="openai/simulated",
-                    tip_model_api_base=f"{model_url}/v1",
-                    tip_model_fallbacks=(),
-                    embedded_model_path=None,
-                    api_keys=(),
-                    otel_exporter_otlp_endpoint=None,
-                ),
+                serving_settings,
                 settings.model_copy(
                     update={
                         "database_url": SecretStr(own_database_url),
-                        "tip_prompt_version": tuple(zip(names, map(float, weights), strict=False)) or versions,
+                        "tip_prompt_version": tuple(zip(simulation.versions, map(float, weights), strict=False))
+                        or versions,
                         "tip_prompt_policy": scenario.policy or settings.tip_prompt_policy,
                         "serving_url": None,
                         "api_keys": (),
@@ -116,14 +117,13 @@ def simulate(
             with listening(app) as url:
                 asyncio.run(simulation.run(url, users, islice(hours, len(period) * _HOURS_PER_DAY)))
         next(hours, None)  # ends the display of progress
-        window = timedelta(hours=settings.reaction_window_hours)
-        asyncio.run(copy_tips(own_database_url, database_url, reaction_window=window))
+        asyncio.run(copy_tips(own_database_url, database_url, settings.reaction_window))
     return SimulationResult(simulation.tips, simulation.exposures, simulation.reactions)
 
 
 async def _require_no_real_tips(settings: RecommenderSettings, now: datetime) -> None:
-    window = timedelta(hours=settings.reaction_window_hours)
-    async with open_tip_store(settings.database_url.get_secret_value(), lambda: now, reaction_window=window) as store:
+    url, window = settings.database_url.get_secret_value(), settings.reaction_window
+    async with open_tip_store(url, lambda: now, reaction_window=window) as store:
         if await store.holds_real_tips():
             raise ConfigurationError(
                 "DATABASE_URL: contains tips of real users; name another database for the simulation."
