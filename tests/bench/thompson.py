@@ -1,4 +1,4 @@
-"""Thompson sampling in worlds that stay, change, and have seasons, beside Thompson sampling that never forgets.
+"""Thompson sampling with constant, changing and seasonal rewards, beside Thompson sampling that never forgets.
 
     python -m tests.bench.thompson [--runs 100]
 
