@@ -50,7 +50,9 @@ def test_every_prompt_version_writes_a_usable_tip(http: httpx.Client, version: s
 
 
 def test_tips_for_the_same_signals_vary(http: httpx.Client) -> None:
-    assert len({generate(http)["tip"] for _ in range(4)}) > 1
+    first = generate(http)["tip"]
+    # More than half of them are the same, so a few would fail by chance.
+    assert any(generate(http)["tip"] != first for _ in range(40))
 
 
 def test_the_service_is_ready_once_the_model_is_loaded(http: httpx.Client) -> None:
