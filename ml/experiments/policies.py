@@ -32,9 +32,11 @@ class PromptPolicy:
     repeated from logged values. Whatever the position of a candidate, its version has the probability of the
     distribution. `version`: to be raised when the policy chooses differently. `learns`: the distribution depends on
     rewards. `per_user`: a version is drawn per user, not per tip, so the tips of one user are not independent.
-    `needs_versions`: the minimum number of versions. `accepts_weights`: versions may have different weights.
-    `selectable`: TIP_PROMPT_POLICY may name it. A policy that is not selectable draws no version, so its tips are left
-    out of training and evaluation.
+    `per_decision`: all candidates of a decision have the same version, so the shown one represents its version however
+    it was chosen. `from_rollouts`: the versions and their shares are those of the rollouts, not of TIP_PROMPT_VERSION.
+    `needs_versions`, `max_versions`: the limits of the number of versions. `accepts_weights`: versions may have
+    different weights. `selectable`: TIP_PROMPT_POLICY may name it. A policy that is not selectable draws no version, so
+    its tips are left out of training and evaluation.
     """
 
     summary: str
@@ -43,7 +45,10 @@ class PromptPolicy:
     version: str = "3"
     learns: bool = False
     per_user: bool = False
+    per_decision: bool = False
+    from_rollouts: bool = False
     needs_versions: int = 0
+    max_versions: int = MAX_VERSIONS
     accepts_weights: bool = True
     selectable: bool = True
 
@@ -68,8 +73,18 @@ def _draw_per_user(distribution: Mapping[str, float], user_id: str, tip_ids: Seq
     return [draw_sticky(distribution, user_id, salt=SALT)] * len(tip_ids)
 
 
+def _draw_per_decision(
+    distribution: Mapping[str, float],
+    user_id: str,  # noqa: ARG001
+    tip_ids: Sequence[str],
+) -> Sequence[Assignment]:
+    return draw_systematic(distribution, [min(tip_ids)], salt=SALT) * len(tip_ids)
+
+
 UNIFORM = "uniform"
 PLAYGROUND = "playground"
+ROLLOUT = "rollout"
+HOLDOUT = "holdout"
 
 POLICIES: Mapping[str, PromptPolicy] = MappingProxyType(
     {
@@ -92,6 +107,22 @@ POLICIES: Mapping[str, PromptPolicy] = MappingProxyType(
             learns=True,
             needs_versions=2,
             accepts_weights=False,
+        ),
+        ROLLOUT: PromptPolicy(
+            summary="draws the champion or a canary for each tip, by the shares of the rollouts",
+            distribution=_by_weight,
+            draw=_draw_per_decision,
+            accepts_weights=False,
+            max_versions=1,
+            per_decision=True,
+            from_rollouts=True,
+        ),
+        HOLDOUT: PromptPolicy(
+            summary="gives held-out users the control version, under rollout",
+            distribution=_by_weight,
+            draw=_draw_per_decision,
+            per_user=True,
+            selectable=False,
         ),
         PLAYGROUND: PromptPolicy(
             summary="writes a tip with every version, on the start page",
@@ -140,5 +171,7 @@ def check_policy_weights(name: str, weights: Mapping[str, float]) -> None:
     policy = POLICIES[name]
     if len(weights) < policy.needs_versions:
         raise ValueError(f"needs at least {policy.needs_versions} versions in TIP_PROMPT_VERSION")
+    if len(weights) > policy.max_versions:
+        raise ValueError("needs at most one version in TIP_PROMPT_VERSION, the first champion")
     if not policy.accepts_weights and any(weight != 1 for weight in weights.values()):
         raise ValueError("accepts no weights in TIP_PROMPT_VERSION: it determines them")

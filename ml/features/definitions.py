@@ -28,6 +28,7 @@ from ml.features.feature_types import (
     Texts,
     TimeOfDay,
     TipText,
+    part_of_day,
 )
 
 
@@ -107,9 +108,10 @@ CANDIDATE: Mapping[str, FeatureType] = MappingProxyType({"prompt_version": Promp
 
 
 def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the segments of the user with these validated `signals`: one for each category, and one for the language.
+    """Return the segments of the user with these validated `signals`, in the order of `SIGNALS`.
 
-    Such as `mood:low` and `locale:de`, in the order of `SIGNALS`. Each has few values, so that segments can be counted.
+    One for each category, one for the language, and one for the part of the day, such as `mood:low`, `locale:de` and
+    `local_time:morning`. Each has few values, so that segments can be counted.
     """
     found = []
     for name, signal in SIGNALS.items():
@@ -118,4 +120,6 @@ def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
             found.append(f"{name}:{value}")
         elif value is not None and isinstance(signal.type, Language):
             found.append(f"{name}:{Locale.parse(value, sep='-').language}")
+        elif value is not None and isinstance(signal.type, TimeOfDay):
+            found.append(f"{name}:{part_of_day(value)}")
     return tuple(found)

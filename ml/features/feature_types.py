@@ -236,12 +236,12 @@ class TimeOfDay:
         return value
 
     def columns(self, name: str) -> tuple[str, ...]:
-        return tuple(f"{name}={part}" for part in _PARTS_OF_DAY)
+        return tuple(f"{name}={part}" for part in PARTS_OF_DAY)
 
     def numbers(self, values: Values) -> Floats:
         """Return the quarter of the day."""
-        quarters = [int(time[:2]) // 6 if isinstance(time, str) else _MISSING for time in values]
-        return _one_hot(quarters, len(_PARTS_OF_DAY))
+        quarters = [_quarter_of_day(time) if isinstance(time, str) else _MISSING for time in values]
+        return _one_hot(quarters, len(PARTS_OF_DAY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,18 @@ class TipText(Text):
         return np.array(rows).reshape(len(values), 1 + len(TOPICS))
 
 
-_PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")
+PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")
+"""The quarters of a day, from midnight on."""
+
+
+def part_of_day(time: str) -> str:
+    """Return the part of the day of a time `HH:MM`."""
+    return PARTS_OF_DAY[_quarter_of_day(time)]
+
+
+def _quarter_of_day(time: str) -> int:
+    return int(time[:2]) // 6
+
 
 _MISSING = -1
 """The index of a missing value, and of a value that has no index."""

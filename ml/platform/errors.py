@@ -7,8 +7,11 @@
     │   └── PasswordNeeded      401  an admin page without its password
     ├── Forbidden               403
     ├── UnknownTip              404
+    ├── UnknownRollout          404
     ├── RequestTimeout          408  the client is too slow in sending the request
     ├── PolicyReloadFailed      409  a ranking policy cannot be loaded; the previous one stays active
+    ├── RolloutConflict         409  a rollout was changed by somebody else in the meantime
+    ├── RolloutRefused          409  a gate does not pass, or a rollout cannot make this move
     ├── RequestInProgress       409  another request with the same Idempotency-Key has not ended
     ├── PayloadTooLarge         413
     ├── UnsupportedMediaType    415
@@ -122,6 +125,18 @@ class RequestTimeout(TipsError):
 
 class PolicyReloadFailed(TipsError):
     status, slug = HTTPStatus.CONFLICT, "policy-unusable"
+
+
+class UnknownRollout(TipsError):
+    status, slug = HTTPStatus.NOT_FOUND, "unknown-rollout"
+
+
+class RolloutConflict(TipsError):
+    status, slug = HTTPStatus.CONFLICT, "rollout-conflict"
+
+
+class RolloutRefused(TipsError):
+    status, slug = HTTPStatus.CONFLICT, "rollout-refused"
 
 
 class RequestInProgress(TipsError):

@@ -1,7 +1,7 @@
 """The stored counters of `rollup.py`, changed in the transactions of the rows that they count."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, case, delete, func, select
@@ -10,15 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.experiments.statistics import Sample
 from ml.store.database import Database
-from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts, DrawCounts
-from ml.store.tables import as_row, distributions, draw_hours, reward_hours
+from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts, DrawCounts, RankingCounts
+from ml.store.tables import as_row, distributions, draw_hours, ranking_hours, reward_hours
 
 _VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown", "dependent", "seen")
 _INTEGER_SUMS = ("tips", "input_tokens", "output_tokens", "ms", "simulated")
 _SUMS = (*_INTEGER_SUMS, "reward", "reward_squared")
 _DRAW_COLUMNS = ("distribution", "prompt_version", "prompt_digest", "outcome", "seen")
 
-COUNTER_TABLES = (reward_hours, draw_hours)
+_RANKING_COLUMNS = ("distribution", "policy_version", "outcome", "seen")
+
+COUNTER_TABLES = (reward_hours, draw_hours, ranking_hours)
 
 
 class Counts:
@@ -29,6 +31,7 @@ class Counts:
         # Built once, so that SQLAlchemy's statement cache finds them by identity.
         self._add_rewards = _add_to_existing(database.upsert(reward_hours))
         self._add_draws = _add_to_existing(database.upsert(draw_hours))
+        self._add_rankings = _add_to_existing(database.upsert(ranking_hours))
         self._add_distributions = database.upsert(distributions).on_conflict_do_nothing()
         self._known_distributions: set[str] = set()
 
@@ -48,9 +51,28 @@ class Counts:
 
     async def draws(self, segment: str, hours: range, mature_before: int) -> list[DrawCounts]:
         """Return the draws of these hours by day; tips of hours below `mature_before` are mature."""
+        rows = await self._draws(draw_hours, _DRAW_COLUMNS, segment, hours, mature_before)
+        return [DrawCounts(**row) for row in rows]
+
+    async def rankings(self, segment: str, hours: range, mature_before: int) -> list[RankingCounts]:
+        """Return the draws of ranking policies in these hours by day, as `draws` does."""
+        rows = await self._draws(ranking_hours, _RANKING_COLUMNS, segment, hours, mature_before)
+        return [RankingCounts(**row) for row in rows]
+
+    async def segments(self, hours: range) -> list[str]:
+        """Return the segments with draws in these hours, sorted, without the one of everyone."""
         table = draw_hours
+        within = table.c.hour.between(hours.start, hours.stop - 1), table.c.segment != EVERYONE, table.c.tips > 0
+        query = select(table.c.segment).distinct().where(*within).order_by(table.c.segment)
+        async with self._database.reading() as connection:
+            return [*(await connection.execute(query)).scalars()]
+
+    async def _draws(
+        self, table: Table, columns: Sequence[str], segment: str, hours: range, mature_before: int
+    ) -> list[dict[str, Any]]:
+        """Return the sums of draws by day, maturity and these columns, with `options` instead of `distribution`."""
         day, mature = _day_and_maturity(table, mature_before)
-        keys = (day, *(table.c[name] for name in _DRAW_COLUMNS), mature)
+        keys = (day, *(table.c[name] for name in columns), mature)
         sums = [func.sum(table.c[name]).label(name) for name in ("tips", "reward", "reward_squared")]
         within = _within(table, segment, hours)
         query = select(*keys, *sums).where(within).group_by(*keys).having(_some_tips(table))
@@ -60,18 +82,8 @@ class Counts:
             found = await connection.execute(select(distributions).where(distributions.c.id.in_(ids)))
             options: dict[str, Mapping[str, float]] = {row.id: row.options for row in found}
         return [
-            DrawCounts(
-                day=row["day"],
-                options=options[row["distribution"]],
-                prompt_version=row["prompt_version"],
-                prompt_digest=row["prompt_digest"],
-                outcome=row["outcome"],
-                seen=row["seen"],
-                mature=bool(row["mature"]),
-                tips=int(row["tips"]),
-                reward=row["reward"],
-                reward_squared=row["reward_squared"],
-            )
+            {name: value for name, value in row.items() if name != "distribution"}
+            | {"options": options[row["distribution"]], "mature": bool(row["mature"]), "tips": int(row["tips"])}
             for row in rows
         ]
 
@@ -112,7 +124,12 @@ class Counts:
         if unknown:
             rows = [{"id": key, "options": dict(delta.distributions[key])} for key in sorted(unknown)]
             await connection.execute(self._add_distributions, rows)
-        for statement, counts in ((self._add_rewards, delta.rewards), (self._add_draws, delta.draws)):
+        statements = (
+            (self._add_rewards, delta.rewards),
+            (self._add_draws, delta.draws),
+            (self._add_rankings, delta.rankings),
+        )
+        for statement, counts in statements:
             if changes := _rows(counts):
                 await connection.execute(statement, changes)
 
@@ -130,7 +147,8 @@ class Counts:
         not hold at every look.
         """
         await connection.execute(delete(reward_hours).where(reward_hours.c.hour < before))
-        await connection.execute(delete(draw_hours).where(draw_hours.c.hour < before, draw_hours.c.segment != EVERYONE))
+        for table in (draw_hours, ranking_hours):
+            await connection.execute(delete(table).where(table.c.hour < before, table.c.segment != EVERYONE))
 
     async def remove_empty(self, connection: AsyncConnection) -> None:
         """Remove counters that are zero: after a user was forgotten, they would show that the user existed."""

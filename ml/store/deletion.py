@@ -16,15 +16,17 @@ from ml.store.rollup import CounterDelta, hour_of, start_of
 
 _FAILURES = tables.generation_failures
 _OLD_FAILURES = delete(_FAILURES).where(_FAILURES.c.created_at < bindparam("before"))
+_SHADOWS = (tables.shadow_tips, tables.shadow_rankings)
 _FAILURES_OF_USER = delete(_FAILURES).where(_FAILURES.c.user_id == bindparam("of_user")).returning(_FAILURES)
 
 
 async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, before: datetime, now: datetime) -> int:
     """Delete the tips and failures of all full hours before `before`, with all that belongs to them.
 
-    That is their exposures, reactions, idempotency keys and counts, except the draws of everyone (see `Counts.remove`).
-    Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never waits for more than
-    one chunk; the counts of these hours are deleted in the last transaction, with the failures and the expired keys.
+    That is their exposures, reactions, shadows, idempotency keys and counts, except the draws of everyone (see
+    `Counts.remove`). Returns the number of tips. Deletes in one transaction per chunk, so that a recommender never
+    waits for more than one chunk; the counts of these hours are deleted in the last transaction, with the failures and
+    the expired keys.
     """
     tips, hour = tables.tip_scores, hour_of(before)
     # Locked, so that no reaction to a tip is stored while the tip is being deleted.
@@ -42,6 +44,8 @@ async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, befor
             if not tip_ids:
                 await keys.remove_old(connection, start_of(hour), now)
                 await connection.execute(_OLD_FAILURES, {"before": start_of(hour)})
+                for shadows in _SHADOWS:
+                    await connection.execute(delete(shadows).where(shadows.c.created_at < start_of(hour)))
                 await counts.remove(connection, hour)
                 break
             await keys.remove_of_tips(connection, tip_ids)
@@ -64,6 +68,8 @@ async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user
         await _delete_tips(connection, [row["tip_id"] for row in rows])
         for failure in (await connection.execute(_FAILURES_OF_USER, {"of_user": user_id})).mappings():
             delta.add_failure(GenerationFailure.of(failure), -1)
+        for shadows in _SHADOWS:
+            await connection.execute(delete(shadows).where(shadows.c.user_id == user_id))
         await counts.add(connection, delta)
         await counts.remove_empty(connection)
     await database.wipe_deleted()

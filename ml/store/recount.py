@@ -113,16 +113,17 @@ async def _remove_counts(connection: AsyncConnection, seconds: int) -> int:
         (await connection.execute(select(func.min(table.c.created_at)))).scalar()
         for table in (tables.tip_scores, tables.generation_failures)
     ]
-    draws = tables.draw_hours
     first_hour = min((hour_of(at) for at in oldest if at), default=None)
-    is_purged = draws.c.segment == EVERYONE
-    if first_hour is not None:
-        is_purged &= draws.c.hour < first_hour
-    has_window = draws.c.window_seconds == seconds
-    dropped = select(func.count(draws.c.hour.distinct())).where(is_purged, ~has_window)
-    dropped_hours: int = (await connection.execute(dropped)).scalar_one()
     await connection.execute(delete(tables.reward_hours))
-    await connection.execute(delete(draws).where(~(is_purged & has_window)))
+    dropped_hours = 0
+    for draws in (tables.draw_hours, tables.ranking_hours):
+        is_purged = draws.c.segment == EVERYONE
+        if first_hour is not None:
+            is_purged &= draws.c.hour < first_hour
+        has_window = draws.c.window_seconds == seconds
+        dropped = select(func.count(draws.c.hour.distinct())).where(is_purged, ~has_window)
+        dropped_hours = max(dropped_hours, (await connection.execute(dropped)).scalar_one())
+        await connection.execute(delete(draws).where(~(is_purged & has_window)))
     return dropped_hours
 
 

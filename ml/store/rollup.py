@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple, Protocol
+from uuid import UUID
 
 from ml.experiments.policies import POLICIES
 
@@ -40,6 +41,9 @@ DrawOutcome = Literal["comparable", "ranked", "not_shown", "per_user", "fallback
 `not_shown`: another candidate was chosen. `per_user`: the version was drawn for the user, not for this tip. `fallback`:
 a fallback model wrote the tip. `failed`: no tip was written.
 """
+
+MIN_OPTIONS = 2
+"""A draw from fewer options says nothing about their shares."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
@@ -76,6 +80,11 @@ def is_drawn_per_user(policy: str) -> bool:
     return policy in POLICIES and POLICIES[policy].per_user
 
 
+def is_drawn_per_decision(policy: str) -> bool:
+    """Return whether a prompt policy, by its logged name, gives all candidates of a decision the same version."""
+    return policy in POLICIES and POLICIES[policy].per_decision
+
+
 class Row(Protocol):
     """Values by column name."""
 
@@ -98,6 +107,8 @@ class TipDimensions:
     score_policy: str | None
     prompt_version_asked: str | None
     options: Mapping[str, float]
+    policy_asked: str | None
+    policy_options: Mapping[str, float] | None
     input_tokens: int
     output_tokens: int
     ms: int
@@ -116,10 +127,10 @@ class TipDimensions:
     def dependent(self) -> bool:
         """Whether the tip is not an independent sample of its prompt version's tips.
 
-        A learned policy chose it among candidates, so that it is the best of several; or its version was drawn per
-        user, so that it is correlated with the user's other tips.
+        A learned policy chose it among candidates of several versions, so that it is the best of several; or its
+        version was drawn per user, so that it is correlated with the user's other tips.
         """
-        return is_drawn_per_user(self.policy) or self.score_policy not in INDEPENDENT_SCORE_POLICIES
+        return is_drawn_per_user(self.policy) or self._is_selected
 
     @property
     def outcome(self) -> DrawOutcome:
@@ -130,7 +141,26 @@ class TipDimensions:
             return "per_user"
         if not self.shown:
             return "not_shown"
-        return "comparable" if self.score_policy in INDEPENDENT_SCORE_POLICIES else "ranked"
+        return "ranked" if self._is_selected else "comparable"
+
+    @property
+    def is_draw(self) -> bool:
+        """Whether the tip counts as a draw of its version: of candidates that were drawn together, the shown one."""
+        return self.shown or not is_drawn_per_decision(self.policy)
+
+    @property
+    def ranking_outcome(self) -> DrawOutcome | None:
+        """The outcome of the draw of the ranking policy; None if it was not drawn from several, and if not shown."""
+        if not self.shown or not self.policy_options or len(self.policy_options) < MIN_OPTIONS:
+            return None
+        if self.fallback:
+            return "fallback"
+        return "failed" if self.score_policy == UNAVAILABLE else "comparable"
+
+    @property
+    def _is_selected(self) -> bool:
+        independent = self.score_policy in INDEPENDENT_SCORE_POLICIES or is_drawn_per_decision(self.policy)
+        return not independent
 
 
 class RewardKey(NamedTuple):
@@ -188,6 +218,18 @@ class DrawKey(NamedTuple):
     seen: bool
 
 
+class RankingKey(NamedTuple):
+    """The counter of a draw of a ranking policy. `policy_version`: the one that was drawn."""
+
+    segment: str
+    hour: int
+    window_seconds: int
+    distribution: str
+    policy_version: str
+    outcome: DrawOutcome
+    seen: bool
+
+
 @dataclass(frozen=True, slots=True)
 class DrawSums:
     """The number of draws, and the sums over the rewards of their tips at the end of the reaction window."""
@@ -204,7 +246,13 @@ class Failure(Protocol):
     """The values of a generation that failed which decide where it is counted."""
 
     @property
+    def tip_id(self) -> UUID: ...
+    @property
+    def decision_id(self) -> UUID: ...
+    @property
     def created_at(self) -> datetime: ...
+    @property
+    def policy(self) -> str: ...
     @property
     def prompt_version_asked(self) -> str | None: ...
     @property
@@ -223,6 +271,7 @@ class CounterDelta:
     window_seconds: int
     rewards: dict[RewardKey, RewardCounts] = field(default_factory=lambda: defaultdict(RewardCounts))
     draws: dict[DrawKey, DrawSums] = field(default_factory=lambda: defaultdict(DrawSums))
+    rankings: dict[RankingKey, DrawSums] = field(default_factory=lambda: defaultdict(DrawSums))
     distributions: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
     def add_row(self, row: Row, sign: int = 1) -> None:
@@ -245,7 +294,7 @@ class CounterDelta:
         )
         for key in self._reward_keys(tip, ALL_TIPS):
             self.rewards[key] += counts
-        self._add_draws(self._draw_keys(tip), DrawSums(sign))
+        self._add_draws(tip, DrawSums(sign))
 
     def add_reaction(self, tip: TipDimensions, kind: str, reward: float, sign: int = 1) -> None:
         """Count the effective reaction to a tip."""
@@ -255,27 +304,30 @@ class CounterDelta:
 
     def add_reward_in_window(self, tip: TipDimensions, reward: float, sign: int = 1) -> None:
         """Count the reward of a tip at the end of the reaction window."""
-        self._add_draws(self._draw_keys(tip), DrawSums(0, sign * reward, sign * reward**2))
+        self._add_draws(tip, DrawSums(0, sign * reward, sign * reward**2))
 
     def add_failure(self, failure: Failure, sign: int = 1) -> None:
-        """Count the draw of a generation that failed."""
+        """Count the draw of a generation that failed; of candidates that were drawn together, if all failed, once."""
+        if is_drawn_per_decision(failure.policy) and failure.tip_id != failure.decision_id:
+            return
         hour, distribution = hour_of(failure.created_at), self._distribution(failure.options)
         version = failure.prompt_version_asked or ""
-        keys = (
-            DrawKey(segment, hour, self.window_seconds, distribution, version, "", "failed", seen=False)
-            for segment in (EVERYONE, *failure.segments)
-        )
-        self._add_draws(keys, DrawSums(sign))
+        for segment in (EVERYONE, *failure.segments):
+            key = DrawKey(segment, hour, self.window_seconds, distribution, version, "", "failed", seen=False)
+            self.draws[key] += DrawSums(sign)
 
-    def _add_draws(self, keys: Iterable[DrawKey], sums: DrawSums) -> None:
-        for key in keys:
-            self.draws[key] += sums
-
-    def _draw_keys(self, tip: TipDimensions) -> Iterable[DrawKey]:
-        hour, distribution = hour_of(tip.created_at), self._distribution(tip.options)
-        variant = (distribution, tip.drawn_version, tip.prompt_digest, tip.outcome, tip.seen)
-        for segment in (EVERYONE, *tip.segments):
-            yield DrawKey(segment, hour, self.window_seconds, *variant)
+    def _add_draws(self, tip: TipDimensions, sums: DrawSums) -> None:
+        """Add to the counters of the draw of the prompt version, and of the ranking policy if one was drawn."""
+        hour, window, segments = hour_of(tip.created_at), self.window_seconds, (EVERYONE, *tip.segments)
+        if tip.is_draw:
+            draw = (self._distribution(tip.options), tip.drawn_version, tip.prompt_digest, tip.outcome, tip.seen)
+            for segment in segments:
+                self.draws[DrawKey(segment, hour, window, *draw)] += sums
+        outcome = tip.ranking_outcome
+        if outcome and tip.policy_options:
+            ranking = (self._distribution(tip.policy_options), tip.policy_asked or "", outcome, tip.seen)
+            for segment in segments:
+                self.rankings[RankingKey(segment, hour, window, *ranking)] += sums
 
     def _reward_keys(self, tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
         hour = hour_of(tip.created_at)
@@ -328,6 +380,24 @@ class DrawCounts:
     options: Mapping[str, float]
     prompt_version: str
     prompt_digest: str
+    outcome: DrawOutcome
+    seen: bool
+    mature: bool
+    tips: int
+    reward: float
+    reward_squared: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankingCounts:
+    """The draws of one day (since 1970) of one ranking policy from one distribution over policies, with one outcome.
+
+    As `DrawCounts`, of shown tips. `outcome`: `failed` if the policy did not answer.
+    """
+
+    day: int
+    options: Mapping[str, float]
+    policy_version: str
     outcome: DrawOutcome
     seen: bool
     mature: bool

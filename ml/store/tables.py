@@ -95,6 +95,12 @@ tip_scores = Table(
     # the effective one among the reactions that were received by then.
     Column("seen", Boolean, nullable=False, server_default=false()),
     Column("reward_in_window", Float),
+    # With rollouts: the event that decided the prompt version; the ranking policy that was drawn, from which
+    # distribution, and the event that decided it.
+    Column("prompt_event", Integer),
+    Column("policy_asked", String(64)),
+    Column("policy_options", JSON(none_as_null=True)),
+    Column("policy_event", Integer),
 )
 
 reactions = Table(
@@ -174,7 +180,24 @@ draw_hours = Table(
     Column("reward_squared", Float, nullable=False),
 )
 
-# The distributions that prompt versions were drawn from. `id`: the SHA-256 of `options` as canonical JSON.
+# As `draw_hours`, for ranking policies that were drawn from several.
+ranking_hours = Table(
+    "ranking_hours",
+    metadata,
+    Column("segment", String(64), primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("window_seconds", Integer, primary_key=True, autoincrement=False),
+    Column("distribution", String(64), primary_key=True),
+    Column("policy_version", String(64), primary_key=True),
+    Column("outcome", String(16), primary_key=True),
+    Column("seen", Boolean, primary_key=True),
+    Column("tips", BigInteger, nullable=False),
+    Column("reward", Float, nullable=False),
+    Column("reward_squared", Float, nullable=False),
+)
+
+# The distributions that prompt versions and ranking policies were drawn from. `id`: the SHA-256 of `options` as
+# canonical JSON.
 distributions = Table(
     "distributions",
     metadata,
@@ -198,6 +221,95 @@ idempotency_keys = Table(
     # The answer: the tip that was shown; or the result of a reaction to this tip.
     Column("tip_id", Uuid),
     Column("reaction_result", JSON(none_as_null=True)),
+)
+
+# The append-only log of rollouts; see rollouts.py. The primary key is the compare-and-swap: ids have no gaps.
+rollout_events = Table(
+    "rollout_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcTime, nullable=False),
+    Column("rollout", Integer, nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("version", String(200), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("from_stage", String(16), nullable=False),
+    Column("to_stage", String(16), nullable=False),
+    Column("share", Float, nullable=False),
+    Column("segment", String(64), nullable=False),
+    Column("paused", Boolean, nullable=False),
+    Column("gated", Boolean, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("evidence", JSON, nullable=False),
+)
+
+# The newest figures of each day about a rollout; see evidence.py.
+rollout_evidence = Table(
+    "rollout_evidence",
+    metadata,
+    Column("rollout", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(64), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcTime, nullable=False),
+    Column("figures", JSON, nullable=False),
+)
+
+# What versions in shadow wrote or ranked for real decisions, and what the live version did; see shadows.py. In tables
+# of their own, so that no count, rate, aggregate or export of tips includes them.
+shadow_tips = Table(
+    "shadow_tips",
+    metadata,
+    Column("tip_id", Uuid, primary_key=True),
+    Column("rollout", Integer, primary_key=True, autoincrement=False),
+    Column("user_id", String(128), nullable=False, index=True),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("prompt_version", String(64), nullable=False),
+    Column("prompt_digest", String(64), nullable=False),
+    Column("model", String(200)),
+    Column("tip", Text),
+    Column("failed", Boolean, nullable=False),
+    Column("error", String(64)),
+    Column("ms", Integer, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("live_version", String(64), nullable=False),
+    Column("live_failed", Boolean, nullable=False),
+    Column("live_ms", Integer, nullable=False),
+    Column("live_tokens", Integer, nullable=False),
+)
+
+shadow_rankings = Table(
+    "shadow_rankings",
+    metadata,
+    Column("decision_id", Uuid, primary_key=True),
+    Column("rollout", Integer, primary_key=True, autoincrement=False),
+    Column("user_id", String(128), nullable=False, index=True),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("policy_version", String(64), nullable=False),
+    # From each candidate's tip_id to its probability and its score; NULL if the policy did not answer.
+    Column("probabilities", JSON(none_as_null=True)),
+    Column("scores", JSON(none_as_null=True)),
+    Column("error", String(64)),
+    Column("ms", Integer, nullable=False),
+)
+
+# Which replica does a task that only one may do, and until when; see leases.py.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("until", UtcTime, nullable=False),
+)
+
+# The events that the webhook has not received yet; see outbox.py.
+webhook_outbox = Table(
+    "webhook_outbox",
+    metadata,
+    Column("event_id", Integer, primary_key=True, autoincrement=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", UtcTime, nullable=False),
 )
 
 

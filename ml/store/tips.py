@@ -6,7 +6,7 @@ transaction as the rows that they count; `purge` and `forget` delete rows togeth
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -31,6 +31,7 @@ from ml.store.reactions import Reaction, ReactionResult, UnknownTipsError
 from ml.store.recount import prepare
 from ml.store.rollup import CounterDelta, TipDimensions, window_seconds
 from ml.store.user_draws import UserDraws, user_draws
+from ml.store.visits import Visits
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class TipRecord:
 
     `ms`: the time it took to write, in milliseconds. `shown`: False for a candidate that was not chosen. From
     `decision_id` on: the decision among the candidates and its ranking. `candidates`: their ids, in order; None if
-    there was only one.
+    there was only one. With rollouts: `prompt_event`, `policy_event`: the ids of the events that decided the prompt
+    version and the ranking policy; `policy_asked`, `policy_options`: the policy that was drawn, and the probabilities.
     """
 
     tip_id: UUID
@@ -70,6 +72,10 @@ class TipRecord:
     score_policy_version: str | None = None
     candidates: Sequence[str] | None = None
     aggregates: Mapping[str, float] | None = None
+    prompt_event: int | None = None
+    policy_asked: str | None = None
+    policy_options: Mapping[str, float] | None = None
+    policy_event: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,6 +159,7 @@ class TipStore:
         self._locks = TipLocks(database, reaction_window)
         self._failures = FailureWriter(database)
         self._keys = IdempotencyKeys(database)
+        self._visits = Visits()
         self.writer: GroupCommit[_Operation] = GroupCommit(self._commit)
 
     async def add(
@@ -242,6 +249,7 @@ class TipStore:
 
     async def forget(self, user_id: str) -> int:
         """Delete all data of one user; returns the number of tips. See `deletion`."""
+        self._visits.forget(user_id)
         return await deletion.forget(self.database, self.counts, self._keys, user_id, self._delta())
 
     async def _commit(self, operations: Sequence[_Operation]) -> Sequence[Any]:
@@ -271,7 +279,14 @@ class TipStore:
         return [stored[result] if isinstance(result, UUID) else result for result in results]
 
     async def _insert(self, connection: AsyncConnection, added: Sequence[_AddDecision], delta: CounterDelta) -> None:
-        rows = [{**tables.as_row(tip), "seen": False} for decision in added for tip in decision.tips]
+        users = {tip.user_id for decision in added for tip in decision.tips}
+        users |= {failure.user_id for decision in added for failure in decision.failures}
+        visits = await self._visits.of_users(connection, users)
+        rows = [
+            {**tables.as_row(tip), "seen": False, "segments": (*tip.segments, visits[tip.user_id])}
+            for decision in added
+            for tip in decision.tips
+        ]
         if rows:
             await connection.execute(insert(tables.tip_scores), rows)
         for row in rows:
@@ -279,7 +294,12 @@ class TipStore:
         # Only a retry with an idempotency key writes a tip that has failed before.
         retried = [tip.tip_id for decision in added if decision.claim for tip in decision.tips]
         await self._failures.remove(connection, retried, delta)
-        await self._failures.add(connection, [failure for decision in added for failure in decision.failures], delta)
+        failures = [
+            replace(failure, segments=(*failure.segments, visits[failure.user_id]))
+            for decision in added
+            for failure in decision.failures
+        ]
+        await self._failures.add(connection, failures, delta)
 
     def _delta(self) -> CounterDelta:
         return CounterDelta(window_seconds(self.reaction_window))
