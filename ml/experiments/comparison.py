@@ -62,15 +62,19 @@ class PairSums:
         )
 
 
-def sum_pair(strata: Iterable[Stratum], baseline: str, other: str) -> PairSums:
+def sum_pair(strata: Iterable[Stratum], baseline: str, other: str, *, earlier: Iterable[Stratum] = ()) -> PairSums:
     """Return the sums of a pair of different versions.
 
     Strata of other versions, or whose options lack one of both, are left out. The centre m of a day is the mean reward
     of the tips of either version on the nearest earlier day that has any, whatever their options were; 0 without one.
+    `earlier`: the tips before those that are compared, which only give the first days a centre.
     """
-    of_pair = [stratum for stratum in strata if stratum.version in (baseline, other) and stratum.rewards.n]
+    before, of_pair = (
+        [stratum for stratum in each if stratum.version in (baseline, other) and stratum.rewards.n]
+        for each in (earlier, strata)
+    )
     by_day: dict[int, Sample] = defaultdict(Sample)
-    for stratum in of_pair:
+    for stratum in before + of_pair:
         by_day[stratum.day] += stratum.rewards
     centres = previous_means(by_day)
     return sum((_sums(stratum, baseline, other, centres[stratum.day]) for stratum in of_pair), PairSums())

@@ -1,0 +1,283 @@
+"""Guardrails and gates of rollouts: one-sided limits that hold at every look, and how soon they find a harm.
+
+A guardrail rolls a version back when the upper limit of its difference is below 0; a gate lets it pass when a limit is
+within a margin. Both ask about one direction, so every limit here has all of `alpha` on its own side. A limit holds at
+any sample size and at every look, so looks can be as frequent as wanted (`ml.experiments.confidence_sequence`). What
+needs several gates to pass at once keeps the error of a single one (Berger, "Multiparameter hypothesis testing and
+acceptance sampling", Technometrics 1982); what acts on any of several guardrails has the sum of their errors.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from ml.experiments.arrays import Floats
+from ml.experiments.comparison import MAX_TIPS_NEEDED, PairSums, Stratum, sum_pair
+from ml.experiments.confidence_sequence import boundary, previous_means
+from ml.experiments.statistics import Sample
+
+HARM_ALPHA = 0.05
+"""The probability that a limit is ever wrong."""
+
+TUNED_AT = 50.0
+"""The sum of squares at which limits are narrowest: that of about 3,500 tips with a share of 10 %."""
+
+TOKEN_FACTOR = 1.5
+"""The tokens of a tip in shadow, relative to those of the live tip, above which `excess_tokens` is above 0."""
+
+SLOW_FACTOR = 1.25
+"""A tip is slow if it takes longer than this many times the 95th percentile of earlier live tips."""
+
+MIN_LATENCIES = 20
+"""The number of earlier live tips that the 95th percentile needs."""
+
+_MAX_CENTRE = 0.25
+"""The largest centre of `mean_limits`, relative to its scale. Gates ask about means near 0, where a wider range of
+centres would only widen the limits."""
+
+Status = Literal["harmed", "not harmed", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class OneSidedLimits:
+    """An estimate, and a lower and an upper limit of which each holds alone with probability 1 - alpha, at every look.
+
+    Both hold together with probability 1 - 2 alpha.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+
+def difference_limits(
+    sums: PairSums, *, alpha: float = HARM_ALPHA, tuned_at: float = TUNED_AT
+) -> OneSidedLimits | None:
+    """Return the limits of the difference of the mean rewards, other minus baseline; None without overlap.
+
+    It is the difference of `ml.experiments.comparison.difference`. The other version is worse when `high` < 0. For a
+    share of tips that should be low (unusable, slow), count such a tip as the reward 1: the other version is worse when
+    `low` > 0. The reward 1 for usable tips would be valid, but slower, since a first day is centred on 0.
+
+    Parameters
+        `alpha`: in (0, 1), of each side.
+        `tuned_at`: above 0, as in `boundary`.
+    Returns
+        Values in [-1, 1].
+    """
+    if not sums.overlap:
+        return None
+    return _limits(sums.effect, sums.squares, sums.overlap, alpha=alpha, tuned_at=tuned_at)
+
+
+def mean_limits(
+    days: Mapping[int, Sample], *, alpha: float = HARM_ALPHA, scale: float = 1.0, tuned_at: float = TUNED_AT
+) -> OneSidedLimits | None:
+    """Return the limits of the mean of terms in [-`scale`, `scale`]; None without terms.
+
+    It is about the average, over these terms, of the mean of each given the terms before it. Each day is centred on the
+    mean of the previous day, at most a quarter of the scale from 0: so terms differ from their centre by at most 1.25
+    times the scale.
+
+    Parameters
+        `days`: the terms of each day since 1970, as their number, sum and sum of squares.
+        `alpha`, `tuned_at`: as in `difference_limits`; `tuned_at` is relative to the square of the scale.
+        `scale`: above 0.
+    Returns
+        Values in [-`scale`, `scale`].
+    """
+    with_terms = {day: sample for day, sample in days.items() if sample.n}
+    total = sum(with_terms.values(), Sample())
+    if not total.n:
+        return None
+    largest = _MAX_CENTRE * scale
+    centres = {day: min(max(mean, -largest), largest) for day, mean in previous_means(with_terms).items()}
+    squares = sum(sample.centred(centres[day]).squares for day, sample in with_terms.items())
+    relative = _limits(
+        total.total / scale, squares / scale**2, total.n, alpha=alpha, tuned_at=tuned_at, scale=1 + _MAX_CENTRE
+    )
+    return OneSidedLimits(relative.estimate * scale, relative.low * scale, relative.high * scale)
+
+
+def _limits(
+    total: float, squares: float, weight: float, *, alpha: float, tuned_at: float, scale: float = 1.0
+) -> OneSidedLimits:
+    """Return the limits of the mean of terms from their sum, centred squares and total weight, within [-1, 1]."""
+    half_width = float(boundary(np.array(squares), alpha=alpha, scale=scale, tuned_at=tuned_at))
+    values = np.array([0, -half_width, half_width]) + total
+    return OneSidedLimits(*np.clip(values / weight, -1, 1).tolist())
+
+
+def tips_to_detect(
+    baseline: float,
+    harmed: float,
+    share: float,
+    *,
+    alpha: float = HARM_ALPHA,
+    tuned_at: float = TUNED_AT,
+    power: float = 0.9,
+) -> int | None:
+    """Return the approximate number of mature tips after which a harm has been found by `difference_limits`.
+
+    It assumes a constant share and constant means, looks at every tip, and centres equal to the mean
+    reward. For rewards of about 20 %, a first day that is centred on 0 needs a quarter more.
+
+    Parameters
+        `baseline`, `harmed`: in [0, 1], the mean rewards of both versions.
+        `share`: in (0, 1), the probability of the harmed version.
+        `alpha`, `tuned_at`: as in `difference_limits`.
+        `power`: in (0, 1), the probability that the upper limit has been below 0 by then.
+    Returns
+        The number of tips of both versions; None if `harmed` is not below `baseline`, or above `MAX_TIPS_NEEDED`.
+    """
+    if harmed >= baseline:
+        return None
+    centre = (1 - share) * baseline + share * harmed
+    deviations = np.array([1 - centre, -centre])
+    terms = np.concatenate([(1 - share) * deviations, -share * deviations])
+    probabilities = np.concatenate(
+        [share * np.array([harmed, 1 - harmed]), (1 - share) * np.array([baseline, 1 - baseline])]
+    )
+
+    def detected(n: int) -> float:
+        return _crossing_probability(terms, probabilities, n, alpha=alpha, tuned_at=tuned_at)
+
+    needed = bisect_left(range(1, MAX_TIPS_NEEDED + 1), power, key=detected) + 1
+    return needed if needed <= MAX_TIPS_NEEDED else None
+
+
+def _crossing_probability(terms: Floats, probabilities: Floats, n: int, *, alpha: float, tuned_at: float) -> float:
+    """Return the approximate probability that the sum of `n` random terms has ever been below minus the boundary.
+
+    The boundary is concave, so its tangent at the expected sum of squares is above it, and close where a sum is likely
+    to cross it. Below the tangent h + s (V - v), the sum of -x - s x^2 stays below h - s v: a random walk with drift,
+    whose first passage is that of Brownian motion (Siegmund, "Sequential analysis", 1985, equation 3.13).
+    """
+    v = n * float(probabilities @ terms**2)
+    below, at, above = boundary(v * np.array([0.99, 1.0, 1.01]), alpha=alpha, tuned_at=tuned_at).tolist()
+    slope = (above - below) / (0.02 * v)
+    steps = -terms - slope * terms**2
+    mean = float(probabilities @ steps)
+    variance = float(probabilities @ steps**2) - mean**2
+    level, spread = at - slope * v, math.sqrt(n * variance)
+    reflected = 2 * mean * level / variance + float(special.log_ndtr((-level - n * mean) / spread))
+    return float(special.ndtr((n * mean - level) / spread)) + math.exp(reflected)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceResult:
+    """The comparison of two versions in one slice of the traffic.
+
+    `tips`: those of both versions. `limits`: of the difference, simultaneous over all slices; None without tips.
+    """
+
+    name: str
+    tips: int
+    limits: OneSidedLimits | None
+    status: Status
+
+
+def slice_results(
+    strata_by_slice: Mapping[str, Iterable[Stratum]], baseline: str, other: str, *, alpha: float, margin: float
+) -> list[SliceResult]:
+    """Compare two versions in each slice, with simultaneous limits (Bonferroni).
+
+    With probability at least 1 - `alpha`, no slice without harm is ever "harmed"; the same for a slice with a loss of
+    `margin` or more and "not harmed". Slices may overlap. Name all slices that can occur from the first look on, those
+    without tips as well, since the limits depend on their number.
+
+    Parameters
+        `alpha`: in (0, 1), of each side, of all slices together.
+        `margin`: at least 0, the largest loss of mean reward that is no harm.
+    Returns
+        Results in the order given. "harmed": the upper limit is below 0. "not harmed": the lower limit is above
+        -`margin`. "unknown": neither, so the slice has too few tips.
+    """
+    results = []
+    for name, strata in strata_by_slice.items():
+        sums = sum_pair(strata, baseline, other)
+        limits = difference_limits(sums, alpha=alpha / len(strata_by_slice))
+        results.append(SliceResult(name, sums.tips, limits, _status(limits, margin)))
+    return results
+
+
+def _status(limits: OneSidedLimits | None, margin: float) -> Status:
+    if limits is None:
+        return "unknown"
+    if limits.high < 0:
+        return "harmed"
+    return "not harmed" if limits.low > -margin else "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPair:
+    """The live tip and the tip in shadow of one decision.
+
+    `day`: days since 1970. `live_failed`, `failed`: whether there is no usable tip. `live_ms`, `ms`: the time to write
+    it. `live_tokens`, `tokens`: of prompt and tip.
+    """
+
+    day: int
+    live_failed: bool
+    live_ms: int
+    live_tokens: int
+    failed: bool
+    ms: int
+    tokens: int
+
+
+def unusable_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -> OneSidedLimits | None:
+    """Return the limits of the difference of the shares without a usable tip, shadow minus live; None without pairs."""
+    return mean_limits(_samples((pair.day, pair.failed - pair.live_failed) for pair in pairs), alpha=alpha)
+
+
+def slow_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -> OneSidedLimits | None:
+    """Return the limits of the difference of the shares of slow tips, shadow minus live.
+
+    `pairs`: in the order of time. Slow is what takes longer than `SLOW_FACTOR` times the 95th percentile of the live
+    tips of all earlier pairs. This limit is known before the pair, so the terms -1, 0 and 1 are exact, which a
+    comparison of the percentiles themselves is not. The first `MIN_LATENCIES` pairs only count for later limits. Pairs
+    with a failed tip are left out: they count in `unusable_difference`. None without further pairs.
+    """
+    earlier: list[int] = []
+    terms: list[tuple[int, float]] = []
+    for pair in _usable(pairs):
+        if len(earlier) >= MIN_LATENCIES:
+            limit = SLOW_FACTOR * earlier[math.ceil(0.95 * len(earlier)) - 1]
+            terms.append((pair.day, (pair.ms > limit) - (pair.live_ms > limit)))
+        insort(earlier, pair.live_ms)
+    return mean_limits(_samples(terms), alpha=alpha)
+
+
+def excess_tokens(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -> OneSidedLimits | None:
+    """Return the limits of the mean relative excess of tokens over `TOKEN_FACTOR` times those of the live tip.
+
+    With s tokens in shadow and l = `TOKEN_FACTOR` times the live ones, the term is (s - l) / max(s, l). It is in
+    [-1, 1] whatever the lengths are, so the limits are exact, which those of the mean number of tokens are only with a
+    known maximum. 0 means that a typical tip has `TOKEN_FACTOR` times the tokens; equal tokens give -1/3. Pairs with a
+    failed tip are left out: they count in `unusable_difference`. None without pairs.
+    """
+    return mean_limits(_samples((pair.day, _relative_excess(pair)) for pair in _usable(pairs)), alpha=alpha)
+
+
+def _relative_excess(pair: ShadowPair) -> float:
+    allowed = TOKEN_FACTOR * pair.live_tokens
+    return (pair.tokens - allowed) / max(pair.tokens, allowed, 1)
+
+
+def _usable(pairs: Iterable[ShadowPair]) -> list[ShadowPair]:
+    return [pair for pair in pairs if not (pair.failed or pair.live_failed)]
+
+
+def _samples(terms: Iterable[tuple[int, float]]) -> dict[int, Sample]:
+    """Return the sums of the terms of each day."""
+    days: dict[int, Sample] = defaultdict(Sample)
+    for day, term in terms:
+        days[day] += Sample(1, term, term**2)
+    return days
