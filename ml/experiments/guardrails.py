@@ -62,8 +62,8 @@ def difference_limits(
     """Return the limits of the difference of the mean rewards, other minus baseline; None without overlap.
 
     It is the difference of `ml.experiments.comparison.difference`. The other version is worse when `high` < 0. For a
-    share of tips that should be low (unusable, slow), count such a tip as the reward 1: the other version is worse when
-    `low` > 0. The reward 1 for usable tips would be valid, but slower, since a first day is centred on 0.
+    share of tips that should be low, count such a tip as the reward 1: the other version is worse when `low` > 0. For
+    failures, `ml.experiments.failure_excess` needs fewer tips.
 
     Parameters
         `alpha`: in (0, 1), of each side.
@@ -126,7 +126,7 @@ def tips_to_detect(
     """Return the approximate number of mature tips after which a harm has been found by `difference_limits`.
 
     It assumes a constant share and constant means, looks at every tip, and centres equal to the mean
-    reward. For rewards of about 20 %, a first day that is centred on 0 needs a quarter more.
+    reward. For rewards of about 20 %, a first day that is centred on 0 needs a sixth more.
 
     Parameters
         `baseline`, `harmed`: in [0, 1], the mean rewards of both versions.

@@ -6,16 +6,18 @@ least 30 tips of each version.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from ml.experiments.arrays import Floats
 from ml.experiments.comparison import Stratum, sum_pair
 from ml.experiments.confidence_sequence import boundary
+from ml.experiments.failure_excess import _ODDS_RATIOS, failure_excess
 from ml.experiments.guardrails import (
     HARM_ALPHA,
     TUNED_AT,
@@ -43,6 +45,7 @@ _BATCH = 200
 
 Found = npt.NDArray[np.bool_]
 Harm = Literal["lower", "higher"]
+Rule = Callable[["HourlyCounts", Harm], Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ HARMS = {
     "23 % against 18 %, share 10 %": Traffic(effect=-0.05, hours=1_500),
     "unusable: 2 % against 20 %, share 10 %": Traffic((0.02, 0.02), 0.18, harm="higher"),
     "unusable: 2 % against 20 %, share 1 %": Traffic((0.02, 0.02), 0.18, (0.01,), harm="higher"),
+    "unusable: 2 % against 100 %, share 1 %": Traffic((0.02, 0.02), 0.98, (0.01,), harm="higher"),
+    "unusable: 2 % against 4 %, share 10 %": Traffic((0.02, 0.02), 0.02, harm="higher", hours=2_500),
 }
 
 
@@ -132,7 +137,24 @@ def rollbacks(counts: HourlyCounts, harm: Harm, *, alpha: float = HARM_ALPHA) ->
     lows, highs = (effect - half_widths) / overlap, (effect + half_widths) / overlap
     for run in range(0, runs, 20):
         _require_the_same_limits(counts, run, lows[-1, run], highs[-1, run], alpha)
-    return highs < 0 if harm == "lower" else lows > 0
+    found: Found = highs < 0 if harm == "lower" else lows > 0
+    return found
+
+
+def failure_alarms(counts: HourlyCounts, harm: Harm) -> Found:
+    """Return in which looks `failure_excess` says that the canary fails more often, shape (hours, runs)."""
+    if harm != "higher":
+        raise ValueError("rewards must say that a tip failed")
+    by_hour = np.log1p(counts.shares[:, None] * (_ODDS_RATIOS - 1))
+    failed = counts.rewarded[:, :, :, None]
+    log_likelihoods = failed[:, :, 1] * np.log(_ODDS_RATIOS) - failed.sum(axis=2) * by_hour[:, None]
+    log_e = special.logsumexp(log_likelihoods.cumsum(axis=0), axis=2) - np.log(_ODDS_RATIOS.size)
+    for run in range(0, counts.tips.shape[1], 20):
+        p_value = failure_excess(strata_of(counts, run), "0", "1").p_value
+        if not np.isclose(p_value, np.exp(min(0.0, -log_e[-1, run]))):
+            raise AssertionError(f"the test has the p-value {p_value}, unlike in the simulation")
+    found: Found = log_e > -np.log(HARM_ALPHA)
+    return found
 
 
 def strata_of(counts: HourlyCounts, run: int) -> list[Stratum]:
@@ -167,9 +189,9 @@ def z_tests(counts: HourlyCounts, harm: Harm) -> Found:
     return found
 
 
-def tips_until_found(traffic: Traffic, runs: int, rng: np.random.Generator) -> Floats:
+def tips_until_found(traffic: Traffic, runs: int, rng: np.random.Generator, rule: Rule = rollbacks) -> Floats:
     """Return the tips at the first rollback of each run, shape (runs,); infinite without one."""
-    found = rollbacks(draw_traffic(traffic, runs, rng), traffic.harm)
+    found = rule(draw_traffic(traffic, runs, rng), traffic.harm)
     return np.where(found.any(axis=0), (found.argmax(axis=0) + 1) * float(traffic.tips_per_hour), np.inf)
 
 
@@ -190,11 +212,8 @@ def harmed_slices(runs: int, rng: np.random.Generator, *, hours: int = 720) -> t
     statuses = [result.status for result in slice_results(named, "0", "1", alpha=HARM_ALPHA, margin=0.05)]
     if [status == "harmed" for status in statuses] != [bool(looks[-1, 0]) for looks in found]:
         raise AssertionError(f"the slices are {statuses}, unlike in the simulation")
-    ours, usual = (
-        np.logical_or.reduce([looks.any(axis=0) for looks in kind])
-        for kind in (found, [z_tests(counts, traffic.harm) for counts in slices])
-    )
-    return ours, usual
+    tests = [z_tests(counts, traffic.harm) for counts in slices]
+    return np.any(np.stack(found), axis=(0, 1)), np.any(np.stack(tests), axis=(0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,20 +280,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1_000, help="runs of each row")
     runs = parser.parse_args(arguments).runs
-    print("| equal versions | bound | rolled back | runs | z-test |\n|---|---|---|---|---|")
+    print("| equal versions | bound | rolled back | by failures | runs | z-test |\n|---|---|---|---|---|---|")
     for name, traffic in EQUAL.items():
-        parts = []
+        parts: list[Sequence[Found]] = []
+        rules = [rollbacks, z_tests, *([failure_alarms] if traffic.harm == "higher" else [])]
         for size, rng in _batches(runs):
             counts = draw_traffic(traffic, size, rng)
-            parts.append([rule(counts, traffic.harm).any(axis=0) for rule in (rollbacks, z_tests)])
+            parts.append([np.any(rule(counts, traffic.harm), axis=0) for rule in rules])
         _print_row(name, parts, runs)
-    _print_row('ten slices, 200,000 tips: any "harmed"', [[*harmed_slices(*batch)] for batch in _batches(runs)], runs)
+    _print_row('ten slices, 200,000 tips: any "harmed"', [harmed_slices(*batch) for batch in _batches(runs)], runs)
     print("\n| harm | planned | found: half of runs | 90 % of runs | within 5,000 tips |\n|---|---|---|---|---|")
     for name, traffic in HARMS.items():
-        tips = np.concatenate([tips_until_found(traffic, size, rng) for size, rng in _batches(runs)])
-        half, most = np.quantile(tips, [0.5, 0.9], method="higher")
-        within = (tips <= MAX_TIPS).mean()
-        print(f"| {name} | {planned_tips(traffic) or 0:,} | {half:,.0f} | {most:,.0f} | {within:.1%} |", flush=True)
+        _print_harm(name, f"{planned_tips(traffic):,}", traffic, runs, rollbacks)
+        if traffic.harm == "higher":
+            _print_harm("the same, by failures", "", traffic, runs, failure_alarms)
     print("\n| shadow | pairs | unusable | slow | tokens |\n|---|---|---|---|---|")
     for name, shadow in SHADOWS.items():
         for looks in ([500], [1_000]) if shadow.unusable < 0.05 else (range(100, 2_001, 100),):
@@ -288,8 +307,14 @@ def _batches(runs: int) -> list[tuple[int, np.random.Generator]]:
 
 
 def _print_row(name: str, parts: Sequence[Sequence[Found]], runs: int) -> None:
-    ours, usual = (np.concatenate([part[method] for part in parts]).mean() for method in range(2))
-    print(f"| {name} | {HARM_ALPHA:.0%} | {ours:.1%} | {runs:,} | {usual:.1%} |", flush=True)
+    ours, usual, *failures = (f"{np.concatenate(method).mean():.1%}" for method in zip(*parts, strict=True))
+    print(f"| {name} | {HARM_ALPHA:.0%} | {ours} | {' '.join(failures)} | {runs:,} | {usual} |", flush=True)
+
+
+def _print_harm(name: str, planned: str, traffic: Traffic, runs: int, rule: Rule) -> None:
+    tips = np.concatenate([tips_until_found(traffic, size, rng, rule) for size, rng in _batches(runs)])
+    half, most = np.quantile(tips, [0.5, 0.9], method="higher")
+    print(f"| {name} | {planned} | {half:,.0f} | {most:,.0f} | {(tips <= MAX_TIPS).mean():.1%} |", flush=True)
 
 
 if __name__ == "__main__":
