@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_row('ten slices, 200,000 tips: any "harmed"', [harmed_slices(*batch) for batch in _batches(runs)], runs)
     print("\n| harm | planned | found: half of runs | 90 % of runs | within 5,000 tips |\n|---|---|---|---|---|")
     for name, traffic in HARMS.items():
-        _print_harm(name, f"{planned_tips(traffic):,}", traffic, runs, rollbacks)
+        _print_harm(name, f"{planned_tips(traffic) or 0:,}", traffic, runs, rollbacks)
         if traffic.harm == "higher":
             _print_harm("the same, by failures", "", traffic, runs, failure_alarms)
     print("\n| shadow | pairs | unusable | slow | tokens |\n|---|---|---|---|---|")
