@@ -41,6 +41,9 @@ _MAX_CENTRE = 0.25
 """The largest centre of `mean_limits`, relative to its scale. Gates ask about means near 0, where a wider range of
 centres would only widen the limits."""
 
+_MIN_VARIANCE = 1e-9
+"""Instead of a variance of 0, if one version is always rewarded and the other one never."""
+
 Status = Literal["harmed", "not harmed", "unknown"]
 
 
@@ -125,8 +128,8 @@ def tips_to_detect(
 ) -> int | None:
     """Return the approximate number of mature tips after which a harm has been found by `difference_limits`.
 
-    It assumes a constant share and constant means, looks at every tip, and centres equal to the mean
-    reward. For rewards of about 20 %, a first day that is centred on 0 needs a sixth more.
+    It assumes a constant share and constant means, looks at every tip, and centres equal to the mean reward. If all
+    tips are of a first day that is centred on 0, a sixth more is needed for rewards of about 20 %.
 
     Parameters
         `baseline`, `harmed`: in [0, 1], the mean rewards of both versions.
@@ -160,14 +163,15 @@ def _crossing_probability(terms: Floats, probabilities: Floats, n: int, *, alpha
     whose first passage is that of Brownian motion (Siegmund, "Sequential analysis", 1985, equation 3.13).
     """
     v = n * float(probabilities @ terms**2)
-    below, at, above = boundary(v * np.array([0.99, 1.0, 1.01]), alpha=alpha, tuned_at=tuned_at).tolist()
-    slope = (above - below) / (0.02 * v)
+    width = 0.01 * v + 0.001  # not 0 for the rarest rewards
+    below, above = boundary(np.array([v, v + width]), alpha=alpha, tuned_at=tuned_at).tolist()
+    slope = (above - below) / width
     steps = -terms - slope * terms**2
     mean = float(probabilities @ steps)
-    variance = float(probabilities @ steps**2) - mean**2
-    level, spread = at - slope * v, math.sqrt(n * variance)
+    variance = max(float(probabilities @ steps**2) - mean**2, _MIN_VARIANCE)
+    level, spread = below - slope * v, math.sqrt(n * variance)
     reflected = 2 * mean * level / variance + float(special.log_ndtr((-level - n * mean) / spread))
-    return float(special.ndtr((n * mean - level) / spread)) + math.exp(reflected)
+    return float(special.ndtr((n * mean - level) / spread)) + math.exp(min(0.0, reflected))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +237,11 @@ class ShadowPair:
 
 
 def unusable_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -> OneSidedLimits | None:
-    """Return the limits of the difference of the shares without a usable tip, shadow minus live; None without pairs."""
+    """Return the limits of the difference of the shares without a usable tip, shadow minus live; None without pairs.
+
+    If both fail for 1 % of tips, `high` is below 5 % after 300 pairs with a probability of 93 %, and after 500 pairs
+    nearly always; if the shadow fails for 2 %, after 500 pairs with 92 %.
+    """
     return mean_limits(_samples((pair.day, pair.failed - pair.live_failed) for pair in pairs), alpha=alpha)
 
 
@@ -244,6 +252,10 @@ def slow_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -
     tips of all earlier pairs. This limit is known before the pair, so the terms -1, 0 and 1 are exact, which a
     comparison of the percentiles themselves is not. The first `MIN_LATENCIES` pairs only count for later limits. Pairs
     with a failed tip are left out: they count in `unusable_difference`. None without further pairs.
+
+    For log-normal times whose 95th percentile is twice the median, `high` is below 5 % after 500 pairs with a
+    probability of 97 % if both are equally fast, and if the shadow is 10 % slower after 1,000 pairs with 98 %. A shadow
+    that is a third slower has 5 % more slow tips.
     """
     earlier: list[int] = []
     terms: list[tuple[int, float]] = []
@@ -262,6 +274,8 @@ def excess_tokens(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -> 
     [-1, 1] whatever the lengths are, so the limits are exact, which those of the mean number of tokens are only with a
     known maximum. 0 means that a typical tip has `TOKEN_FACTOR` times the tokens; equal tokens give -1/3. Pairs with a
     failed tip are left out: they count in `unusable_difference`. None without pairs.
+
+    For lengths that vary by a third, `high` is below 0 after 50 pairs with equal tokens, and after 100 with 1.2 times.
     """
     return mean_limits(_samples((pair.day, _relative_excess(pair)) for pair in _usable(pairs)), alpha=alpha)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ml.experiments.comparison import PairSums, Stratum, difference, sum_pair
@@ -106,6 +106,14 @@ def test_no_number_of_tips_is_planned_without_harm_or_for_too_little(
     baseline: float, harmed: float, share: float
 ) -> None:
     assert tips_to_detect(baseline, harmed, share) is None
+
+
+@settings(max_examples=30)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.999))
+@example(1.0, 0.0, 0.5)
+def test_any_harm_has_a_plan_that_is_no_longer_for_a_larger_one(baseline: float, harmed: float, share: float) -> None:
+    planned, of_total_harm = tips_to_detect(baseline, harmed, share), tips_to_detect(baseline, 0.0, share)
+    assert planned is None or (harmed < baseline and of_total_harm is not None and 0 < of_total_harm <= planned + 1)
 
 
 sums = st.builds(PairSums, st.floats(-50, 50), st.floats(0, 500), st.floats(1, 1_000), st.integers(1, 10_000))
