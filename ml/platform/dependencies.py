@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr, ValidationError, WithJsonSchema
 
 from ml.platform.errors import Forbidden, PasswordNeeded, UnsupportedMediaType
 from ml.platform.local_request import is_cross_site, is_local
+from ml.platform.priority import PRIORITY_HEADER, is_background
 from ml.platform.problem_json import error_from_validation
 
 _JSON_MEDIA_TYPE = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
@@ -74,6 +75,22 @@ async def _caller_timeout(
 
 CallerTimeout = Annotated[float | None, Depends(_caller_timeout)]
 """The caller's timeout in seconds; None if the request has none."""
+
+
+async def _in_background(
+    priority: Annotated[
+        str,
+        Header(
+            alias=PRIORITY_HEADER,
+            description="With `u=7` (RFC 9218), the request is background work: others are not delayed by it.",
+        ),
+    ] = "",
+) -> bool:
+    return is_background(priority)
+
+
+InBackground = Annotated[bool, Depends(_in_background)]
+"""Whether the caller has marked the request as background work."""
 
 
 def require_admin(password: SecretStr | None) -> Dependency:

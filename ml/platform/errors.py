@@ -22,9 +22,10 @@
     ├── UnusableTip             502  the model's text cannot be shown to a person
     │   └── UnsuitableTip       502  because of its content, which free text may have asked for
     ├── UpstreamRefused         502  the provider rejects the request or the key
+    │   └── UnknownVersion      502  serving does not know the prompt version, or the ranking policy, it was asked for
     ├── UpstreamFailed          502  the provider failed, or its answer is not valid
     ├── UpstreamUnreachable     502
-    ├── Busy                    503  the service is at its limit of concurrent requests
+    ├── Busy                    503  the service is at its limit of concurrent requests; or background work gives way
     ├── NotReady                503  still loading, or no model to load
     ├── StorageUnavailable      503  the database is locked, full or unreachable
     ├── UpstreamOverloaded      503
@@ -177,6 +178,10 @@ class UnsuitableTip(UnusableTip):
 
 class UpstreamRefused(TipsError):
     status, slug = HTTPStatus.BAD_GATEWAY, "upstream-refused"
+
+
+class UnknownVersion(UpstreamRefused):
+    pass
 
 
 class UpstreamFailed(TipsError):

@@ -21,6 +21,7 @@ class Tag(StrEnum):
 
     TIPS = "Tips"
     REWARDS = "Rewards"
+    ROLLOUTS = "Rollouts"
     SERVING = "Serving"
     OPERATIONS = "Operations"
 
@@ -29,6 +30,7 @@ TAG_DESCRIPTIONS: Mapping[Tag, str] = MappingProxyType(
     {
         Tag.TIPS: "Tips for users, each stored with its prompt version, its exposure and the reactions of users.",
         Tag.REWARDS: "How much the tips of each prompt version help.",
+        Tag.ROLLOUTS: "Which version is in which stage, the gates of its next step, and who changed what.",
         Tag.SERVING: "Write or rank tips without storing anything. The prompt version is chosen by the caller.",
         Tag.OPERATIONS: "For load balancers and for metrics.",
     }

@@ -53,10 +53,11 @@ def _field_error(field: Mapping[str, Any]) -> FieldError:
 
 
 def _classes_by_slug(root: type[TipsError]) -> dict[str, type[TipsError]]:
-    classes = {root.slug: root}
+    """Return the classes below `root`; a slug that a class shares with its parent is the parent's."""
+    classes: dict[str, type[TipsError]] = {}
     for child in root.__subclasses__():
         classes |= _classes_by_slug(child)
-    return classes
+    return classes | {root.slug: root}
 
 
 def problem_response(error: TipsError) -> JSONResponse:

@@ -72,6 +72,7 @@ class ServiceSettings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_commas)] = ()
     allow_anonymous: bool = False
     max_connections: int = Field(default=500, ge=1)
+    mlflow_tracking_uri: str = "sqlite:///mlflow.db"
     otel_exporter_otlp_endpoint: Address | None = None
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

@@ -68,13 +68,16 @@ class Telemetry:
         self.exposures = Counter("tips_exposures", "Exposures stored.", ("outcome",), registry=self.registry)
         self.reactions = Counter("tips_reactions", "Reactions stored.", ("reaction", "outcome"), registry=self.registry)
         self.scores = Counter(
-            "tips_scores", "Rankings by the live policy.", ("policy", "policy_version"), registry=self.registry
+            "tips_scores", "Rankings of candidates.", ("policy", "policy_version"), registry=self.registry
         )
-        self.shadow_scores = Counter(
-            "tips_shadow_scores",
-            "Rankings by the shadow policy.",
-            ("policy", "policy_version", "outcome"),
-            registry=self.registry,
+        self.shadows = Counter(
+            "tips_shadow", "Tips and rankings of versions in shadow.", ("kind", "outcome"), registry=self.registry
+        )
+        self.webhook_deliveries = Counter(
+            "tips_webhook_deliveries", "Deliveries of rollout events, by outcome.", ("outcome",), registry=self.registry
+        )
+        self.rollout_transitions = Counter(
+            "tips_rollout_transitions", "Events of rollouts.", ("kind", "action"), registry=self.registry
         )
         self.background_task_failures = Counter(
             "tips_background_task_failures", "Background tasks that ended.", ("task",), registry=self.registry

@@ -77,7 +77,7 @@ def test_tip_prompt_version_is_one_version_a_list_or_weights(
         ("sticky", "", "needs at least 2 versions in TIP_PROMPT_VERSION"),
         ("thompson", "v1", "needs at least 2 versions in TIP_PROMPT_VERSION"),
         ("thompson", "v1=90,v2-mentor=10", "accepts no weights in TIP_PROMPT_VERSION: it determines them"),
-        ("best", "v1,v2-mentor", "should be one of uniform, sticky, thompson"),
+        ("best", "v1,v2-mentor", "should be one of uniform, sticky, thompson, rollout"),
     ],
 )
 def test_a_prompt_policy_accepts_only_suitable_versions(
@@ -248,7 +248,7 @@ def test_a_wrong_setting_is_an_error_of_one_sentence_with_the_name_and_the_value
     assert str(raised.value) == f"{name}: the value {error}."
 
 
-SECRET_SETTINGS = {"API_KEYS", "ADMIN_PASSWORD", "SERVING_API_KEY", "DATABASE_URL"}
+SECRET_SETTINGS = {"API_KEYS", "ADMIN_PASSWORD", "SERVING_API_KEY", "DATABASE_URL", "ROLLOUT_WEBHOOK_SECRET"}
 PUBLIC_SETTINGS = sorted(
     {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields} - SECRET_SETTINGS
 )

@@ -56,6 +56,17 @@ def test_metrics_count_failed_generations(serve: Serve) -> None:
     assert found["http_request_seconds_count", "POST", "/generate", "502"] == 2
 
 
+def test_a_poll_in_the_background_is_counted_but_logged_only_if_it_fails(serve: Serve) -> None:
+    http, background = serve(), {"Priority": "u=7"}
+    with structlog.testing.capture_logs() as log:
+        http.get("/prompts", headers=background)
+        http.get("/nothing", headers=background)
+        http.get("/prompts")
+    logged = [(line["status"], line["route"]) for line in log if line["event"] == "request"]
+    assert [status for status, _ in logged] == [404, 200]
+    assert samples(http.get("/metrics").text)["http_request_seconds_count", "GET", "/prompts", "200"] == 2
+
+
 def test_an_unknown_path_or_method_is_not_a_label(serve: Serve) -> None:
     http = serve()
     http.get("/unknown")

@@ -1,9 +1,11 @@
 """Middleware that limits concurrent requests."""
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml.platform.errors import Busy
 from ml.platform.middleware.route_rules import rules_of
+from ml.platform.priority import PRIORITY_HEADER, is_background
 from ml.platform.problem_json import problem_response
 
 
@@ -21,18 +23,19 @@ class InFlightLimitMiddleware:
         if limit is None:
             await self.app(scope, receive, send)
             return
-        if limit.in_flight >= limit.max_requests:
+        background = is_background(Headers(raw=[*scope.get("headers", ())]).get(PRIORITY_HEADER, ""))
+        if not limit.admits(background=background):
             error = Busy("The service is at its limit of concurrent requests of this kind.", retry_after=1)
             await problem_response(error)(scope, receive, send)
             return
-        limit.in_flight += 1
+        limit.count(1, background=background)
         holds_slot = True
 
         def release() -> None:
             nonlocal holds_slot
             if holds_slot:
                 holds_slot = False
-                limit.in_flight -= 1
+                limit.count(-1, background=background)
 
         async def send_and_release(message: Message) -> None:
             # Before the last byte, not when the handler has ended: a caller that has the whole response may send its

@@ -3,12 +3,16 @@
 import re
 import time
 import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ml.platform.after_response import responding
 from ml.platform.errors import TipsError
 from ml.platform.middleware.route_rules import rules_of
+from ml.platform.priority import is_background
 from ml.platform.problem_json import problem_response
 from ml.platform.telemetry import Telemetry, traceparent
 
@@ -24,6 +28,7 @@ CLIENT_CLOSED_REQUEST = 499
 class RequestTelemetryMiddleware:
     """Accepts and returns request id and trace, and logs and measures each request once, also refused ones.
 
+    A GET in the background (`ml.platform.priority`) that succeeds is measured, but not logged.
     It also handles unexpected exceptions: they are logged without their message and answered with 500.
     """
 
@@ -42,7 +47,7 @@ class RequestTelemetryMiddleware:
         status = CLIENT_CLOSED_REQUEST
         started = time.perf_counter()
 
-        with self.telemetry.request(headers, request_id) as (span, log_fields):
+        with responding(), self.telemetry.request(headers, request_id) as (span, log_fields):
             ids = [(b"x-request-id", request_id.encode()), (b"traceparent", traceparent(span).encode())]
 
             async def send_with_ids(message: Message) -> None:
@@ -65,6 +70,11 @@ class RequestTelemetryMiddleware:
                 self.telemetry.requests.labels(method, route, status).observe(seconds)
                 span.update_name(f"{method} {route}")
                 span.set_attribute("http.response.status_code", status)
-                log.info(
-                    "request", method=method, route=route, status=status, ms=round(seconds * 1000, 2), **log_fields
-                )
+                if not _is_quiet(method, status, headers):
+                    ms = round(seconds * 1000, 2)
+                    log.info("request", method=method, route=route, status=status, ms=ms, **log_fields)
+
+
+def _is_quiet(method: str, status: int, headers: Mapping[str, str]) -> bool:
+    """Return whether a request has no log line: another service polls in the background, and gets its answer."""
+    return method == "GET" and status == HTTPStatus.OK and is_background(headers.get("priority", ""))

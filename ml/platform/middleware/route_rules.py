@@ -20,10 +20,25 @@ _SCOPE_KEY = "tips.route_rules"
 
 @dataclass(eq=False, slots=True)
 class InFlightLimit:
-    """At most `max_requests` concurrent requests to the routes that share this limit."""
+    """At most `max_requests` concurrent requests to the routes that share this limit.
+
+    Requests in the background are admitted only as far as others leave room, and take no room from others.
+    """
 
     max_requests: int
     in_flight: int = 0
+    in_background: int = 0
+
+    def admits(self, *, background: bool) -> bool:
+        """Return whether one more request may be handled."""
+        return self.in_flight + (self.in_background if background else 0) < self.max_requests
+
+    def count(self, change: int, *, background: bool) -> None:
+        """Add `change` to the number of requests of this kind that are handled."""
+        if background:
+            self.in_background += change
+        else:
+            self.in_flight += change
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,50 @@ def test_the_slot_is_free_before_the_last_byte_is_sent() -> None:
     assert limit.in_flight == 0
 
 
+def test_requests_in_the_background_take_no_room_from_others() -> None:
+    limit = InFlightLimit(max_requests=2)
+    for background in (True, True):
+        assert limit.admits(background=background)
+        limit.count(1, background=background)
+    assert not limit.admits(background=True)
+    for _ in range(2):
+        assert limit.admits(background=False)
+        limit.count(1, background=False)
+    assert not limit.admits(background=False)
+    limit.count(-1, background=True)
+    assert not limit.admits(background=True)
+    limit.count(-1, background=True)
+    limit.count(-1, background=False)
+    assert limit.admits(background=True)
+
+
+def test_the_header_of_a_request_decides_which_room_it_takes() -> None:
+    router = APIRouter()
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    @router.post("/work")
+    async def work() -> str:
+        entered.set()
+        await release.wait()
+        return "done"
+
+    app = small_service(router, limits={work: InFlightLimit(max_requests=1)})
+
+    async def send_one_of_each() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as http:
+            background = {"Priority": "u=7"}
+            first = asyncio.create_task(http.post("/work", headers=background))
+            await entered.wait()
+            refused = await http.post("/work", headers=background)
+            entered.clear()
+            other = asyncio.create_task(http.post("/work"))
+            await entered.wait()
+            release.set()
+            return [(await first).status_code, refused.status_code, (await other).status_code]
+
+    assert asyncio.run(asyncio.wait_for(send_one_of_each(), timeout=60)) == [200, 503, 200]
+
+
 async def _respond_in_two_pieces(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
