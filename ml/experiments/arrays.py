@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
+Bools = npt.NDArray[np.bool_]
 
 PROBABILITY_TOLERANCE = 1e-6
 """The largest rounding error of a probability that is accepted; single-precision policies need it."""

@@ -28,7 +28,7 @@ class LoggedDecision:
     `chosen`: the index of the candidate that was shown. `reward`: in [0, 1], 0 for no reaction, as known
     at present. `reward_in_window`: the one that was known at the end of the reaction window. `ranked`: the candidates
     are tips that a ranking policy ranked; otherwise they are the prompt versions to choose among. `per_user`: the
-    version was drawn for the user, not for this decision.
+    version was drawn for the user, not for this decision. `segments`: those of the user when the tip was stored.
     """
 
     id: str
@@ -42,6 +42,7 @@ class LoggedDecision:
     reward_in_window: float
     ranked: bool
     per_user: bool = False
+    segments: tuple[str, ...] = ()
 
 
 def with_newest_prompts(decisions: Iterable[LoggedDecision]) -> list[LoggedDecision]:

@@ -28,6 +28,13 @@ HARM_ALPHA = 0.05
 TUNED_AT = 50.0
 """The sum of squares at which limits are narrowest: that of about 3,500 tips with a share of 10 %."""
 
+RARE_TUNED_AT = 5.0
+"""The same for what is rare, as unusable tips: without any, limits of 5 points need half of the tips."""
+
+RARE_HARM_ALPHA = 0.01
+"""The probability that the test of failures, or that of slow tips, ever fails a version that is not worse: small, so
+that all guardrails together are wrong about as rarely as the one of rewards alone."""
+
 TOKEN_FACTOR = 1.5
 """The tokens of a tip in shadow, relative to those of the live tip, above which `excess_tokens` is above 0."""
 

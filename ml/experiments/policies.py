@@ -1,7 +1,8 @@
 """Prompt policies: how the prompt version of a tip is chosen.
 
 To add one, add an entry to `POLICIES`. The settings, the selection in the recommender, `tips evaluate`, the simulation,
-the figures, the help texts and the training from the decision log read it from there.
+the figures, the help texts and the training from the decision log read it from there: those that compare policies, from
+`comparable_policies`.
 """
 
 import re
@@ -122,6 +123,7 @@ POLICIES: Mapping[str, PromptPolicy] = MappingProxyType(
             distribution=_by_weight,
             draw=_draw_per_decision,
             per_user=True,
+            per_decision=True,
             selectable=False,
         ),
         PLAYGROUND: PromptPolicy(
@@ -139,6 +141,16 @@ def selectable_policies() -> tuple[str, ...]:
     return tuple(name for name, policy in POLICIES.items() if policy.selectable)
 
 
+def comparable_policies() -> tuple[str, ...]:
+    """Return the policies that choose among any given versions, so that evaluation and simulation can compare them."""
+    return tuple(name for name in selectable_policies() if not POLICIES[name].from_rollouts)
+
+
+def is_version_name(text: str) -> bool:
+    """Return whether a text can be the name of a prompt version."""
+    return _VERSION_NAME.fullmatch(text) is not None
+
+
 def parse_version_weights(text: str) -> tuple[tuple[str, float], ...]:
     """Parse one version, a list of versions, or weights: `v1`, `v1,v2-mentor`, `v1=90,v2-mentor=10`.
 
@@ -152,7 +164,7 @@ def parse_version_weights(text: str) -> tuple[tuple[str, float], ...]:
     if (
         not 0 < len(weights) == len(items) <= MAX_VERSIONS
         or len({equals for _, equals, _ in items}) > 1
-        or not all(_VERSION_NAME.fullmatch(name) and 0 < weight < MAX_WEIGHT for name, weight in weights.items())
+        or not all(is_version_name(name) and 0 < weight < MAX_WEIGHT for name, weight in weights.items())
     ):
         raise ValueError(
             "should be one prompt version, or different versions separated by commas, either all or none with a weight "

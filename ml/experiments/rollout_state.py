@@ -109,7 +109,7 @@ class Track:
     champion: Position | None = None
     champion_event: int = 0
     previous: tuple[Position, ...] = ()
-    positions: Mapping[int, Position] = MappingProxyType({})
+    positions: Mapping[int, Position] = field(default_factory=lambda: MappingProxyType({}))
     event: int = 0
 
     @property
@@ -129,15 +129,15 @@ class Track:
         """
         if self.champion is None:
             return {}
-        canaries = {
-            canary.version: canary.share
-            for canary in self.canaries
-            if canary.share > 0 and (not canary.segment or canary.segment in segments)
-        }
-        total = sum(canaries.values())
+        shares = {self.champion.version: 0.0}
+        for canary in self.canaries:
+            if canary.share > 0 and (not canary.segment or canary.segment in segments):
+                shares[canary.version] = shares.get(canary.version, 0.0) + canary.share
+        total = sum(shares.values())
         if total >= 1:  # only several canaries together can exceed it
-            return {version: share / total for version, share in canaries.items()}
-        return {self.champion.version: 1 - total} | canaries
+            return {version: share / total for version, share in shares.items() if share > 0}
+        shares[self.champion.version] += 1 - total
+        return shares
 
 
 @dataclass(frozen=True, slots=True)

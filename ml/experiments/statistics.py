@@ -1,6 +1,9 @@
 """Samples of rewards, and intervals."""
 
+import math
 from dataclasses import dataclass
+
+from scipy import special
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +35,21 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+def difference_of_means(first: Sample, second: Sample, *, alpha: float = 0.05) -> Interval | None:
+    """Return the mean of `first` minus that of `second`, with an interval for one look; None below two values in each.
+
+    For samples of independent values in [0, 1], such as the mean rewards of different users. Welch's t interval, with
+    the degrees of freedom of Satterthwaite (Welch, "The generalization of 'Student's' problem", Biometrika 1947).
+    """
+    if first.n <= 1 or second.n <= 1:
+        return None
+    estimate = first.mean - second.mean
+    variances = [sample.centred(sample.mean).squares / (sample.n - 1) / sample.n for sample in (first, second)]
+    variance = sum(variances)
+    half_width = 0.0
+    if variance:
+        terms = [v**2 / (sample.n - 1) for v, sample in zip(variances, (first, second), strict=True)]
+        half_width = float(special.stdtrit(variance**2 / sum(terms), 1 - alpha / 2)) * math.sqrt(variance)
+    return Interval(estimate, max(estimate - half_width, -1.0), min(estimate + half_width, 1.0))

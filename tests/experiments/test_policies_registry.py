@@ -10,7 +10,7 @@ import pytest
 
 from ml.experiments.assignment import Assignment
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.experiments.policies import POLICIES, PromptPolicy, selectable_policies
+from ml.experiments.policies import POLICIES, PromptPolicy, comparable_policies, selectable_policies
 from ml.experiments.thompson import RewardHistory
 from ml.pipelines.targets import parse_target
 from ml.platform.settings import ConfigurationError
@@ -42,7 +42,8 @@ def _new_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_new_policy_is_selectable() -> None:
-    assert selectable_policies() == ("uniform", "sticky", "thompson", NEW_POLICY)
+    assert selectable_policies() == ("uniform", "sticky", "thompson", "rollout", NEW_POLICY)
+    assert comparable_policies() == ("uniform", "sticky", "thompson", NEW_POLICY)
 
 
 def test_the_settings_accept_the_new_policy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +61,7 @@ def test_the_settings_check_the_requirements_of_the_new_policy(monkeypatch: pyte
 
 def test_an_error_about_another_value_names_the_new_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIP_PROMPT_POLICY", "unknown")
-    with pytest.raises(ConfigurationError, match=rf"^TIP_PROMPT_POLICY: .* thompson, {NEW_POLICY}\.$"):
+    with pytest.raises(ConfigurationError, match=rf"^TIP_PROMPT_POLICY: .* thompson, rollout, {NEW_POLICY}\.$"):
         RecommenderSettings.from_environment()
 
 
@@ -78,6 +79,14 @@ def test_the_new_policy_is_a_target_of_off_policy_evaluation() -> None:
     (distribution,) = target.distributions([decision])
     assert distribution is not None
     np.testing.assert_array_equal(distribution, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("policy", ["rollout", "holdout", "playground"])
+def test_policies_without_versions_to_choose_among_are_no_targets(policy: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=f"'{policy}' should be one of uniform, sticky, thompson, {NEW_POLICY};"
+    ):
+        parse_target(policy, reaction_window=timedelta(hours=24), tracking_uri="sqlite:///unused.db")
 
 
 def test_the_simulation_compares_the_new_policy() -> None:

@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from ml.experiments.statistics import Sample
+from ml.experiments.statistics import Sample, difference_of_means
 
 rewards = st.lists(st.floats(0, 1), max_size=50)
 
@@ -36,3 +38,23 @@ def test_a_centred_sample_is_the_one_of_the_rewards_minus_the_centre(values: lis
     centred, expected = sample_of(values).centred(centre), sample_of([value - centre for value in values])
     assert centred.n == expected.n
     assert (centred.total, centred.squares) == pytest.approx((expected.total, expected.squares), abs=1e-9)
+
+
+@given(
+    *[st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=30)] * 2,
+    st.sampled_from([0.05, 0.01]),
+)
+def test_the_difference_of_means_has_welchs_interval(first: list[float], second: list[float], alpha: float) -> None:
+    interval = difference_of_means(sample_of(first), sample_of(second), alpha=alpha)
+    assert interval
+    assert interval.estimate == pytest.approx(np.mean(first) - np.mean(second), abs=1e-12)
+    if len({*first}) == len({*second}) == 1:
+        assert interval.low == interval.estimate == interval.high
+    elif len({*first}) > 1 and len({*second}) > 1:  # scipy warns of a sample without variance
+        expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(1 - alpha)
+        assert (interval.low, interval.high) == pytest.approx((max(expected.low, -1), min(expected.high, 1)), abs=1e-9)
+
+
+def test_one_value_has_no_difference_of_means() -> None:
+    assert difference_of_means(sample_of([0.5]), sample_of([0.5, 1.0])) is None
+    assert difference_of_means(sample_of([0.5, 1.0]), Sample()) is None
