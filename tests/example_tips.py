@@ -1,10 +1,11 @@
-"""Tip records for the store, and a clock that tests set."""
+"""Tip records and failures for the store, and a clock that tests set."""
 
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ml.store.failures import GenerationFailure
 from ml.store.tips import TipRecord
 
 NOW = datetime(2026, 1, 31, 21, 40, tzinfo=UTC)
@@ -54,3 +55,21 @@ _TIP = TipRecord(
 def a_tip(**fields: Any) -> TipRecord:
     """Return a tip record with a new id, and with these fields changed."""
     return replace(_TIP, **{"tip_id": uuid.uuid4(), **fields})
+
+
+def a_failure(**fields: Any) -> GenerationFailure:
+    """Return a failure with new ids, and with these fields changed."""
+    usual: dict[str, Any] = {
+        "tip_id": uuid.uuid4(),
+        "decision_id": uuid.uuid4(),
+        "user_id": "u-1",
+        "created_at": NOW,
+        "policy": "uniform",
+        "policy_version": "1",
+        "options": {"v1": 0.5, "v2-mentor": 0.5},
+        "probability": 0.5,
+        "prompt_version_asked": "v2-mentor",
+        "error": "upstream-error",
+        "segments": ("mood:low",),
+    }
+    return GenerationFailure(**usual | fields)

@@ -26,7 +26,7 @@ _SHOWN_TIPS = (
         *(_TIPS[name] for name in ("tip_id", "decision_id", "user_id", "created_at", "signals", "aggregates")),
         *(_TIPS[name] for name in ("options", "prompt_version_asked", "prompt_version", "prompt_digest", "reward")),
         _TIPS.reward_in_window,
-        *(_TIPS[name] for name in ("candidates", "score_policy", "policy")),
+        *(_TIPS[name] for name in ("candidates", "score_policy", "policy", "segments")),
     )
     .where(
         _TIPS.shown,
@@ -132,4 +132,5 @@ def _decision(row: RowMapping, candidates: Mapping[str, RowMapping]) -> LoggedDe
         reward_in_window=row["reward_in_window"] or 0.0,
         ranked=_is_ranked(row),
         per_user=not _is_ranked(row) and is_drawn_per_user(row["policy"]),
+        segments=tuple(row["segments"]),
     )

@@ -17,6 +17,10 @@ from ml.store.rollup import CounterDelta, hour_of, start_of
 _FAILURES = tables.generation_failures
 _OLD_FAILURES = delete(_FAILURES).where(_FAILURES.c.created_at < bindparam("before"))
 _SHADOWS = (tables.shadow_tips, tables.shadow_rankings)
+_IDS_OF_TIPS = (
+    *(table.c.tip_id for table in (tables.reactions, tables.exposures, tables.shadow_tips)),
+    tables.shadow_rankings.c.decision_id,
+)
 _FAILURES_OF_USER = delete(_FAILURES).where(_FAILURES.c.user_id == bindparam("of_user")).returning(_FAILURES)
 
 
@@ -79,6 +83,6 @@ async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user
 async def _delete_tips(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> None:
     for start in range(0, len(tip_ids), MAX_PARAMETERS):
         chunk = tip_ids[start : start + MAX_PARAMETERS]
-        for table in (tables.reactions, tables.exposures):
-            await connection.execute(delete(table).where(table.c.tip_id.in_(chunk)))
+        for column in _IDS_OF_TIPS:
+            await connection.execute(delete(column.table).where(column.in_(chunk)))
         await connection.execute(delete(tables.tip_scores).where(tables.tip_scores.c.tip_id.in_(chunk)))

@@ -8,6 +8,9 @@ from uuid import UUID
 ExposureOutcome = Literal["recorded", "repeated", "late"]
 """The tip counts as seen; the tip had a report already; or the report came after the reaction window."""
 
+MAX_UNSEEN_REACTIONS = 0.01
+"""The share of reactions without an exposure above which exposures must be getting lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exposure:

@@ -2,34 +2,37 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, or_
 
 from ml.store.database import Database
-from ml.store.tables import leases
+from ml.store.tables import UtcTime, leases
 
 
 class Lease:
     """A lease in the table `leases`, for one replica. All methods raise StorageUnavailable."""
 
     def __init__(self, database: Database, name: str, holder: str, duration: timedelta) -> None:
-        """`name`: of the task. `holder`: the id of this replica. `duration`: until another one may take the lease."""
+        """`name`: of the task. `holder`: the id of this replica. `duration`: until another one may take the lease.
+
+        It should be longer than the clocks of replicas differ.
+        """
         self._database = database
         self._name = name
         self._holder = holder
         self._duration = duration
-        self._insert = database.upsert(leases).on_conflict_do_nothing()
+        upsert = database.upsert(leases)
+        is_free = or_(leases.c.holder == upsert.excluded.holder, leases.c.until <= bindparam("now", type_=UtcTime))
+        self._take = upsert.on_conflict_do_update(
+            index_elements=[leases.c.name],
+            set_={"holder": upsert.excluded.holder, "until": upsert.excluded["until"]},
+            where=is_free,
+        ).returning(leases.c.name)
 
     async def acquire(self, now: datetime) -> bool:
         """Take or renew the lease; return whether this replica holds it until `now` + duration."""
-        mine = {"holder": self._holder, "until": now + self._duration}
-        is_of_task = leases.c.name == self._name
+        values = {"name": self._name, "holder": self._holder, "until": now + self._duration, "now": now}
         async with self._database.writing() as connection:
-            await connection.execute(self._insert, {"name": self._name, **mine})
-            row = (await connection.execute(select(leases).where(is_of_task).with_for_update())).mappings().one()
-            if row["holder"] != self._holder and row["until"] > now:
-                return False
-            await connection.execute(update(leases).where(is_of_task).values(mine))
-        return True
+            return (await connection.execute(self._take, values)).first() is not None
 
     async def release(self) -> None:
         """Give the lease up, if this replica holds it."""

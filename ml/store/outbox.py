@@ -17,10 +17,11 @@ from ml.store.tables import rollout_events, webhook_outbox
 
 @dataclass(frozen=True, slots=True)
 class PendingDelivery:
-    """An event to deliver. `attempts`: how often it has been tried."""
+    """An event to deliver. `attempts`: how often it has been tried. `due_at`: when to try next."""
 
     event: RolloutEvent
     attempts: int
+    due_at: datetime
 
 
 class Outbox:
@@ -29,18 +30,17 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(self, now: datetime, limit: int = 20) -> list[PendingDelivery]:
-        """Return the deliveries that are due, the oldest event first."""
+    async def pending(self, limit: int = 100) -> list[PendingDelivery]:
+        """Return the oldest deliveries that are not complete, in the order of their events."""
         query = (
-            select(rollout_events, webhook_outbox.c.attempts)
+            select(rollout_events, webhook_outbox.c.attempts, webhook_outbox.c.due_at)
             .join(webhook_outbox, webhook_outbox.c.event_id == rollout_events.c.id)
-            .where(webhook_outbox.c.due_at <= now)
             .order_by(rollout_events.c.id)
             .limit(limit)
         )
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
-        return [PendingDelivery(event_of_row(row), row["attempts"]) for row in rows]
+        return [PendingDelivery(event_of_row(row), row["attempts"], row["due_at"]) for row in rows]
 
     async def complete(self, event_id: int) -> None:
         """Record that the webhook has received an event."""

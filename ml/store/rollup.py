@@ -178,9 +178,9 @@ class RewardKey(NamedTuple):
     reaction: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RewardCounts:
-    """Sums over tips: the rewards under each reaction, the other sums under `ALL_TIPS`.
+    """Sums over tips, to which others are added: the rewards under each reaction, the other sums under `ALL_TIPS`.
 
     `simulated`: tips written for simulated users.
     """
@@ -193,16 +193,15 @@ class RewardCounts:
     ms: int = 0
     simulated: int = 0
 
-    def __add__(self, other: "RewardCounts") -> "RewardCounts":
-        return RewardCounts(
-            self.tips + other.tips,
-            self.reward + other.reward,
-            self.reward_squared + other.reward_squared,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.ms + other.ms,
-            self.simulated + other.simulated,
-        )
+    def add(self, other: "RewardCounts") -> None:
+        """Add in place, which takes half as long as a new value: a tip is added to the counters of all its segments."""
+        self.tips += other.tips
+        self.reward += other.reward
+        self.reward_squared += other.reward_squared
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.ms += other.ms
+        self.simulated += other.simulated
 
 
 class DrawKey(NamedTuple):
@@ -230,7 +229,7 @@ class RankingKey(NamedTuple):
     seen: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DrawSums:
     """The number of draws, and the sums over the rewards of their tips at the end of the reaction window."""
 
@@ -238,8 +237,11 @@ class DrawSums:
     reward: float = 0.0
     reward_squared: float = 0.0
 
-    def __add__(self, other: "DrawSums") -> "DrawSums":
-        return DrawSums(self.tips + other.tips, self.reward + other.reward, self.reward_squared + other.reward_squared)
+    def add(self, other: "DrawSums") -> None:
+        """Add in place."""
+        self.tips += other.tips
+        self.reward += other.reward
+        self.reward_squared += other.reward_squared
 
 
 class Failure(Protocol):
@@ -293,14 +295,14 @@ class CounterDelta:
             simulated=sign * tip.simulated,
         )
         for key in self._reward_keys(tip, ALL_TIPS):
-            self.rewards[key] += counts
+            self.rewards[key].add(counts)
         self._add_draws(tip, DrawSums(sign))
 
     def add_reaction(self, tip: TipDimensions, kind: str, reward: float, sign: int = 1) -> None:
         """Count the effective reaction to a tip."""
         counts = RewardCounts(sign, sign * reward, sign * reward**2)
         for key in self._reward_keys(tip, kind):
-            self.rewards[key] += counts
+            self.rewards[key].add(counts)
 
     def add_reward_in_window(self, tip: TipDimensions, reward: float, sign: int = 1) -> None:
         """Count the reward of a tip at the end of the reaction window."""
@@ -314,7 +316,7 @@ class CounterDelta:
         version = failure.prompt_version_asked or ""
         for segment in (EVERYONE, *failure.segments):
             key = DrawKey(segment, hour, self.window_seconds, distribution, version, "", "failed", seen=False)
-            self.draws[key] += DrawSums(sign)
+            self.draws[key].add(DrawSums(sign))
 
     def _add_draws(self, tip: TipDimensions, sums: DrawSums) -> None:
         """Add to the counters of the draw of the prompt version, and of the ranking policy if one was drawn."""
@@ -322,12 +324,12 @@ class CounterDelta:
         if tip.is_draw:
             draw = (self._distribution(tip.options), tip.drawn_version, tip.prompt_digest, tip.outcome, tip.seen)
             for segment in segments:
-                self.draws[DrawKey(segment, hour, window, *draw)] += sums
+                self.draws[DrawKey(segment, hour, window, *draw)].add(sums)
         outcome = tip.ranking_outcome
         if outcome and tip.policy_options:
             ranking = (self._distribution(tip.policy_options), tip.policy_asked or "", outcome, tip.seen)
             for segment in segments:
-                self.rankings[RankingKey(segment, hour, window, *ranking)] += sums
+                self.rankings[RankingKey(segment, hour, window, *ranking)].add(sums)
 
     def _reward_keys(self, tip: TipDimensions, reaction: str) -> Iterable[RewardKey]:
         hour = hour_of(tip.created_at)

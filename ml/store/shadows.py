@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import RowMapping, Table, exists, func, or_, select
+from sqlalchemy import RowMapping, Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.store import tables
 from ml.store.database import MAX_PARAMETERS, Database
 
-_TIPS, _FAILURES = tables.tip_scores.c, tables.generation_failures.c
+_TIPS = tables.tip_scores.c
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowTip:
     """A tip that a prompt version in shadow wrote for the signals of a real decision, or failed to.
 
-    `tip_id`: of the live tip, or of the generation that failed. `failed`: no usable tip, or one of a fallback model.
-    `error`: its slug. `ms`: the time it took, in milliseconds. `tokens`: of input and output, retries included.
-    `live_…`: the same of the live version; its tokens are 0 if it failed.
+    `tip_id`, `created_at`: of the live tip, or of the generation that failed. `failed`: no usable tip, or one of a
+    fallback model. `error`: its slug. `ms`: the time it took, in milliseconds. `tokens`: of input and output, retries
+    included. `live_…`: the same of the live version; its tokens are 0 if it failed.
     """
 
     tip_id: UUID
@@ -45,8 +45,8 @@ class ShadowTip:
 class ShadowRanking:
     """A ranking of the candidates of a real decision by a policy in shadow.
 
-    `probabilities`, `scores`: from each candidate's tip id; None if the policy did not answer, with the slug of its
-    `error`. `ms`: the time it took, in milliseconds.
+    `decision_id`, `created_at`: of the live tips. `probabilities`, `scores`: from each candidate's tip id; None if the
+    policy did not answer, with the slug of its `error`. `ms`: the time it took, in milliseconds.
     """
 
     decision_id: UUID
@@ -94,16 +94,15 @@ class Shadows:
 
     async def add_tip(self, shadow: ShadowTip) -> None:
         """Store a tip of a version in shadow, unless the live decision was deleted in the meantime."""
-        found = or_(exists().where(_TIPS.tip_id == shadow.tip_id), exists().where(_FAILURES.tip_id == shadow.tip_id))
+        tip, failure = (_locked(table, shadow.tip_id) for table in (tables.tip_scores, tables.generation_failures))
         async with self._database.writing() as connection:
-            if (await connection.execute(select(found))).scalar():
+            if (await connection.execute(tip)).first() or (await connection.execute(failure)).first():
                 await connection.execute(self._insert_tip, tables.as_row(shadow))
 
     async def add_ranking(self, shadow: ShadowRanking) -> None:
         """Store a ranking of a policy in shadow, unless the live decision was deleted in the meantime."""
-        found = exists().where(_TIPS.tip_id == shadow.decision_id)
         async with self._database.writing() as connection:
-            if (await connection.execute(select(found))).scalar():
+            if (await connection.execute(_locked(tables.tip_scores, shadow.decision_id))).first():
                 await connection.execute(self._insert_ranking, tables.as_row(shadow))
 
     async def count(self, rollout: int) -> int:
@@ -152,7 +151,7 @@ def _decision(ranking: ShadowRanking, rows: Sequence[RowMapping]) -> ShadowDecis
     probabilities, scores = ranking.probabilities or {}, ranking.scores or {}
     ids = [str(row["tip_id"]) for row in rows]
     shown = [index for index, row in enumerate(rows) if row["shown"]]
-    is_complete = {*ids} == {*probabilities} and all(row["score_probability"] is not None for row in rows)
+    is_complete = {*ids} == {*probabilities} == {*scores} and all(row["score_probability"] is not None for row in rows)
     if not is_complete or len(shown) != 1 or not rows[shown[0]]["score_probability"]:
         return None
     candidates = tuple(
@@ -161,6 +160,11 @@ def _decision(ranking: ShadowRanking, rows: Sequence[RowMapping]) -> ShadowDecis
     )
     row = rows[shown[0]]
     return ShadowDecision(ranking.created_at, candidates, shown[0], row["reward_in_window"] or 0.0, row["seen"])
+
+
+def _locked(table: Table, tip_id: UUID) -> Select[tuple[UUID]]:
+    """Select the row with this id, and lock it, so that it is not deleted before its shadow is stored."""
+    return select(table.c.tip_id).where(table.c.tip_id == tip_id).with_for_update(read=True, key_share=True)
 
 
 async def _count(connection: AsyncConnection, table: Table, rollout: int) -> int:

@@ -159,7 +159,7 @@ class TipStore:
         self._locks = TipLocks(database, reaction_window)
         self._failures = FailureWriter(database)
         self._keys = IdempotencyKeys(database)
-        self._visits = Visits()
+        self._visits = Visits(database)
         self.writer: GroupCommit[_Operation] = GroupCommit(self._commit)
 
     async def add(
@@ -167,9 +167,9 @@ class TipStore:
     ) -> None:
         """Store all tips of one decision, and its failures; returns when they are durable.
 
-        `claim`: of the request that the shown tip answers, if it has an idempotency key. A tip replaces the failure of
-        an earlier attempt with its id. Raises StorageUnavailable, Busy, or RequestInProgress when the claim has lost
-        its lease; then no row is stored.
+        `claim`: of the request that the shown tip answers, if it has an idempotency key; the failures of its earlier
+        attempts are replaced. Raises StorageUnavailable, Busy, or RequestInProgress when the claim has lost its lease;
+        then no row is stored.
         """
         await self.writer.submit(_AddDecision(tips, failures, claim))
 
@@ -249,7 +249,6 @@ class TipStore:
 
     async def forget(self, user_id: str) -> int:
         """Delete all data of one user; returns the number of tips. See `deletion`."""
-        self._visits.forget(user_id)
         return await deletion.forget(self.database, self.counts, self._keys, user_id, self._delta())
 
     async def _commit(self, operations: Sequence[_Operation]) -> Sequence[Any]:
@@ -291,8 +290,11 @@ class TipStore:
             await connection.execute(insert(tables.tip_scores), rows)
         for row in rows:
             delta.add_tip(TipDimensions.of(row))
-        # Only a retry with an idempotency key writes a tip that has failed before.
-        retried = [tip.tip_id for decision in added if decision.claim for tip in decision.tips]
+        # Only a retry with an idempotency key writes a tip that has failed before. Of candidates that fail again, the
+        # failures are stored anew, since they belong to a decision with a tip now.
+        retries = [decision for decision in added if decision.claim and decision.tips]
+        retried = [tip.tip_id for decision in retries for tip in decision.tips]
+        retried += [failure.tip_id for decision in retries for failure in decision.failures]
         await self._failures.remove(connection, retried, delta)
         failures = [
             replace(failure, segments=(*failure.segments, visits[failure.user_id]))

@@ -11,7 +11,7 @@ from ml.experiments.policies import POLICIES
 from ml.experiments.statistics import Sample
 from ml.store import tables
 from ml.store.database import Database
-from ml.store.rollup import EVERYONE, INDEPENDENT_SCORE_POLICIES, is_drawn_per_user, start_of
+from ml.store.rollup import EVERYONE, INDEPENDENT_SCORE_POLICIES, is_drawn_per_decision, is_drawn_per_user, start_of
 
 _TIPS = tables.tip_scores.c
 _ROWS = 1_000
@@ -25,7 +25,11 @@ _KEYS = (_TIPS.user_id, _OPTIONS, _DRAWN_VERSION, _TIPS.prompt_digest, _TIPS.see
 _COMPARABLE = (
     _TIPS.shown,
     ~_TIPS.fallback,
-    or_(_TIPS.score_policy.is_(None), _TIPS.score_policy.in_(sorted(INDEPENDENT_SCORE_POLICIES - {None}, key=str))),
+    or_(
+        _TIPS.score_policy.is_(None),
+        _TIPS.score_policy.in_(sorted(INDEPENDENT_SCORE_POLICIES - {None}, key=str)),
+        _TIPS.policy.in_([name for name in POLICIES if is_drawn_per_decision(name)]),
+    ),
     _TIPS.policy.not_in([name for name in POLICIES if is_drawn_per_user(name)]),
 )
 

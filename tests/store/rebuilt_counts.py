@@ -14,7 +14,7 @@ from tests.example_tips import WINDOW
 
 _TIMES = ("created_at", "received_at", "at", "reacted_at")
 _BOOLEANS = ("fallback", "shown", "simulated", "seen")
-_JSON = ("segments", "options")
+_JSON = ("segments", "options", "policy_options")
 
 
 def check_counts(database: Database, window: timedelta = WINDOW) -> None:
@@ -24,13 +24,19 @@ def check_counts(database: Database, window: timedelta = WINDOW) -> None:
     """
     delta = rebuilt_counts(database, window)
     first_hour = min((key.hour for key in delta.draws), default=2**31)
-    stored = {table: database.rows(f"SELECT * FROM {table}") for table in ("reward_hours", "draw_hours")}
-    stored["draw_hours"] = [row for row in stored["draw_hours"] if row["segment"] or row["hour"] >= first_hour]
-    for table, counts in (("reward_hours", delta.rewards), ("draw_hours", delta.draws)):
-        rebuilt = [key._asdict() | _fields(count) for key, count in counts.items()]
-        assert _comparable(stored[table]) == _comparable(rebuilt)
     known = {row["id"] for row in database.rows("SELECT id FROM distributions")}
-    assert {row["distribution"] for row in stored["draw_hours"]} <= known
+    tables: Mapping[str, Mapping[Any, Any]] = {
+        "reward_hours": delta.rewards,
+        "draw_hours": delta.draws,
+        "ranking_hours": delta.rankings,
+    }
+    for table, counts in tables.items():
+        stored = database.rows(f"SELECT * FROM {table}")
+        if table != "reward_hours":
+            stored = [row for row in stored if row["segment"] or row["hour"] >= first_hour]
+            assert {row["distribution"] for row in stored} <= known
+        rebuilt = [key._asdict() | _fields(count) for key, count in counts.items()]
+        assert _comparable(stored) == _comparable(rebuilt)
 
 
 def rebuilt_counts(database: Database, window: timedelta = WINDOW) -> CounterDelta:
@@ -69,7 +75,7 @@ def _value(name: str, value: Any) -> Any:
         return bool(value)
     if name in _JSON:
         return json.loads(value)
-    return UUID(str(value)) if name == "tip_id" else value
+    return UUID(str(value)) if name in {"tip_id", "decision_id"} else value
 
 
 def _fields(value: Any) -> dict[str, Any]:

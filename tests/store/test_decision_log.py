@@ -74,6 +74,7 @@ def test_a_single_candidate_is_logged_as_a_decision_among_prompt_versions(databa
         reward=0.5,
         reward_in_window=0.5,
         ranked=False,
+        segments=("mood:low", "visits:new"),
     )
 
 
@@ -109,6 +110,7 @@ def test_ranked_candidates_are_logged_with_their_tips_in_order(database: Databas
         reward=1.0,
         reward_in_window=1.0,
         ranked=True,
+        segments=("mood:low", "visits:new"),
     )
     assert (second.id, second.chosen, second.reward, len(second.candidates)) == (str(other[0].tip_id), 0, 0, 2)
 

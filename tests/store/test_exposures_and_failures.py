@@ -17,35 +17,17 @@ from ml.platform.errors import RequestInProgress
 from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.settings import ConfigurationError
 from ml.store.exposures import Exposure
-from ml.store.failures import GenerationFailure
 from ml.store.idempotency import KeyClaim
 from ml.store.reactions import REACTIONS, Reaction, UnknownTipsError
 from ml.store.recount import recount
 from ml.store.rollup import hour_of
 from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
 from tests.databases import Database
-from tests.example_tips import NOW, WINDOW, SetClock, a_tip
+from tests.example_tips import NOW, WINDOW, SetClock, a_failure, a_tip
 from tests.store.rebuilt_counts import check_counts
 
 ALL_HOURS = range(2**31 - 1)
 LATE = WINDOW + timedelta(seconds=1)
-
-
-def a_failure(**fields: Any) -> GenerationFailure:
-    usual: dict[str, Any] = {
-        "tip_id": uuid4(),
-        "decision_id": uuid4(),
-        "user_id": "u-1",
-        "created_at": NOW,
-        "policy": "uniform",
-        "policy_version": "1",
-        "options": {"v1": 0.5, "v2-mentor": 0.5},
-        "probability": 0.5,
-        "prompt_version_asked": "v2-mentor",
-        "error": "upstream-error",
-        "segments": ("mood:low",),
-    }
-    return GenerationFailure(**usual | fields)
 
 
 @asynccontextmanager
@@ -244,7 +226,10 @@ events = st.tuples(
 
 async def replay(store: TipStore, clock: SetClock, history: list[Any], forgotten: str | None) -> None:
     """Store four tips, and then what happens to them at any time, with a clock that goes forward and back."""
-    tips: list[TipRecord] = [a_tip(user_id=f"u-{number % 2}") for number in range(4)]
+    tips: list[TipRecord] = [
+        a_tip(user_id=f"u-{number % 2}", policy_asked="abc", policy_options={"uniform": 0.75, "abc": 0.25})
+        for number in range(4)
+    ]
     await store.add(*tips)
     kinds: Counter[str] = Counter()
     for kind, number, reaction, hour, at in history:
@@ -267,7 +252,8 @@ def check_histories(database: Database, max_examples: int) -> None:
     @settings(max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
     @given(st.lists(events, max_size=12), st.sampled_from([None, "u-1"]), st.sampled_from([1, 24, 30]))
     def check(history: list[Any], forgotten: str | None, hours: int) -> None:
-        for table in ("exposures", "reactions", "tip_scores", "generation_failures", "reward_hours", "draw_hours"):
+        counters = ("reward_hours", "draw_hours", "ranking_hours")
+        for table in ("exposures", "reactions", "tip_scores", "generation_failures", *counters):
             database.rows(f"DELETE FROM {table}")
 
         async def run() -> None:

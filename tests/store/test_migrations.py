@@ -19,13 +19,18 @@ from ml.platform.settings import ConfigurationError
 from ml.store import tables as schema
 from ml.store.database import Database as Store
 from ml.store.database import migrate_database
+from ml.store.evidence import EvidenceLog
+from ml.store.leases import Lease
 from ml.store.reactions import Reaction
 from ml.store.recount import prepare_database
+from ml.store.rollouts import RolloutLog
 from ml.store.rollup import hour_of
+from ml.store.shadows import Shadows
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database, postgres
-from tests.example_tips import DIGEST, WINDOW, SetClock, a_tip
+from tests.example_tips import DIGEST, NOW, WINDOW, SetClock, a_tip
 from tests.store.rebuilt_counts import check_counts
+from tests.store.rollout_rows import a_move, a_shadow_ranking, a_shadow_tip
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -211,6 +216,45 @@ def test_idempotency_keys_can_be_added_and_removed_again(empty_database: Databas
     assert empty_database.count("tip_scores") == 2
 
 
+ROLLOUT_TABLES = (
+    *("rollout_events", "rollout_evidence", "webhook_outbox", "leases"),
+    *("shadow_tips", "shadow_rankings", "ranking_hours"),
+)
+
+
+def test_rollouts_can_be_added_and_removed_again_and_the_tips_stay(empty_database: Database) -> None:
+    migrate_to(empty_database, "0006")
+    assert not {*ROLLOUT_TABLES} & table_names(empty_database)
+    # A tip of the previous release, which does not know the new columns.
+    columns = _TIP_COLUMNS.replace("shadow", "shown")
+    old = _values(f"{uuid.UUID(int=1)}", "2026-01-31 21:40:00", "v1", shadow=True)
+    empty_database.rows(f"INSERT INTO tip_scores ({columns}) VALUES ({old})")
+    (before, *_) = snapshot(empty_database)
+    migrate_to(empty_database, "head")
+    asyncio.run(store_rollouts(empty_database))
+    assert [empty_database.count(table) for table in ROLLOUT_TABLES] == [1, 1, 1, 1, 1, 1, 3]
+    migrate_to(empty_database, "0006")
+    assert not {*ROLLOUT_TABLES} & table_names(empty_database)
+    assert empty_database.count("tip_scores") == 2
+    empty_database.rows("DELETE FROM tip_scores WHERE user_id = 'u-2'")
+    assert snapshot(empty_database)[0] == before
+    migrate_to(empty_database, "head")
+    assert [empty_database.count(table) for table in ROLLOUT_TABLES] == [0] * 7
+    asyncio.run(store_rollouts(empty_database))
+
+
+async def store_rollouts(database: Database) -> None:
+    """Store a tip with everything that belongs to rollouts: a row in each of their tables."""
+    async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
+        tip = a_tip(user_id="u-2", prompt_event=1, policy_asked="abc", policy_options={"uniform": 0.5, "abc": 0.5})
+        await store.add(tip)
+        await RolloutLog(store.database).append(a_move("initial"), expected=0, notify=True)
+        await EvidenceLog(store.database).record(1, NOW, {"reward": {"low": 0.0}})
+        await Lease(store.database, "monitor", "replica-1", timedelta(minutes=1)).acquire(NOW)
+        await Shadows(store.database).add_tip(a_shadow_tip(tip.tip_id, user_id="u-2"))
+        await Shadows(store.database).add_ranking(a_shadow_ranking(tip.tip_id, None, user_id="u-2"))
+
+
 def table_names(database: Database) -> set[str]:
     tables = "sqlite_master" if database.is_sqlite else "pg_tables WHERE schemaname = 'public'"
     return {
@@ -251,7 +295,9 @@ async def forget(database: Database, user_id: str) -> None:
 
 def snapshot(database: Database) -> list[list[str]]:
     """Return all tips and counters."""
-    counters = {"reward_hours", "assignment_hours", "draw_hours", "distributions"} & table_names(database)
+    counters = {"reward_hours", "assignment_hours", "draw_hours", "ranking_hours", "distributions"} & table_names(
+        database
+    )
     return [
         sorted(str(sorted(row.items())) for row in database.rows(f"SELECT * FROM {table}"))
         for table in ("tip_scores", *sorted(counters))

@@ -39,7 +39,9 @@ tips = st.builds(
     shown=st.sampled_from([True, True, True, False]),
     segments=st.sampled_from([(), ("mood:low",), ("mood:low", "locale:de")]),
     options=st.sampled_from([{"v1": 1.0}, {"v1": 0.25, "v2-mentor": 0.75}]),
-    policy=st.sampled_from(["uniform", "sticky", "thompson"]),
+    policy=st.sampled_from(["uniform", "sticky", "thompson", "rollout", "holdout"]),
+    policy_options=st.sampled_from([None, {"uniform": 1.0}, {"uniform": 0.9, "abc": 0.1}]),
+    policy_asked=st.sampled_from(["uniform", "abc"]),
     score_policy=st.sampled_from([None, None, "uniform", "unavailable", "linear"]),
     simulated=st.booleans(),
 )
@@ -100,7 +102,11 @@ def expected_report(history: History, segment: str) -> tuple[dict[tuple[str, str
             groups[tip.prompt_version, tip.prompt_digest].append(tip)
     report = {}
     for key, group in groups.items():
-        independent = [tip for tip in group if tip.score_policy != "linear" and tip.policy != "sticky"]
+        independent = [
+            tip
+            for tip in group
+            if tip.policy == "rollout" or (tip.score_policy != "linear" and tip.policy not in ("sticky", "holdout"))
+        ]
         kinds = Counter(effective[tip.tip_id][1] for tip in group if tip.tip_id in effective)
         counted = [tip for tip in independent if tip.created_at < mature_before]
         reward = sum(REACTIONS[effective[tip.tip_id][1]] for tip in counted if tip.tip_id in effective)
@@ -166,7 +172,10 @@ def test_candidates_that_were_not_shown_count_as_draws(database: Database) -> No
     check_counts(database)
 
 
-TABLES = ("exposures", "reactions", "tip_scores", "generation_failures", "reward_hours", "draw_hours")
+TABLES = (
+    *("exposures", "reactions", "tip_scores", "generation_failures"),
+    *("reward_hours", "draw_hours", "ranking_hours"),
+)
 
 
 def check_histories(database: Database, max_examples: int) -> None:
