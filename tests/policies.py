@@ -1,6 +1,7 @@
 """Trained ranking policies for tests."""
 
 import random
+from dataclasses import replace
 from functools import cache
 
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision
@@ -32,6 +33,13 @@ def decisions(n: int, seed: int = 1) -> list[LoggedDecision]:
             )
         )
     return log
+
+
+@cache
+def policy_with_figures() -> bytes:
+    """Return a policy that is trained on six days, so that its card has figures of the three newest ones."""
+    log = decisions(600)
+    return train([replace(one, at=one.at + 86_400.0 * (number // 100)) for number, one in enumerate(log)])
 
 
 @cache

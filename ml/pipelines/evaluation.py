@@ -1,11 +1,11 @@
 """Off-policy evaluation of a target policy with the decision log: the gain at every look, and all estimators."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ml.experiments.arrays import PROBABILITY_TOLERANCE, Floats, Integers
+from ml.experiments.arrays import PROBABILITY_TOLERANCE, Bools, Floats, Integers
 from ml.experiments.assignment import hash_to_unit_interval
 from ml.experiments.decisions import LoggedDecision, with_newest_prompts
 from ml.experiments.evaluation import Estimate, dm, dr, ips, mean_weight_refusal, sndr, snips
@@ -103,12 +103,80 @@ class EvaluationReport:
         return tuple(zip(TABLE_ROWS, *columns, strict=True))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationData:
+    """The decisions that a target policy can be evaluated with, n >= 1 in the order of time, as arrays.
+
+    `decisions`: the decisions. `log`: as the target sees them; `live_log`: as the live policy does. `model`: the reward
+    model from other users, and the target's distributions; `sequence_model`: the one from earlier decisions only.
+    `logging`: the distributions of the live policy, shape (n, k). `left_out`: sentences about other decisions.
+    """
+
+    decisions: Sequence[LoggedDecision]
+    log: Log
+    live_log: Log
+    model: RewardModel
+    sequence_model: RewardModel
+    logging: Floats
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def drawn_anew(self) -> Bools:
+        """Whether the version was drawn for the decision and not for its user, shape (n,): the gain counts these."""
+        return np.array([not decision.per_user for decision in self.decisions])
+
+    @property
+    def gain_refusal(self) -> str | None:
+        """The reason why the gain cannot be estimated, as the end of a sentence; None if it can be."""
+        if not self.drawn_anew.any():
+            return "all versions were drawn per user, so the decisions of a user are not drawn independently."
+        return mean_weight_refusal(self.log)
+
+    def gain(self, rows: Bools | None = None, *, alpha: float = 0.05) -> Interval:
+        """Return the confidence sequence of the gain over the decisions that count.
+
+        `rows`: shape (n,), the decisions of a slice, which must follow from their contexts; by default all. At least
+        one of them must be drawn anew. `alpha`: the probability that it ever misses.
+        """
+        counted = self.drawn_anew if rows is None else self.drawn_anew & rows
+        model = self.sequence_model
+        selected = RewardModel(model.options[counted], model.means[counted], model.target[counted])
+        (gain,) = gain_sequence(self.log.rewards[counted], self.logging[counted], selected, alpha=alpha)
+        return gain
+
+
 def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationReport:
     """Estimate the mean reward of `target` from mature decisions.
 
     Only decisions at which the live policy could draw every candidate that the target can draw are used. Decisions with
     an earlier digest of a prompt version are left out (`with_newest_prompts`). Raises NothingToEvaluate.
     """
+    data = evaluation_data(decisions, target)
+    log, model, left_out = data.log, data.model, [*data.left_out]
+    if n_per_user := int((~data.drawn_anew).sum()):
+        left_out.append(f"The gain does not count {n_per_user:,} decisions whose version was drawn per user.")
+    estimates = {
+        "sndr": sndr(log, model),
+        "snips": snips(log),
+        "dr": dr(log, model),
+        "ips": ips(log),
+        "dm": dm(log, model),
+    }
+    return EvaluationReport(
+        target.name,
+        len(data.decisions),
+        len({decision.user_id for decision in data.decisions}),
+        ips(data.live_log),
+        None if data.gain_refusal else data.gain(),
+        data.gain_refusal,
+        bool((abs(model.target - data.logging) <= PROBABILITY_TOLERANCE).all()),
+        estimates,
+        tuple(left_out),
+    )
+
+
+def evaluation_data(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationData:
+    """Return the decisions that `target` can be evaluated with. Raises NothingToEvaluate. See `evaluate`."""
     if not decisions:
         raise NothingToEvaluate("There is nothing to evaluate: the log holds no decision that is old enough.")
     if isinstance(target, VersionTarget):
@@ -122,7 +190,7 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
             evaluated.append((decision, distribution))
         else:
             n_uncovered += 1
-    left_out = [
+    left_out = tuple(
         f"{n:,} of {len(decisions):,} decisions are left out, because {reason}."
         for n, reason in (
             (len(decisions) - len(newest), "the digest of a prompt version has changed since"),
@@ -130,31 +198,10 @@ def evaluate(decisions: Sequence[LoggedDecision], target: Target) -> EvaluationR
             (n_uncovered, f"the live policy could not draw a candidate that {target.name} can draw"),
         )
         if n
-    ]
+    )
     if not evaluated:
         raise NothingToEvaluate(" ".join(["There is nothing to evaluate.", *left_out]))
-    log, live_log, model, sequence_model, logging = _evaluation_data(evaluated)
-    is_identical = bool((abs(model.target - logging) <= PROBABILITY_TOLERANCE).all())
-    drawn_anew = np.array([not decision.per_user for decision, _ in evaluated])
-    if n_per_user := int((~drawn_anew).sum()):
-        left_out.append(f"The gain does not count {n_per_user:,} decisions whose version was drawn per user.")
-    gain, gain_refusal = None, mean_weight_refusal(log)
-    if not drawn_anew.any():
-        gain_refusal = "all versions were drawn per user, so the decisions of a user are not drawn independently."
-    elif gain_refusal is None:
-        selected = RewardModel(*(each[drawn_anew] for each in (model.options, sequence_model, model.target)))
-        (gain,) = gain_sequence(log.rewards[drawn_anew], logging[drawn_anew], selected)
-    estimates = {
-        "sndr": sndr(log, model),
-        "snips": snips(log),
-        "dr": dr(log, model),
-        "ips": ips(log),
-        "dm": dm(log, model),
-    }
-    users = len({decision.user_id for decision, _ in evaluated})
-    return EvaluationReport(
-        target.name, len(evaluated), users, ips(live_log), gain, gain_refusal, is_identical, estimates, tuple(left_out)
-    )
+    return replace(_arrays(evaluated), left_out=left_out)
 
 
 def percent(reward: float) -> str:
@@ -198,13 +245,8 @@ def _is_covered(decision: LoggedDecision, distribution: Floats) -> bool:
     )
 
 
-def _evaluation_data(
-    evaluated: Sequence[tuple[LoggedDecision, Floats]],
-) -> tuple[Log, Log, RewardModel, Floats, Floats]:
-    """Return the log of the target policy, that of the live policy itself, and the cross-fitted reward model.
-
-    Then the predictions from earlier decisions only, and the distributions of the live policy, both of shape (n, k).
-    """
+def _arrays(evaluated: Sequence[tuple[LoggedDecision, Floats]]) -> EvaluationData:
+    """Return decisions as arrays, with the reward models; each is given with the distribution of the target."""
     n, max_candidates = len(evaluated), max(len(distribution) for _, distribution in evaluated)
     names = sorted({candidate.prompt_version for decision, _ in evaluated for candidate in decision.candidates})
     indices = {prompt_version: index for index, prompt_version in enumerate(names)}
@@ -227,11 +269,13 @@ def _evaluation_data(
     version_means = _version_means(rewards, chosen_versions, folds, groups, len(names))
     means = np.take_along_axis(version_means, prompt_versions, axis=1)
     running = running_means(rewards, chosen_versions, n_options=len(names), groups=first_segments)
-    return (
+    sequence_means = np.take_along_axis(running, prompt_versions, axis=1)
+    return EvaluationData(
+        decisions,
         log,
         live_log,
         RewardModel(chosen, means, target),
-        np.take_along_axis(running, prompt_versions, axis=1),
+        RewardModel(chosen, sequence_means, target),
         logging,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedDecision
-from ml.experiments.policies import POLICIES, parse_version_weights, selectable_policies
+from ml.experiments.policies import POLICIES, comparable_policies, parse_version_weights
 from ml.experiments.statistics import Sample
 from ml.experiments.thompson import HALF_LIFE_DAYS, RewardHistory
 from ml.features.encoder import candidate_row
@@ -49,7 +49,7 @@ class Target(Protocol):
 
 
 class PromptPolicyTarget:
-    """One of `POLICIES`, with equal weights.
+    """One of `comparable_policies`, with equal weights.
 
     A policy that learns is updated along the log, with what was known at the time: the reward of a decision is known at
     the end of its reaction window, without the reactions that were received later. It learns from the rewards of the
@@ -133,12 +133,12 @@ class RankingTarget:
 def parse_target(
     policy: str, *, reaction_window: timedelta, half_life_days: float = HALF_LIFE_DAYS, tracking_uri: str
 ) -> Target:
-    """Return the target that `--policy` names: one of `POLICIES`, prompt versions, `models:/…` or a file.
+    """Return the target that `--policy` names: a prompt policy, prompt versions, `models:/…` or a file.
 
     `half_life_days`: of the rewards that a prompt policy learns from. Prompt versions have the format of
     TIP_PROMPT_VERSION. Raises ConfigurationError for any other value, and for a policy that cannot be loaded.
     """
-    if policy in selectable_policies():
+    if policy in comparable_policies():
         return PromptPolicyTarget(policy, reaction_window.total_seconds(), half_life_days)
     if "/" in policy or Path(policy).suffix in _FILE_SUFFIXES or Path(policy).is_file():
         try:
@@ -148,10 +148,12 @@ def parse_target(
         except ValueError as error:
             raise ConfigurationError(f"--policy: {policy!r} {error}.") from None
     try:
+        if policy in POLICIES:
+            raise ValueError("chooses among no given versions")
         return VersionTarget(policy, dict(parse_version_weights(policy)))
     except ValueError:
         raise ConfigurationError(
-            f"--policy: {policy!r} should be one of {', '.join(selectable_policies())}; or prompt versions, such as "
+            f"--policy: {policy!r} should be one of {', '.join(comparable_policies())}; or prompt versions, such as "
             "v2-mentor or v1=90,v2-mentor=10; or a learned policy: a file or models:/NAME@ALIAS."
         ) from None
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import reduce
 from operator import add
 
@@ -11,7 +12,9 @@ from ml.experiments.decisions import LoggedDecision, with_newest_prompts
 from ml.experiments.linear import DayAdjustedStatistics, fit
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
-from ml.registry.artifacts import PolicyCard, RankingPolicy, WindowError
+from ml.pipelines.held_out import dataset_digest, day_of, held_out_figures
+from ml.registry.artifacts import HeldOutFigures, PolicyCard, RankingPolicy, WindowError
+from ml.registry.cards import Training
 
 CHUNK_DECISIONS = 4_096
 """Decisions whose columns are in memory at a time."""
@@ -21,7 +24,6 @@ HELD_OUT_DAYS = 3
 """The newest days, whose rewards are predicted from the days before to choose the window."""
 MIN_DEVIATIONS = 2.0
 """A shorter window is chosen if its error is lower than that of all days by this number of standard deviations."""
-_DAY = 86_400.0
 
 
 def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
@@ -37,16 +39,52 @@ def train(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
     versions = shown_versions(decisions)
     days: dict[int, list[LoggedDecision]] = defaultdict(list)
     for decision in decisions:
-        days[int(decision.at // _DAY)].append(decision)
-    # Days before every window are summed at once, since the statistics of a day take megabytes.
-    first_day, first_of_windows = min(days), max(days) - HELD_OUT_DAYS - max(WINDOWS) + 1
+        days[day_of(decision)].append(decision)
+    # Days before every window are summed at once, since the statistics of a day take megabytes. There are two sets of
+    # held-out days: the policy that is measured on the newest ones also chooses its window on the three before.
+    first_day, first_of_windows = min(days), max(days) - 2 * HELD_OUT_DAYS - max(WINDOWS) + 1
     statistics: dict[int, DayAdjustedStatistics] = {}
     for day, of_day in sorted(days.items()):
         key = day if day >= first_of_windows else first_day
         adjusted = DayAdjustedStatistics.of_day(sum_statistics(of_day, versions))
         statistics[key] = statistics[key] + adjusted if key in statistics else adjusted
-    trained_until = max(decision.at for decision in decisions)
-    return fit_policy(statistics, name=name, versions=versions, trained_until=trained_until).to_bytes()
+    policy = fit_policy(statistics, name=name, versions=versions, trained_until=decisions[-1].at)
+    card = policy.card.model_copy(
+        update={
+            "training": _training(policy.card, decisions),
+            "held_out": _held_out_figures(statistics, decisions, name=name, versions=versions),
+        }
+    )
+    return RankingPolicy(card, policy.model).to_bytes()
+
+
+def _training(card: PolicyCard, decisions: Sequence[LoggedDecision]) -> Training:
+    return Training(
+        since=datetime.fromtimestamp(decisions[0].at, UTC),
+        until=datetime.fromtimestamp(decisions[-1].at, UTC),
+        decisions=len(decisions),
+        learned_from=card.learned_from,
+        dataset_sha256=dataset_digest(decisions),
+        window_days=card.window_days,
+    )
+
+
+def _held_out_figures(
+    days: Mapping[int, DayAdjustedStatistics],
+    decisions: Sequence[LoggedDecision],
+    *,
+    name: str,
+    versions: Sequence[str],
+) -> HeldOutFigures | None:
+    """Return the figures of the policy of the days before the `HELD_OUT_DAYS` newest ones; None without such days."""
+    since = max(days) - HELD_OUT_DAYS + 1
+    earlier = [decision for decision in decisions if day_of(decision) < since]
+    if not earlier:
+        return None
+    statistics = {day: of_day for day, of_day in days.items() if day < since}
+    policy = fit_policy(statistics, name=name, versions=versions, trained_until=earlier[-1].at)
+    contrast_error = _sum_since(days, since).contrast_error(policy.model)
+    return held_out_figures(policy, earlier, decisions[len(earlier) :], contrast_error=contrast_error)
 
 
 def shown_versions(decisions: Sequence[LoggedDecision]) -> list[str]:

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import stat
+import time
 from functools import cached_property
 from typing import Annotated, Self
 
@@ -18,6 +19,7 @@ from ml.experiments.arrays import Floats
 from ml.experiments.exploration import Ranking, SquareCB
 from ml.experiments.linear import LinearModel
 from ml.experiments.regression_statistics import MAX_ROWS
+from ml.registry.cards import CalibrationBin, Metric, Slice, Training
 from ml.registry.npz_archive import member_names, read_array, read_byte_row, read_members, write_archive
 
 RESERVED_NAMES = frozenset({"uniform", "unavailable"})
@@ -25,9 +27,13 @@ RESERVED_NAMES = frozenset({"uniform", "unavailable"})
 
 MAX_FEATURES = 4_096
 """The maximum number of weights of a model."""
+MAX_SLICES = 200
+"""The maximum number of slices on a card."""
 MAX_CARD_BYTES = 256 * 1024
 MAX_BYTES = 4 * MAX_FEATURES * (MAX_FEATURES + 1) + MAX_CARD_BYTES + 64 * 1024
 """The maximum size of a file: the covariance of `MAX_FEATURES` weights, the card, and the small members."""
+SETTLED_SECONDS = 2.0
+"""The age of a file from which its time of modification identifies its content; file systems' clocks are coarser."""
 MAX_MAGNITUDE = 1e6
 """The maximum absolute value of a number in a model. Rewards and features are at most 1."""
 
@@ -68,14 +74,29 @@ class WindowError(BaseModel):
     deviation: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
+class HeldOutFigures(BaseModel):
+    """Figures of the policy that the same training gives on the days before the newest ones, on these newest days.
+
+    All are about `decisions` decisions. Source of each: `ml.pipelines.held_out`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    decisions: Annotated[int, Field(ge=1, le=MAX_ROWS)]
+    metrics: Annotated[tuple[Metric, ...], Field(strict=False, max_length=50)]
+    calibration: Annotated[tuple[CalibrationBin, ...], Field(strict=False, max_length=50)]
+    slices: Annotated[tuple[Slice, ...], Field(strict=False, max_length=MAX_SLICES)]
+
+
 class PolicyCard(BaseModel):
     """The description of a learned policy.
 
     `context`, `candidate`: the columns that it was trained with, by name. `versions`: the prompt versions among them.
     `learned_from`: the number of decisions. `trained_until`: the time of the last one, in Unix seconds. `window_days`:
     the number of days before it that the policy was trained on; None for all. `window_errors`: of the windows that were
-    compared. `gamma_scale`, `floor`: the parameters of `SquareCB`, whose gamma is `gamma_scale` times the root of
-    `learned_from`.
+    compared. `training`: the decisions it was trained with. `held_out`: its figures; None if there were too few days.
+    Neither is in files of earlier releases. `gamma_scale`, `floor`: the parameters of `SquareCB`, whose gamma is
+    `gamma_scale` times the root of `learned_from`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -89,6 +110,8 @@ class PolicyCard(BaseModel):
     trained_until: Annotated[float, Field(ge=-62_135_596_800, le=253_402_300_799, allow_inf_nan=False)]
     window_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
     window_errors: Annotated[tuple[WindowError, ...], Field(strict=False, max_length=10)] = ()
+    training: Training | None = None
+    held_out: HeldOutFigures | None = None
     gamma_scale: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 10.0
     floor: Annotated[float, Field(ge=1e-6, le=0.999, allow_inf_nan=False)] = 0.02
 
@@ -205,6 +228,21 @@ def _read_card_and_model(blob: bytes) -> tuple[PolicyCard, LinearModel]:
     weights = read_array(members[_WEIGHTS], card.shape, "<f8")
     noise_variance = float(read_array(members[_NOISE], (), "<f8"))
     return card, LinearModel(weights, covariance, noise_variance)
+
+
+def artifact_revision(path: str) -> str | None:
+    """Return a text that changes when the file is written or replaced; None if it may just be being written.
+
+    Raises UnusablePolicyError if there is no such file.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - Path refuses some of the names that `read_artifact` reports
+    except (OSError, ValueError):
+        raise UnusablePolicyError(_UNREADABLE) from None
+    # Two writes within one tick of the file system's clock have the same time: a recent one does not tell them apart.
+    if time.time() - status.st_mtime < SETTLED_SECONDS:
+        return None
+    return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
 def read_artifact(path: str) -> bytes:

@@ -9,7 +9,13 @@ import numpy as np
 from ml.experiments.exploration import Ranking
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
 from ml.platform.settings import is_file
-from ml.registry.artifacts import RankingPolicy, UnusablePolicyError, read_artifact
+from ml.registry.artifacts import (
+    PolicyCard,
+    RankingPolicy,
+    UnusablePolicyError,
+    artifact_revision,
+    read_artifact,
+)
 
 
 class Ranker(Protocol):
@@ -29,7 +35,7 @@ class UniformRanker:
     """The policy without training: equal probabilities, and the expected reward of a uniform prior."""
 
     name = "uniform"
-    version = "1"
+    version = "uniform"
 
     def rank(self, context: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> Ranking:  # noqa: ARG002
         return Ranking(np.full(len(candidates), 0.5), np.full(len(candidates), 1 / len(candidates)))
@@ -60,6 +66,11 @@ class LearnedPolicy:
         return self._policy.version
 
     @property
+    def card(self) -> PolicyCard:
+        """The description in its file."""
+        return self._policy.card
+
+    @property
     def trained_until(self) -> float:
         """The time of the last decision that the policy was trained on, in Unix seconds."""
         return self._policy.card.trained_until
@@ -88,8 +99,25 @@ def load_policy(source: str, tracking_uri: str) -> LearnedPolicy:
 
     Raises UnusablePolicyError.
     """
+    return LearnedPolicy(RankingPolicy.from_bytes(read_policy(source, tracking_uri)))
+
+
+def read_policy(source: str, tracking_uri: str) -> bytes:
+    """Return the file of the policy at a source. Raises UnusablePolicyError if it cannot be read."""
     if source.startswith("models:/"):
         from ml.registry.models import fetch  # MLflow takes seconds to import, and is an extra
 
-        return LearnedPolicy(RankingPolicy.from_bytes(fetch(source, tracking_uri)))
-    return LearnedPolicy(RankingPolicy.from_bytes(read_artifact(source)))
+        return fetch(source, tracking_uri)
+    return read_artifact(source)
+
+
+def policy_revision(source: str, tracking_uri: str) -> str | None:
+    """Return a text that changes with the policy at a source, without reading the policy; None if it is not known.
+
+    Raises UnusablePolicyError if the source cannot be reached.
+    """
+    if source.startswith("models:/"):
+        from ml.registry.models import revision  # as above
+
+        return revision(source, tracking_uri)
+    return artifact_revision(source)

@@ -236,6 +236,7 @@ def test_the_command_reports_tips_with_an_earlier_digest(
     policy = RankingPolicy.from_bytes((tmp_path / "policy.npz").read_bytes())
     assert capsys.readouterr().out == (
         "30 of 100 tips are left out, because the digest of a prompt version has changed since.\n"
+        "The policy's model card is incomplete, since figures on the 3 newest days need tips of earlier days too.\n"
         f"learned from 70 tips of {tmp_path / 'tips.db'}: policy version {policy.version}, "
         f"in {tmp_path / 'policy.npz'}\n"
     )
