@@ -1,6 +1,6 @@
 """A fake serving: its responses are set by the test, and the requests it received are recorded."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 DIGEST = "a" * 64
+POLICY_VERSION = "0123456789ab"
 
 TIP_RESPONSE = {
     "generation_id": "095e65266d0e4075aec2ecad5f13abb2",
@@ -33,7 +34,7 @@ def ranking(request_body: dict[str, Any], **changes: Any) -> dict[str, Any]:
     probabilities = [*[0.5 / (n - 1)] * (n - 1), 0.5] if n > 1 else [1.0]
     return {
         "event_id": request_body["event_id"],
-        "policy": {"name": "linear", "version": "0123456789ab"},
+        "policy": {"name": "linear", "version": POLICY_VERSION},
         "chosen": ids[-1],
         "scores": [
             {"id": candidate_id, "score": (index + 1) / 10, "probability": probability}
@@ -50,6 +51,13 @@ async def hang(request: Request) -> Response:
     return Response()
 
 
+def unknown_version(pointer: str, known: Iterable[str]) -> Response:
+    """Return the response of serving to a request that names a version that it does not have."""
+    error = {"pointer": pointer, "detail": "is not known", "allowed": [*known]}
+    problem = {"type": "urn:tips:problem:invalid-field", "status": 422, "detail": "Unknown.", "errors": [error]}
+    return JSONResponse(problem, 422)
+
+
 async def _rank_last_highest(request: Request) -> Response:
     return JSONResponse(ranking(await request.json()))
 
@@ -59,13 +67,17 @@ class FakeServing:
     """Responds to POST /generate by `generate`, to POST /score by `score`, and to GET /prompts with `digests`.
 
     By default, `generate` returns a tip of the requested prompt version with its digest, and `score` a ranking in which
-    the last candidate is chosen. GET /prompts fails while `prompts_fail` is true. GET /policies names `policy`.
+    the last candidate is chosen. GET /prompts fails while `prompts_fail` is true. GET /policies has `policies`, from
+    each version to its name, and `policy` is the name of the default. Requests for versions that are `unknown` are
+    refused, also if they are listed.
     """
 
     url: str = ""
     digests: dict[str, str] = field(default_factory=lambda: {"v1": DIGEST, "v2-mentor": DIGEST})
     prompts_fail: bool = False
     policy: str = "uniform"
+    policies: dict[str, str] = field(default_factory=lambda: {"uniform": "uniform", POLICY_VERSION: "linear"})
+    unknown: set[str] = field(default_factory=set)
     generate: Handler | None = None
     score: Handler = _rank_last_highest
     generate_bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -103,12 +115,20 @@ class FakeServing:
         if self.generate:
             return await self.generate(request)
         prompt_version = body.get("prompt_version", "v1")
+        if prompt_version in self.unknown:
+            return unknown_version("#/prompt_version", self.digests)
         digest = self.digests.get(prompt_version, DIGEST)
         return JSONResponse(TIP_RESPONSE | {"prompt_version": prompt_version, "prompt_digest": digest})
 
     async def _score(self, request: Request) -> Response:
-        self.score_bodies.append(await request.json())
+        body = await request.json()
+        self.score_bodies.append(body)
         self.score_headers.append(dict(request.headers))
+        policy = body.get("policy")
+        if policy in self.unknown:
+            return unknown_version("#/policy", self.policies)
+        if policy and self.score is _rank_last_highest:
+            return JSONResponse(ranking(body, policy={"name": self.policies[policy], "version": policy}))
         return await self.score(request)
 
     async def _prompts(self, _: Request) -> Response:
@@ -118,7 +138,9 @@ class FakeServing:
         prompts = [
             {"version": version, "description": "", "digest": digest} for version, digest in self.digests.items()
         ]
-        return JSONResponse({"default": "v1", "prompts": prompts})
+        return JSONResponse({"default": "v1", "model": "openai/good", "prompts": prompts})
 
     async def _policies(self, _: Request) -> Response:
-        return JSONResponse({"policy": {"name": self.policy, "version": "1"}, "shadow": None})
+        default = next(version for version, name in self.policies.items() if name == self.policy)
+        policies = [{"name": name, "version": version} for version, name in self.policies.items()]
+        return JSONResponse({"default": default, "policies": policies})

@@ -16,26 +16,25 @@ from ml.platform.errors import NotReady, PolicyReloadFailed
 from ml.platform.middleware.route_rules import InFlightLimit
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
-from ml.registry.artifacts import UnusablePolicyError
-from ml.registry.policies import LearnedPolicy, UniformRanker, load_policy
 from ml.serving.gateway import Gateway
 from ml.serving.generate import TipGenerator
+from ml.serving.policies import REFRESH_SECONDS, ActivePolicies, PolicySources
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import MAX_CONCURRENT_RANKINGS, ServingState, generate, router, score
-from ml.serving.score import ActivePolicies, Scorer
+from ml.serving.score import Scorer
 from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 
 
 def create_app(settings: ServingSettings) -> FastAPI:
     """Return the serving application. Raises ConfigurationError when the settings cannot work."""
     check_settings(settings)
-    policies = load_policies(settings)
+    sources = load_policies(settings)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[ServingState]:
         warn_if_unauthenticated(settings)
-        async with open_state(settings, telemetry, policies) as state:
+        async with open_state(settings, telemetry, sources) as state:
             yield state
 
     return build_service(
@@ -50,15 +49,18 @@ def create_app(settings: ServingSettings) -> FastAPI:
 
 @asynccontextmanager
 async def open_state(
-    settings: ServingSettings, telemetry: Telemetry, policies: ActivePolicies
+    settings: ServingSettings, telemetry: Telemetry, sources: PolicySources
 ) -> AsyncIterator[ServingState]:
     """Open the resources that the routes need; close them when the block ends, also if opening one of them fails."""
     background = BackgroundTasks(telemetry.background_task_failures)
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(build_gateway(settings).running())
         online_store = stack.enter_context(open_online_store(settings.online_store_url))
-        scorer = stack.enter_context(Scorer(policies, lambda: load_policies(settings), online_store, telemetry))
-        stack.enter_context(_reload_on_hangup(scorer))
+        policies = ActivePolicies(sources)
+        stack.enter_context(_reload_on_hangup(policies))
+        if sources:
+            refresh = policies.keep_current(every=REFRESH_SECONDS)
+            await stack.enter_async_context(background.run("policies", refresh))
         default_first = sorted(PROMPTS.items(), key=lambda item: item[0] != settings.default_prompt_version)
 
         async def warm_up() -> None:
@@ -75,7 +77,8 @@ async def open_state(
         yield {
             "serving_settings": settings,
             "generator": build_generator(settings, gateway, telemetry),
-            "scorer": scorer,
+            "scorer": Scorer(policies, online_store, telemetry),
+            "policies": policies,
             "ready": [check_ready, background.check_ready],
         }
 
@@ -103,20 +106,11 @@ def check_settings(settings: ServingSettings) -> None:
             raise ConfigurationError(f"ONLINE_STORE_URL: {error}.") from None
 
 
-def load_policies(settings: ServingSettings) -> ActivePolicies:
-    """Return the ranking policies that the settings name. Raises ConfigurationError when one cannot be used."""
-
-    def load_source(setting: str, source: str) -> LearnedPolicy:
-        try:
-            return load_policy(source, settings.mlflow_tracking_uri)
-        except UnusablePolicyError as error:
-            raise ConfigurationError(f"{setting}: the policy {error}.") from None
-
-    live, shadow = settings.score_policy, settings.score_policy_shadow
-    return ActivePolicies(
-        load_source("SCORE_POLICY", live) if live else UniformRanker(),
-        load_source("SCORE_POLICY_SHADOW", shadow) if shadow else None,
-    )
+def load_policies(settings: ServingSettings) -> PolicySources:
+    """Load the ranking policies that the settings name. Raises ConfigurationError when one cannot be used."""
+    sources = PolicySources(settings.score_policy, settings.score_policies, settings.mlflow_tracking_uri)
+    sources.load()
+    return sources
 
 
 def build_gateway(settings: ServingSettings) -> Gateway:
@@ -135,7 +129,7 @@ def build_generator(settings: ServingSettings, gateway: Gateway, telemetry: Tele
 
 
 @contextmanager
-def _reload_on_hangup(scorer: Scorer) -> Iterator[None]:
+def _reload_on_hangup(policies: ActivePolicies) -> Iterator[None]:
     """Reload the policies on SIGHUP, if the platform has that signal and this is the main thread, which receives it."""
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or threading.current_thread() is not threading.main_thread():
@@ -145,8 +139,8 @@ def _reload_on_hangup(scorer: Scorer) -> Iterator[None]:
     tasks: set[asyncio.Task[None]] = set()
 
     async def reload() -> None:
-        with suppress(PolicyReloadFailed):  # the scorer has logged it
-            await scorer.reload()
+        with suppress(PolicyReloadFailed):  # it is logged
+            await policies.reload()
 
     def start_reload() -> None:
         task = loop.create_task(reload())

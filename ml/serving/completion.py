@@ -15,7 +15,8 @@ T = TypeVar("T")
 class CompletionRequest:
     """The messages, the sampling parameters, and the reader's locale and crisis flag (see `PromptContext`).
 
-    `opening`: the first words of the answer, for the embedded model (see `RenderedPrompt`).
+    `opening`: the first words of the answer, for the embedded model (see `RenderedPrompt`). `background`: the embedded
+    model writes it only while no other request needs the model.
     """
 
     messages: Sequence[Message]
@@ -23,6 +24,7 @@ class CompletionRequest:
     locale: str | None = None
     crisis: bool = False
     opening: str = ""
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

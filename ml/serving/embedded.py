@@ -8,9 +8,10 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import anyio
@@ -23,6 +24,19 @@ from ml.serving.grammar import AVOIDED_WORDS, AVOIDED_WORDS_BIAS, grammar, is_en
 
 PROVIDER = "embedded"
 
+IN_USE: Mapping[str, Any] = MappingProxyType({"error": MappingProxyType({"code": 503, "type": "model_in_use"})})
+"""The chunk that ends an answer in the background when another request needs the model."""
+
+STEP_CHARACTERS = 200
+"""The length of text that the model reads in one step in the background: on one slow core less than a second.
+
+A step costs what its last tokens take to read again: with 120, a prompt with an example took 1.5 times the CPU.
+"""
+
+
+class ModelInUseError(litellm.ServiceUnavailableError):
+    """Another request needs the model, before which background work gives way."""
+
 
 class EmbeddedModel:
     """A loaded model that answers one request at a time.
@@ -33,6 +47,7 @@ class EmbeddedModel:
     def __init__(self, server: xllamacpp.Server) -> None:
         self._server = server
         self._slot = asyncio.Semaphore(1)
+        self._stop_background = threading.Event()
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -60,16 +75,43 @@ class EmbeddedModel:
         except RuntimeError as error:
             raise NotReady("The weights of the embedded model are damaged, or are not a GGUF model.") from error
 
-    async def chunks(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the chunks of the answer to an OpenAI chat-completion body; closing the iterator stops the model."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        stop = threading.Event()
+    async def chunks(
+        self, body: Mapping[str, Any], *, background: bool = False
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
+        """Yield the chunks of the answer to an OpenAI chat-completion body; closing the iterator stops the model.
 
-        def put(chunk: dict[str, Any] | None) -> bool:
+        In the `background`, the last chunk is `IN_USE` unless the model is idle and no other request arrives meanwhile.
+        """
+        is_needed = threading.Event()
+        bodies = [body]
+        if not background:
+            self._stop_background.set()
+        elif self._slot.locked():
+            yield IN_USE
+            return
+        else:
+            self._stop_background = is_needed
+            bodies = [*_read_in_steps(body["messages"]), body]
+        async with self._slot:
+            for step in bodies:
+                async with contextlib.aclosing(self._answer(step, is_needed)) as answer:
+                    async for chunk in answer:
+                        if step is body:
+                            yield chunk
+                if is_needed.is_set():
+                    yield IN_USE
+                    return
+
+    async def _answer(self, body: Mapping[str, Any], stop: threading.Event) -> AsyncGenerator[Mapping[str, Any], None]:
+        """Yield the chunks of an answer until `stop` is set, or the iterator is closed; then the model has stopped."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
+        is_closed = threading.Event()
+
+        def put(chunk: Mapping[str, Any] | None) -> bool:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no task reads the queue
                 loop.call_soon_threadsafe(queue.put_nowait, chunk)
-            return stop.is_set()
+            return is_closed.is_set() or stop.is_set()
 
         def run() -> None:
             try:
@@ -79,16 +121,15 @@ class EmbeddedModel:
             finally:
                 put(None)
 
-        async with self._slot:
-            generation = loop.run_in_executor(None, run)
-            try:
-                while (chunk := await queue.get()) is not None:
-                    yield chunk
-            finally:
-                stop.set()
-                # Keep the slot until the model has stopped: the next request would only wait inside the library.
-                with anyio.CancelScope(shield=True):
-                    await generation
+        generation = loop.run_in_executor(None, run)
+        try:
+            while (chunk := await queue.get()) is not None:
+                yield chunk
+        finally:
+            is_closed.set()
+            # Keep the slot until the model has stopped: the next request would only wait inside the library.
+            with anyio.CancelScope(shield=True):
+                await generation
 
     async def warm_up(self, prefixes: Sequence[Sequence[Mapping[str, str]]]) -> None:
         """Read each prefix once: the first tip of its prompt version then takes 2 s instead of 10 s."""
@@ -120,14 +161,14 @@ class EmbeddedProvider(litellm.CustomLLM):
     ) -> AsyncIterator[GenericStreamingChunk]:
         """Answer as a stream. Raises LiteLLM's own exceptions."""
         optional = options["optional_params"]
-        opening = optional["extra_body"]["opening"]
+        opening, background = optional["extra_body"]["opening"], optional["extra_body"]["background"]
         body = {
             "messages": _require_messages(messages, model) + _answer_so_far(opening),
             "stream_options": {"include_usage": True},
             **_sampling(optional),
         }
         reason, before = "", opening
-        async with contextlib.aclosing(self._model.chunks(body)) as chunks:
+        async with contextlib.aclosing(self._model.chunks(body, background=background)) as chunks:
             async for chunk in chunks:
                 if "error" in chunk:
                     raise _litellm_error(chunk["error"], model)
@@ -168,7 +209,23 @@ def _require_messages(messages: list[Any], model: str) -> list[Any]:
     return messages
 
 
+def _read_in_steps(messages: Sequence[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield requests that read the messages but write nothing, each `STEP_CHARACTERS` further than the one before.
+
+    The model cannot be stopped while it reads, and keeps what it has read. The first message, which has been read
+    since the start, is in the first step.
+    """
+    unread = 0
+    for index, message in enumerate(messages[1:], start=1):
+        text = message["content"]
+        for end in range(STEP_CHARACTERS - unread, len(text), STEP_CHARACTERS):
+            yield {"messages": [*messages[:index], {**message, "content": text[:end]}], "max_tokens": 1}
+        unread = (unread + len(text)) % STEP_CHARACTERS
+
+
 def _litellm_error(error: Mapping[str, Any], model: str) -> Exception:
+    if error is IN_USE["error"]:
+        return ModelInUseError("in use", model=model, llm_provider=PROVIDER)
     if error.get("type") == "exceed_context_size_error":
         return litellm.ContextWindowExceededError("prompt too long", model=model, llm_provider=PROVIDER)
     if error.get("code") == HTTPStatus.BAD_REQUEST:

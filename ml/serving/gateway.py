@@ -15,6 +15,7 @@ import structlog
 
 from ml.platform.background import run_in_daemon_thread
 from ml.platform.errors import (
+    Busy,
     ContentRefused,
     DeadlineExceeded,
     NotReady,
@@ -133,7 +134,7 @@ class Gateway:
                     model_deadline,
                     _with_retries(lambda at=position: call(at, request, deadline)),  # type: ignore[misc]
                 )
-            except ContentRefused:
+            except (Busy, ContentRefused):  # not a failure of the model
                 raise
             except TipsError as error:
                 log.warning("model_failed", model=model, error=error.slug)

@@ -47,18 +47,25 @@ class TipStream:
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """The generation of one tip: the signals, the resolved prompt version, and the deadline."""
+    """The generation of one tip: the signals, the resolved prompt version, the deadline, and its priority."""
 
     signals: Mapping[str, Any]
     prompt_version: str
     prompt: Prompt
     deadline: float
+    background: bool
 
     def request(self, *, with_free_text: bool = True) -> CompletionRequest:
         context = assemble_context(self.signals, with_free_text=with_free_text)
         rendered = self.prompt.render(context)
-        parameters, crisis = self.prompt.parameters, context.crisis
-        return CompletionRequest(rendered.messages, parameters, context.locale, crisis, rendered.opening)
+        return CompletionRequest(
+            rendered.messages,
+            self.prompt.parameters,
+            context.locale,
+            context.crisis,
+            rendered.opening,
+            self.background,
+        )
 
     def origin(self, answer: Completion | CompletionStream) -> TipOrigin:
         return TipOrigin(uuid.uuid4().hex, self.prompt_version, self.prompt.digest, answer.model, answer.fallback)
@@ -89,13 +96,15 @@ class TipGenerator:
         prompt_version: str | None = None,
         *,
         timeout: float | None = None,
+        background: bool = False,
     ) -> Tip:
         """Write a tip within `timeout` seconds; after an unusable text the model gets a second attempt.
 
         After unsuitable content, the second attempt has no free text, which may have asked for that content.
-        Raises UnprocessableRequest for an unknown prompt version, UnusableTip, and what the gateway raises.
+        `background`: the embedded model writes it only while no other request needs the model. Raises
+        UnprocessableRequest for an unknown prompt version, UnusableTip, and what the gateway raises.
         """
-        generation = self._prepare(signals, prompt_version, timeout)
+        generation = self._prepare(signals, prompt_version, timeout, background=background)
         request, usage = generation.request(), TokenUsage()
         with self._telemetry.generation(generation.prompt_version, generation.prompt.digest) as record:
             for is_last_attempt in (False, True):
@@ -117,12 +126,13 @@ class TipGenerator:
         prompt_version: str | None = None,
         *,
         timeout: float | None = None,
+        background: bool = False,
     ) -> TipStream:
         """Write a tip as a stream. Returns when its first text has arrived; until then it raises like `generate`.
 
         Text that has been sent cannot be withdrawn, so the stream raises UnusableTip without a second attempt.
         """
-        generation = self._prepare(signals, prompt_version, timeout)
+        generation = self._prepare(signals, prompt_version, timeout, background=background)
         request = generation.request()
         with ExitStack() as stack:
             record = stack.enter_context(
@@ -136,9 +146,11 @@ class TipGenerator:
             origin = generation.origin(completion_stream)
             return TipStream(origin, _pieces(generation, origin, completion_stream, record, stack.pop_all()))
 
-    def _prepare(self, signals: Mapping[str, Any], prompt_version: str | None, timeout: float | None) -> _Generation:
+    def _prepare(
+        self, signals: Mapping[str, Any], prompt_version: str | None, timeout: float | None, *, background: bool
+    ) -> _Generation:
         deadline = asyncio.get_running_loop().time() + min(self._timeout, timeout or self._timeout)
-        return _Generation(signals, *resolve_prompt(prompt_version, self._default_prompt_version), deadline)
+        return _Generation(signals, *resolve_prompt(prompt_version, self._default_prompt_version), deadline, background)
 
 
 async def _pieces(

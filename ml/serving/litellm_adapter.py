@@ -93,7 +93,7 @@ class LiteLLM:
         options = {**model.address, **model.arguments(request.parameters, refused)}
         if options["model"] == EMBEDDED_MODEL:
             reader = {"locale": request.locale, "crisis": request.crisis}
-            options["extra_body"] = {**reader, "opening": request.opening}
+            options["extra_body"] = {**reader, "opening": request.opening, "background": request.background}
         elif not stream:
             options["litellm_logging_obj"] = self.make_log(options["model"], request.messages)
         if "api_base" in options:  # the operator's own server, which may continue the trace

@@ -10,13 +10,23 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from ml.platform.app_factory import ReadinessCheck
-from ml.platform.dependencies import CallerTimeout, from_state, json_body, read_json, require_local_request
+from ml.platform.dependencies import (
+    CallerTimeout,
+    InBackground,
+    from_state,
+    json_body,
+    read_json,
+    require_local_request,
+)
 from ml.platform.errors import TipsError
 from ml.platform.openapi import Tag, request_body
 from ml.platform.problem_json import problem_responses
+from ml.serving.cards import serving_cards
 from ml.serving.generate import Tip, TipGenerator, TipStream
+from ml.serving.policies import ActivePolicies
 from ml.serving.prompts import PROMPTS
 from ml.serving.schemas import (
+    CardsResponse,
     GenerateRequest,
     GenerateResponse,
     PoliciesResponse,
@@ -39,12 +49,13 @@ class ServingState(TypedDict):
     serving_settings: ServingSettings
     generator: TipGenerator
     scorer: Scorer
+    policies: ActivePolicies
     ready: Sequence[ReadinessCheck]
 
 
 SettingsDep = Annotated[ServingSettings, from_state("serving_settings")]
 GeneratorDep = Annotated[TipGenerator, from_state("generator")]
-ScorerDep = Annotated[Scorer, from_state("scorer")]
+PoliciesDep = Annotated[ActivePolicies, from_state("policies")]
 
 
 router = APIRouter(tags=[Tag.SERVING])
@@ -86,12 +97,17 @@ async def generate(
     body: Annotated[GenerateRequest, json_body(GenerateRequest)],
     generator: GeneratorDep,
     timeout: CallerTimeout,
+    background: InBackground,
 ) -> Any:
     """Write one tip for the user whom the signals describe, with the requested prompt version or the default."""
     if body.stream:
-        stream = await generator.stream(body.signals.known(), body.prompt_version, timeout=timeout)
+        stream = await generator.stream(
+            body.signals.known(), body.prompt_version, timeout=timeout, background=background
+        )
         return event_stream(stream, _done)
-    return GenerateResponse.of(await generator.generate(body.signals.known(), body.prompt_version, timeout=timeout))
+    return GenerateResponse.of(
+        await generator.generate(body.signals.known(), body.prompt_version, timeout=timeout, background=background)
+    )
 
 
 @router.post(
@@ -111,6 +127,7 @@ async def score(request: Request) -> Response:
         body.signals.known(),
         event_id=body.event_id,
         user_id=body.user_id,
+        policy=body.policy,
     )
     return Response(score_response(result), media_type="application/json")
 
@@ -127,12 +144,12 @@ async def _require_operator(request: Request, settings: SettingsDep) -> None:
     dependencies=[Depends(_require_operator)],
     responses=problem_responses(401, 403, 409),
 )
-async def reload(scorer: ScorerDep) -> PoliciesResponse:
-    """Load the policies that the settings name again, and make them active; if loading fails, nothing changes.
+async def reload(policies: PoliciesDep) -> PoliciesResponse:
+    """Read the policies that the settings name again, and make them active; if one cannot be used, nothing changes.
 
     Needs an API key; if none are configured, the caller must be on the service's own machine.
     """
-    return PoliciesResponse.of(await scorer.reload())
+    return PoliciesResponse.of(await policies.reload())
 
 
 @router.get("/prompts", summary="The prompt versions", responses=problem_responses(401))
@@ -140,11 +157,24 @@ async def prompts(settings: SettingsDep) -> PromptsResponse:
     """List the registered prompt versions with their digests, and the default."""
     return PromptsResponse(
         default=settings.default_prompt_version,
+        model=settings.tip_model,
         prompts=[
             PromptInfo(version=version, description=prompt.description, digest=prompt.digest)
             for version, prompt in PROMPTS.items()
         ],
     )
+
+
+@router.get("/policies", summary="The ranking policies", responses=problem_responses(401))
+async def policies(policies: PoliciesDep) -> PoliciesResponse:
+    """List the loaded ranking policies, `uniform` first, and the default."""
+    return PoliciesResponse.of(policies.loaded)
+
+
+@router.get("/cards", summary="The model cards", responses=problem_responses(401))
+async def cards(settings: SettingsDep, policies: PoliciesDep) -> CardsResponse:
+    """List the model cards of the prompt versions, of the ranking policies that are loaded, and of the models."""
+    return CardsResponse(cards=serving_cards(settings, policies.loaded.by_version.values()))
 
 
 async def _done(tip: Tip) -> Mapping[str, Any]:

@@ -7,9 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel, UserId
+from ml.registry.cards import ModelCard
+from ml.registry.policies import UniformRanker
 from ml.serving.generate import Tip
+from ml.serving.policies import LoadedPolicies
 from ml.serving.prompts import PROMPTS
-from ml.serving.score import ActivePolicies, ScoreResult
+from ml.serving.score import ScoreResult
 from ml.serving.tip import MAX_TIP_LENGTH
 
 MAX_CANDIDATES = 50
@@ -100,10 +103,17 @@ class PromptInfo(BaseModel):
 
 
 class PromptsResponse(BaseModel):
-    """The registered prompt versions, and the default for requests that name none."""
+    """The registered prompt versions, the default for requests that name none, and the model that gets them."""
 
     default: str
+    model: str = Field(description="The first configured model, `TIP_MODEL`.")
     prompts: list[PromptInfo]
+
+
+class CardsResponse(BaseModel):
+    """The model cards."""
+
+    cards: tuple[ModelCard, ...]
 
 
 class ScoreRequest(StrictModel):
@@ -135,12 +145,15 @@ class ScoreRequest(StrictModel):
         list[Candidate],
         Field(min_length=1, max_length=MAX_CANDIDATES, description="Each with its own id; equal ids are a 422."),
     ]
+    policy: str | None = Field(
+        default=None,
+        examples=[UniformRanker.version],
+        description="One of the versions in GET /policies, otherwise 422; without it, the service's default.",
+    )
 
 
 class PolicyInfo(BaseModel):
     """A policy: its name and its unique version."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     name: str
     version: str
@@ -182,11 +195,12 @@ def score_response(result: ScoreResult) -> bytes:
 
 
 class PoliciesResponse(BaseModel):
-    """The active policies."""
+    """The loaded ranking policies, and the version of the default for requests that name none."""
 
-    policy: PolicyInfo
-    shadow: PolicyInfo | None
+    default: str
+    policies: list[PolicyInfo]
 
     @classmethod
-    def of(cls, policies: ActivePolicies) -> Self:
-        return cls.model_validate(policies, from_attributes=True)
+    def of(cls, policies: LoadedPolicies) -> Self:
+        infos = [PolicyInfo(name=policy.name, version=version) for version, policy in policies.by_version.items()]
+        return cls(default=policies.default.version, policies=infos)

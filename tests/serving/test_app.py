@@ -2,11 +2,9 @@
 
 import asyncio
 import signal
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,39 +40,27 @@ def store_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(upstream: Upstream, store_file: Path, tmp_path: Path) -> ServingSettings:
-    """Settings with a model, a live and a shadow policy, and an online store."""
-    for name, seed in (("live", 1), ("shadow", 3)):
+    """Settings with a model, two policies, and an online store."""
+    for name, seed in (("live", 1), ("other", 3)):
         (tmp_path / name).write_bytes(policy(name, seed=seed))
     return of_model(
         upstream,
         "good",
         score_policy=str(tmp_path / "live"),
-        score_policy_shadow=str(tmp_path / "shadow"),
+        score_policies=(str(tmp_path / "other"),),
         online_store_url=f"sqlite:///{store_file}",
     )
 
 
-def shadow_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("shadow")]
-
-
 def test_the_lifespan_of_one_application_can_run_twice(settings: ServingSettings) -> None:
     app = create_app(settings)
-    for runs_before in range(2):
+    for _ in range(2):
         with TestClient(app) as client:
             assert client.post("/generate", json={}).json()["tip"] == TIP
             answer = client.post("/score", json=SCORE_REQUEST).json()
             assert (answer["policy"]["name"], answer["aggregates"]) == ("live", AGGREGATES)
             assert eventually(lambda: client.get("/health/ready").status_code == 200)
-            assert eventually(partial(has_shadow_decisions, client, runs_before + 1))
-        assert eventually(lambda: not shadow_threads())
-
-
-def has_shadow_decisions(client: TestClient, number: int) -> bool:
-    """Return whether the metrics count this number of decisions of the shadow policy."""
-    metric = 'tips_shadow_scores_total{outcome="ok",policy="shadow"'
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(metric)]
-    return sum(float(line.rpartition(" ")[2]) for line in lines) == number
+            assert len(client.get("/policies").json()["policies"]) == 3
 
 
 def test_a_failing_start_up_step_closes_the_resources_opened_before(
@@ -99,13 +85,13 @@ def test_a_failing_start_up_step_closes_the_resources_opened_before(
         work.close()
         raise OSError("the last step fails")
 
-    for name in ("open_online_store", "Scorer", "_reload_on_hangup"):
+    for name in ("open_online_store", "_reload_on_hangup"):
         monkeypatch.setattr(app_module, name, recorded(name))
     monkeypatch.setattr(BackgroundTasks, "run", fail)
     assert asyncio.run(tasks_after_failed_start(settings, OSError)) == set()
     assert events == [
-        *("open open_online_store", "open Scorer", "open _reload_on_hangup"),
-        *("close _reload_on_hangup", "close Scorer", "close open_online_store"),
+        *("open open_online_store", "open _reload_on_hangup"),
+        *("close _reload_on_hangup", "close open_online_store"),
     ]
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from ml.features.context import assemble_context
 from ml.platform.errors import NotReady
-from ml.serving.embedded import EmbeddedModel
+from ml.serving.embedded import IN_USE, STEP_CHARACTERS, EmbeddedModel
 from ml.serving.prompts import PROMPTS
 from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
 from ml.serving.tip import validate_tip
@@ -117,6 +118,86 @@ class EndlessServer:
         while not put({"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}):
             time.sleep(0.001)
         self.stopped += 1
+
+
+BODY = {"messages": [{"role": "system", "content": "Write."}, {"role": "user", "content": "x" * 500}]}
+
+
+class RecordingServer(EndlessServer):
+    """A server that also records what it is asked, and writes one piece where it should only read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[int] = []
+
+    def handle_chat_completions(self, body: Any, put: Callable[[Any], bool]) -> None:
+        self.read.append(len(body["messages"][-1]["content"]))
+        if body.get("max_tokens") != 1:
+            super().handle_chat_completions(body, put)
+
+
+async def chunks_of(model: EmbeddedModel, *, background: bool) -> list[Any]:
+    return [chunk async for chunk in model.chunks(BODY, background=background)]
+
+
+def test_an_answer_in_the_background_ends_when_another_request_arrives() -> None:
+    server = RecordingServer()
+    # In the background the prompt is read in steps, after each of which the model can stop; otherwise at once.
+    steps = [*range(STEP_CHARACTERS, 500, STEP_CHARACTERS), 500]
+
+    async def preempt() -> None:
+        model = EmbeddedModel(server)
+        background = asyncio.create_task(chunks_of(model, background=True))
+        while len(server.read) < len(steps):  # noqa: ASYNC110 - another thread changes it
+            await asyncio.sleep(0.001)
+        # A second one does not run next to the first, and does not stop it.
+        assert await chunks_of(model, background=True) == [IN_USE]
+        assert server.stopped == 0
+        answer = model.chunks(BODY)
+        assert await anext(answer)
+        assert server.stopped == 1  # the model had stopped before it began with the other request
+        assert (await background)[-1] is IN_USE
+        assert await chunks_of(model, background=True) == [IN_USE]
+        await answer.aclose()
+        idle = model.chunks(BODY, background=True)
+        assert await anext(idle) is not IN_USE
+        await idle.aclose()
+
+    asyncio.run(asyncio.wait_for(preempt(), timeout=60))
+    assert server.read == [*steps, 500, *steps]
+
+
+def test_an_answer_in_the_background_ends_while_its_prompt_is_read() -> None:
+    server = RecordingServer()
+
+    async def preempt() -> None:
+        model = EmbeddedModel(server)
+        background = asyncio.create_task(chunks_of(model, background=True))
+        while not server.read:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        answer = model.chunks(BODY)
+        assert await anext(answer)
+        await answer.aclose()
+        assert await background == [IN_USE]
+
+    asyncio.run(asyncio.wait_for(preempt(), timeout=60))
+    assert server.read.count(500) == 1
+
+
+def test_background_work_is_a_503_while_the_model_is_needed_and_others_are_answered(http: httpx.Client) -> None:
+    background = {"Priority": "u=7"}
+    slow = {"signals": {**SIGNALS, "locale": "de"}}  # in this language the model writes all words
+    # The model is idle after the warm-up.
+    assert eventually(
+        lambda: http.post("/generate", json={"signals": SIGNALS}, headers=background).status_code == 200, timeout=300
+    )
+    with ThreadPoolExecutor(2) as threads:
+        preempted = threads.submit(http.post, "/generate", json=slow, headers=background)
+        # It has begun once another one is refused.
+        assert eventually(lambda: http.post("/generate", json=slow, headers=background).status_code == 503)
+        assert generate(http)["fallback"] is False
+    assert (preempted.result().status_code, preempted.result().json()["type"]) == (503, "urn:tips:problem:busy")
+    assert preempted.result().headers["retry-after"] == "1"
 
 
 def test_closing_the_chunks_stops_the_model_and_frees_its_slot() -> None:

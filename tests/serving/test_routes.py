@@ -36,7 +36,7 @@ def test_all_references_of_the_document_exist() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/generate"), ("POST", "/score"), ("POST", "/admin/reload"), ("GET", "/prompts")],
+    [("POST", "/generate"), ("POST", "/score"), ("POST", "/admin/reload"), ("GET", "/prompts"), ("GET", "/cards")],
 )
 def test_a_dependency_of_the_router_applies_to_every_route(method: str, path: str) -> None:
     async def refuse() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 import signal
 import threading
 from collections import Counter
@@ -34,6 +35,7 @@ Start = Callable[..., httpx.Client]
 
 CANDIDATES = [{"id": version, "prompt_version": version, "tip": tip} for version, tip in TIPS.items()]
 JSON = {"content-type": "application/json"}
+UNIFORM = {"name": "uniform", "version": "uniform"}
 NO_MODEL = {"tip_model": "openai/none", "tip_model_api_base": "http://127.0.0.1:9/v1"}
 
 
@@ -68,7 +70,7 @@ def pointers(answer: httpx.Response) -> list[str]:
 
 def test_without_a_policy_all_candidates_have_the_same_probability(start: Start) -> None:
     answer = start().post("/score", json=body()).json()
-    assert answer["policy"] == {"name": "uniform", "version": "1"}
+    assert answer["policy"] == UNIFORM
     assert answer["event_id"] == "d-1"
     assert answer["chosen"] in TIPS
     assert answer["scores"] == [{"id": version, "score": 0.5, "probability": pytest.approx(1 / 3)} for version in TIPS]
@@ -86,6 +88,40 @@ def test_a_learned_policy_ranks_candidates_by_the_signals(start: Start, policy_f
         assert [scored["id"] for scored in answer["scores"]] == [*TIPS]
         assert all(0 <= scored["score"] <= 1 and scored["probability"] > 0 for scored in answer["scores"])
         assert sum(scored["probability"] for scored in answer["scores"]) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_request_names_one_of_the_loaded_policies(start: Start, policy_file: Path, tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("newer.npz", "same.npz", "newest.npz")]
+    for file, blob in zip(others, (policy("newer", seed=3), policy(), policy("newest", seed=4)), strict=True):
+        file.write_bytes(blob)
+    http = start(score_policy=str(policy_file), score_policies=",".join(map(str, others)))
+    listed = http.get("/policies").json()
+    assert [info["name"] for info in listed["policies"]] == ["uniform", "tips", "newer", "newest"]
+    assert listed["policies"][0] == UNIFORM
+    assert listed["default"] == listed["policies"][1]["version"]
+    answers = [http.post("/score", json=body(policy=info["version"])).json() for info in listed["policies"]]
+    assert [answer["policy"] for answer in answers] == listed["policies"]
+    assert len({json.dumps(answer["scores"]) for answer in answers}) == 4
+    assert http.post("/score", json=body()).json() == http.post("/score", json=body(policy=None)).json() == answers[1]
+
+
+@pytest.mark.parametrize("unknown", ["0123456789ab", "tips", "", "x" * 1_000])
+def test_a_policy_that_is_not_loaded_is_a_422_with_the_loaded_versions(
+    start: Start, policy_file: Path, unknown: str
+) -> None:
+    http = start(score_policy=str(policy_file))
+    answer = http.post("/score", json=body(policy=unknown))
+    assert (answer.status_code, pointers(answer)) == (422, ["#/policy"])
+    loaded = [info["version"] for info in http.get("/policies").json()["policies"]]
+    assert answer.json()["errors"][0]["allowed"] == loaded
+    assert len(answer.json()["detail"]) < 200
+
+
+def test_the_default_policy_is_uniform_without_the_setting(start: Start, policy_file: Path) -> None:
+    http = start(score_policies=str(policy_file))
+    listed = http.get("/policies").json()
+    assert (listed["default"], len(listed["policies"])) == ("uniform", 2)
+    assert http.post("/score", json=body()).json()["policy"] == UNIFORM
 
 
 def test_the_same_event_gets_the_same_choice_from_any_replica(start: Start, policy_file: Path) -> None:
@@ -217,10 +253,9 @@ def test_during_reloads_each_answer_comes_from_one_policy(start: Start, policy_f
     request = body()
     answers = {json.dumps(http.post("/score", json=request).json())}
     policy_file.write_bytes(other)
-    assert http.post("/admin/reload").json() == {
-        "policy": {"name": "other", "version": http.post("/score", json=request).json()["policy"]["version"]},
-        "shadow": None,
-    }
+    reloaded = http.post("/admin/reload").json()
+    used = http.post("/score", json=request).json()["policy"]
+    assert (reloaded, used["name"]) == ({"default": used["version"], "policies": [UNIFORM, used]}, "other")
     answers |= {json.dumps(http.post("/score", json=request).json())}
     assert len(answers) == 2
     stopped = threading.Event()
@@ -273,11 +308,13 @@ def test_a_reload_needs_a_key_or_a_caller_on_this_machine(start: Start) -> None:
     assert without_keys.post("/admin/reload", headers={"host": "tips.example"}).status_code == 403
 
 
-@pytest.mark.parametrize("name", ["score_policy", "score_policy_shadow"])
+@pytest.mark.parametrize("name", ["score_policy", "score_policies"])
 def test_a_policy_that_cannot_be_used_is_a_configuration_error(policy_file: Path, name: str) -> None:
     policy_file.write_bytes(policy()[:500])
     settings: dict[str, Any] = {**NO_MODEL, name: str(policy_file)}
-    with pytest.raises(ConfigurationError, match=rf"^{name.upper()}: the policy is damaged, or is not a policy\.$"):
+    place = f" {policy_file}" if name == "score_policies" else ""
+    sentence = f"{name.upper()}: the policy{place} is damaged, or is not a policy."
+    with pytest.raises(ConfigurationError, match=rf"^{re.escape(sentence)}$"):
         create_app(ServingSettings(**settings))
 
 
@@ -287,8 +324,8 @@ def test_a_configuration_error_ends_the_program_with_one_sentence(policy_file: P
         ({"SCORE_POLICY": "missing.npz"}, "SCORE_POLICY: the value 'missing.npz' is neither a file that can be read"),
         ({"SCORE_POLICY": str(policy_file)}, "SCORE_POLICY: the policy is damaged, or is not a policy."),
         (
-            {"SCORE_POLICY_SHADOW": "models:/a"},
-            "SCORE_POLICY_SHADOW: the value 'models:/a' should be",
+            {"SCORE_POLICIES": f"{policy_file},models:/a"},
+            "SCORE_POLICIES: the value 'models:/a' should be",
         ),
         ({"ONLINE_STORE_URL": "redis://a"}, "ONLINE_STORE_URL: the value 'redis://a' should be sqlite:///FILE"),
         (
@@ -317,34 +354,22 @@ def test_a_hangup_signal_reloads_the_policies(policy_file: Path) -> None:
         code, log = serving.stop()
     assert code == 0
     events = [line["event"] for line in log]
-    assert events.count("policies_loaded") == 1
-    assert [line["reason"] for line in log if line["event"] == "policies_not_loaded"] == [
+    assert "policies_loaded" in events
+    assert {line["reason"] for line in log if line["event"] == "policies_not_loaded"} == {
         "SCORE_POLICY: the policy is damaged, or is not a policy."
-    ]
+    }
 
 
-def test_the_live_and_the_shadow_decision_are_one_event_without_signals_or_tips(
-    policy_file: Path, tmp_path: Path
-) -> None:
-    shadow = tmp_path / "shadow.npz"
-    shadow.write_bytes(policy("newer", seed=3))
-    settings = {"SCORE_POLICY": str(policy_file), "SCORE_POLICY_SHADOW": str(shadow)}
-    settings |= {name.upper(): value for name, value in NO_MODEL.items()}
+def test_a_ranking_is_logged_without_signals_or_tips(policy_file: Path) -> None:
+    settings = {"SCORE_POLICY": str(policy_file), **{name.upper(): value for name, value in NO_MODEL.items()}}
     with service(COMMAND, "serve", "--only", "serving", **settings) as serving:
         answer = serving.http.post("/score", json=body(signals={"mood": "low", "goal": "private"})).json()
-        metric = 'tips_shadow_scores_total{outcome="ok",policy="newer"'
-        assert eventually(lambda: metric in serving.http.get("/metrics").text)
         _, log = serving.stop()
-    (event,) = [line for line in log if line["event"] == "shadow_decision"]
-    probability = {scored["id"]: scored["probability"] for scored in answer["scores"]}[answer["chosen"]]
-    assert (event["event_id"], event["chosen"], event["probability"]) == ("d-1", answer["chosen"], probability)
-    assert (event["policy"], event["policy_version"]) == ("tips", answer["policy"]["version"])
-    assert event["shadow_policy"] == "newer"
-    assert event["shadow_chosen"] in TIPS
-    assert 0 < event["shadow_probability"] <= 1
-    assert 0 < event["shadow_probability_of_chosen"] <= 1
     (request,) = [line for line in log if line.get("route") == "/score"]
     assert (request["event_id"], request["policy"], request["chosen"]) == ("d-1", "tips", answer["chosen"])
-    assert event["request_id"] == request["request_id"]
+    assert request["policy_version"] == answer["policy"]["version"]
+    assert (
+        request["probability"] == {scored["id"]: scored["probability"] for scored in answer["scores"]}[answer["chosen"]]
+    )
     assert "private" not in str(log)
     assert not any(tip in str(log) for tip in TIPS.values())

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ml.platform.errors import DeadlineExceeded, TipsError, UpstreamFailed
+from ml.serving.embedded import ModelInUseError
 from ml.serving.upstream_errors import ERROR_MAP, map_upstream_error, vendor_exceptions
 
 
@@ -24,7 +25,7 @@ def test_all_exceptions_that_litellm_exports_are_mapped(litellm: Any) -> None:
 
 def test_all_mapped_exceptions_exist(litellm: Any) -> None:
     exported = {exception.__name__ for exception in vendor_exceptions(litellm)}
-    assert ERROR_MAP.keys() - exported == {"HTTPError"}
+    assert ERROR_MAP.keys() - exported == {"HTTPError", ModelInUseError.__name__}
 
 
 def test_each_mapped_error_has_a_status_and_does_not_contain_the_vendor_s_message(litellm: Any) -> None:

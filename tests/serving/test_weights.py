@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ml.platform.errors import NotReady
-from ml.serving.weights import QWEN, Weights, find_weights
+from ml.serving.published_weights import QWEN, Weights
+from ml.serving.weights import find_weights
 from tests.server import running
 
 CONTENT = b"GGUF" + bytes(range(256)) * 64
