@@ -1,27 +1,24 @@
 """The comparison of a variant with the baseline: the difference of their mean rewards, and the verdict."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from ml.experiments import comparison
-from ml.experiments.comparison import Stratum
-from ml.experiments.statistics import Interval, Sample
+from ml.experiments.statistics import Interval
 from ml.store.rollup import DrawCounts
+from ml.store.strata import DigestedVersion, strata_of
 
 VerdictKind = Literal["helps more", "helps less", "not yet known", "exploratory"]
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class Arm(DigestedVersion):
     """One side of a comparison: a prompt version with one digest.
 
     `label`: its name in sentences. `excluded`: the number of its tips that no comparison uses.
     """
 
-    prompt_version: str
-    prompt_digest: str
     label: str
     excluded: int
 
@@ -69,45 +66,6 @@ def compare(draws: Iterable[DrawCounts], baseline: Arm, other: Arm, *, alpha: fl
     if excluded := baseline.excluded + other.excluded:
         words += f" ({_count(excluded, 'tip')} excluded)"
     return Comparison(interval, verdict, sums.tips, more, f"{words}.")
-
-
-def strata_of(draws: Iterable[DrawCounts], baseline: Arm, other: Arm) -> list[Stratum]:
-    """Return the strata of a pair: those of the days on which each version had exactly the digest of its arm.
-
-    The options of a draw name versions without their digest. So the tips of other days lose their options: they are in
-    no sum, but still count for the centre of the next day. `draws` that are not mature or comparable are left out.
-    """
-    usable = [draw for draw in draws if draw.mature and draw.outcome == "comparable"]
-    days = sorted({draw.day for draw in usable})
-    digests = [_digests_by_day(usable, days, arm.prompt_version) for arm in (baseline, other)]
-    wanted = [{baseline.prompt_digest}, {other.prompt_digest}]
-    return [
-        Stratum(
-            draw.day,
-            draw.options if [found[draw.day] for found in digests] == wanted else {},
-            draw.prompt_version,
-            Sample(draw.tips, draw.reward, draw.reward_squared),
-        )
-        for draw in usable
-    ]
-
-
-def _digests_by_day(draws: Iterable[DrawCounts], days: Sequence[int], version: str) -> dict[int, set[str]]:
-    """Return the digests of a version on each day: those of its tips, else the last known ones, else the first ones.
-
-    A day without its tips must not be left out: whether there is one depends on the draws, and such a selection would
-    bias a comparison.
-    """
-    found: dict[int, set[str]] = defaultdict(set)
-    for draw in draws:
-        if draw.prompt_version == version:
-            found[draw.day].add(draw.prompt_digest)
-    current = found[min(found)] if found else set()
-    by_day = {}
-    for day in days:
-        current = found.get(day, current)
-        by_day[day] = current
-    return by_day
 
 
 def _in_points(interval: Interval) -> str:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ml.experiments.sample_ratio import SampleRatio, sample_ratio
+from ml.store.exposures import MAX_UNSEEN_REACTIONS
 from ml.store.rollup import ALL_TIPS, DayCounts, DrawCounts
-
-MAX_UNSEEN_REACTIONS = 0.01
-"""The share of reactions without an exposure above which there is an alarm."""
 
 Step = Literal["drawn", "written", "seen"]
 

@@ -236,9 +236,8 @@ class _Tally:
     def add(self, count: DayCounts, *, exposure_known: bool, exposure_reported: bool) -> None:
         self.newest_day = max(self.newest_day, count.day)
         tips = count.tips if count.reaction == ALL_TIPS else 0
-        self.tip_counts += RewardCounts(
-            tips, input_tokens=count.input_tokens, output_tokens=count.output_tokens, ms=count.ms
-        )
+        tokens = {"input_tokens": count.input_tokens, "output_tokens": count.output_tokens}
+        self.tip_counts.add(RewardCounts(tips, ms=count.ms, **tokens))
         if count.reaction != ALL_TIPS:
             self.reactions[count.reaction] += count.tips
         # The mean of ranked tips is the one of the best among several candidates. Tips of one user are correlated:
