@@ -22,7 +22,7 @@ from tests.server import running
 StartRecommender = Callable[..., httpx.Client]
 
 REFRESH_SECONDS = 0.05
-"""The interval at which the recommenders under test read the rewards."""
+"""The interval at which the recommenders under test read the rewards, and the state of rollouts."""
 
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 """Marks tests that do not depend on the database, or are about SQLite only."""
@@ -101,7 +101,8 @@ def start_recommender(database_url: str, fake_serving: FakeServing, clock: SetCl
 
         def start(**settings: Any) -> httpx.Client:
             settings = {"database_url": database_url, "serving_url": fake_serving.url, **settings}
-            app = create_app(RecommenderSettings(**settings), clock=clock, refresh_seconds=REFRESH_SECONDS)
+            intervals = {"refresh_seconds": REFRESH_SECONDS, "poll_seconds": REFRESH_SECONDS}
+            app = create_app(RecommenderSettings(**settings), clock=clock, **intervals)
             return stack.enter_context(httpx.Client(base_url=stack.enter_context(running(app)), timeout=60))
 
         yield start

@@ -30,6 +30,9 @@ from ml.recommender.schemas import (
 )
 from ml.rewards.report import RewardReporter
 from ml.rewards.routes import ClockDep
+from ml.rollouts.cards import CardReader
+from ml.rollouts.holdout import HoldoutReader
+from ml.rollouts.operations import Rollouts
 from ml.store.exposures import ExposureResult
 from ml.store.reactions import ReactionResult, UnknownTipsError
 from ml.store.tips import TipStore
@@ -44,6 +47,9 @@ class RecommenderState(TypedDict):
     recommender: Recommender
     tip_store: TipStore
     reporter: RewardReporter
+    rollouts: Rollouts
+    cards: CardReader
+    holdout: HoldoutReader
     clock: Clock
     telemetry: Telemetry
     ready: Sequence[ReadinessCheck]

@@ -1,10 +1,11 @@
 """The selection of the prompt version of each tip, by TIP_PROMPT_VERSION and TIP_PROMPT_POLICY."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import structlog
 
@@ -28,7 +29,8 @@ REFRESH_SECONDS = 60.0
 class PromptSelection:
     """A prompt version that was drawn, the policy that drew it, and the distribution it was drawn from.
 
-    `prompt_version` is None, and `options` is empty, when serving's default is used.
+    `prompt_version` is None, and `options` is empty, when serving's default is used. With rollouts: `event`: the id of
+    the event that decided the options. `digest`: that of the version; serving must write with no other one.
     """
 
     prompt_version: str | None
@@ -36,10 +38,25 @@ class PromptSelection:
     policy_version: str
     options: Mapping[str, float]
     probability: float = 1.0
+    event: int | None = None
+    digest: str | None = None
+
+
+class VersionSelector(Protocol):
+    """A way to draw the prompt versions of a decision."""
+
+    def select(self, user_id: str, tip_ids: Sequence[str], segments: Collection[str] = ()) -> list[PromptSelection]:
+        """Draw the prompt version of each candidate of a decision, in the order of the ids.
+
+        `segments`: of the user. The same ids, in any order, give the same versions while the distribution is the same.
+        """
+
+    def champion(self) -> PromptSelection | None:
+        """Return the selection that replaces one whose version serving does not know; None without rollouts."""
 
 
 class PromptSelector:
-    """Draws a prompt version for each candidate of a decision.
+    """Draws a prompt version for each candidate of a decision, from the versions of TIP_PROMPT_VERSION.
 
     Each draw is a function of the distribution and of ids, so it can be repeated from the stored rows of the decision.
     """
@@ -65,11 +82,16 @@ class PromptSelector:
         """Update the distribution by the rewards of each version; a missing version has no rewards yet."""
         self._distribution = self._policy.distribution(self._weights, history)
 
-    def select(self, user_id: str, tip_ids: Sequence[str]) -> list[PromptSelection]:
-        """Draw the prompt version of each candidate of a decision, in the order of the ids.
+    def champion(self) -> None:
+        """Return None: there are no rollouts."""
 
-        The same ids, in any order, give the same versions while the distribution is the same.
-        """
+    def select(
+        self,
+        user_id: str,
+        tip_ids: Sequence[str],
+        segments: Collection[str] = (),  # noqa: ARG002
+    ) -> list[PromptSelection]:
+        """Draw the prompt version of each candidate of a decision, whatever the segments of the user."""
         logged = self._logged_policy, self._policy.version
         if not self._weights:
             return [PromptSelection(None, *logged, {})] * len(tip_ids)

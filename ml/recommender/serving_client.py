@@ -5,29 +5,35 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Self
+from types import MappingProxyType
+from typing import Annotated, Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from ml.experiments.rollout_state import Catalogue
 from ml.platform.dependencies import TIMEOUT_HEADER
 from ml.platform.errors import (
+    Busy,
     DeadlineExceeded,
     TipsError,
+    UnknownVersion,
     UnprocessableRequest,
     UpstreamFailed,
     UpstreamRefused,
     UpstreamUnreachable,
 )
+from ml.platform.priority import BACKGROUND, PRIORITY_HEADER
 from ml.platform.problem_json import error_from_problem
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import outgoing_headers
+from ml.registry.cards import ModelCard
 
 GRACE_SECONDS = 0.25
 """The time after the deadline, which serving knows, at which the client stops waiting for the answer."""
 
-MAX_PROMPTS_SECONDS = 3.0
-"""The timeout of GET /prompts."""
+MAX_CATALOGUE_SECONDS = 3.0
+"""The timeout of GET /prompts and of GET /policies."""
 
 _ROUNDING = 1e-6
 """The allowed distance of a sum of probabilities from 1."""
@@ -45,6 +51,11 @@ class TokenCounts(BaseModel):
 
     input_tokens: Annotated[int, Field(ge=0, lt=2**31)]
     output_tokens: Annotated[int, Field(ge=0, lt=2**31)]
+
+    @property
+    def total(self) -> int:
+        """The tokens of input and output."""
+        return self.input_tokens + self.output_tokens
 
 
 class GeneratedTip(BaseModel):
@@ -108,9 +119,11 @@ class _Prompts(BaseModel):
     """The response of GET /prompts."""
 
     class _Prompt(BaseModel):
-        version: str
+        version: Name
         digest: str
 
+    default: Name
+    model: str
     prompts: list[_Prompt]
 
     @property
@@ -121,7 +134,27 @@ class _Prompts(BaseModel):
 class _Policies(BaseModel):
     """The response of GET /policies."""
 
-    policy: PolicyRef
+    default: Name
+    policies: list[PolicyRef]
+
+    @model_validator(mode="after")
+    def _check_default(self) -> Self:
+        if self.default not in self.names:
+            raise ValueError("the default is not one of the policies")
+        return self
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {policy.version: policy.name for policy in self.policies}
+
+
+class _Cards(BaseModel):
+    """The response of GET /cards."""
+
+    cards: list[ModelCard]
+
+
+Listing = TypeVar("Listing", _Prompts, _Policies, _Cards)
 
 
 class ServingClient:
@@ -136,15 +169,19 @@ class ServingClient:
         """Return the time for one tip, in seconds, for a caller that waits `caller_timeout` (None: it does not say)."""
         return min(self._timeout, caller_timeout or self._timeout)
 
-    async def generate(self, signals: dict[str, Any], prompt_version: str | None, *, timeout: float) -> GeneratedTip:
+    async def generate(
+        self, signals: dict[str, Any], prompt_version: str | None, *, timeout: float, background: bool = False
+    ) -> GeneratedTip:
         """Generate a tip, in `timeout` seconds; with serving's default if `prompt_version` is None.
 
-        Raises the error that serving answered; UpstreamUnreachable or DeadlineExceeded when it did not answer,
-        UpstreamFailed when its answer is not valid, UpstreamRefused when it does not know the prompt version or refuses
-        this client.
+        `background`: a tip that nobody waits for; serving answers Busy rather than delay others with it. Raises the
+        error that serving answered; UpstreamUnreachable or DeadlineExceeded when it did not answer, UpstreamFailed when
+        its answer is not valid, UpstreamRefused when it refuses this client, and UnknownVersion when it does not know
+        the prompt version.
         """
         body = {"signals": signals} | ({"prompt_version": prompt_version} if prompt_version else {})
-        response = await self._request("POST", "/generate", timeout, body, grace=GRACE_SECONDS)
+        headers = {PRIORITY_HEADER: BACKGROUND} if background else {}
+        response = await self._request("POST", "/generate", timeout, body, headers=headers, grace=GRACE_SECONDS)
         if response.status_code != HTTPStatus.OK:
             raise _error_of(response, prompt_version)
         try:
@@ -160,13 +197,20 @@ class ServingClient:
         candidates: Sequence[Mapping[str, str]],
         *,
         timeout: float,
+        policy: str | None = None,
     ) -> CandidateRanking:
         """Return the ranking of candidates, each given by its `id`, `prompt_version` and `tip`, in `timeout` seconds.
 
-        Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer than their ranking.
+        `policy`: the version of the ranking policy; serving's default if it is None. Raises UpstreamUnreachable,
+        DeadlineExceeded, UnknownVersion when serving has not loaded that policy, Busy when it is at its limit, or
+        UpstreamFailed for any other answer than a ranking of these candidates by it.
         """
         body = {"event_id": event_id, "user_id": user_id, "signals": signals, "candidates": candidates}
-        response = await self._request("POST", "/score", timeout, body)
+        response = await self._request("POST", "/score", timeout, body | ({"policy": policy} if policy else {}))
+        if response.status_code == HTTPStatus.UNPROCESSABLE_ENTITY and (known := _known(response, "#/policy")):
+            raise UnknownVersion(f"Serving has not loaded the ranking policy {policy}; it has {', '.join(known)}.")
+        if isinstance(_problem_of(response), Busy):
+            raise Busy("Serving is at its limit of rankings.")
         if response.status_code != HTTPStatus.OK:
             raise UpstreamFailed("Serving did not rank the candidates.")
         try:
@@ -176,6 +220,8 @@ class ServingClient:
         ranked_ids = [candidate.id for candidate in ranking.scores]
         if ranking.event_id != event_id or ranked_ids != [candidate["id"] for candidate in candidates]:
             raise UpstreamFailed("Serving's answer is a ranking of other candidates.")
+        if policy and ranking.policy.version != policy:
+            raise UpstreamFailed("Serving's answer is a ranking by another policy.")
         return ranking
 
     async def prompt_digests(self) -> dict[str, str]:
@@ -183,16 +229,37 @@ class ServingClient:
 
         Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer.
         """
-        response = await self._request("GET", "/prompts", min(self._timeout, MAX_PROMPTS_SECONDS))
+        return (await self._get("/prompts", _Prompts)).digests
+
+    async def catalogue(self) -> Catalogue:
+        """Return the prompt versions, policies and model of serving. Raises what `prompt_digests` raises."""
+        prompts, policies = await asyncio.gather(self._get("/prompts", _Prompts), self._get("/policies", _Policies))
+        return _catalogue(prompts, policies)
+
+    async def cards(self) -> tuple[ModelCard, ...]:
+        """Return the model cards of serving. Raises what `prompt_digests` raises."""
+        return tuple((await self._get("/cards", _Cards)).cards)
+
+    async def _get(self, path: str, model: type[Listing]) -> Listing:
+        # In the background, so that a log line is written only if it fails: serving is asked every two seconds.
+        headers = {PRIORITY_HEADER: BACKGROUND}
+        response = await self._request("GET", path, min(self._timeout, MAX_CATALOGUE_SECONDS), headers=headers)
         try:
-            return _Prompts.model_validate_json(response.content).digests
+            return model.model_validate_json(response.content)
         except ValidationError:
-            raise UpstreamFailed("Serving's answer is not a list of prompt versions.") from None
+            raise UpstreamFailed(f"Serving's answer to GET {path} is not valid.") from None
 
     async def _request(
-        self, method: str, path: str, timeout: float, body: Mapping[str, Any] | None = None, *, grace: float = 0
+        self,
+        method: str,
+        path: str,
+        timeout: float,
+        body: Mapping[str, Any] | None = None,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        grace: float = 0,
     ) -> httpx.Response:
-        headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(timeout * 1000)))}
+        headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(timeout * 1000))), **headers}
         try:
             async with asyncio.timeout(timeout + grace):
                 return await self._http.request(method, path, json=body, headers=headers, timeout=None)
@@ -204,34 +271,28 @@ class ServingClient:
             raise UpstreamFailed("Serving's answer cannot be read.") from None
 
 
-def check_versions(prompt_versions: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigurationError when serving does not know one of the versions of TIP_PROMPT_VERSION."""
+def check_versions(
+    prompt_versions: Iterable[str], known: Iterable[str], *, setting: str = "TIP_PROMPT_VERSION"
+) -> None:
+    """Raise ConfigurationError when serving does not know one of the versions that a setting names."""
     known = tuple(known)
     unknown = [version for version in prompt_versions if version not in known]
     if unknown:
-        raise ConfigurationError(
-            f"TIP_PROMPT_VERSION: serving does not know {', '.join(unknown)}; it knows {', '.join(known)}."
-        )
+        raise ConfigurationError(f"{setting}: serving does not know {', '.join(unknown)}; it knows {', '.join(known)}.")
 
 
-def fetch_prompt_digests(
-    url: str, key: SecretStr | None, *, timeout: float = MAX_PROMPTS_SECONDS
-) -> dict[str, str] | None:
-    """Return the digest of each prompt version of the serving at `url`; None without a valid answer."""
+def fetch_catalogue(url: str, key: SecretStr | None, *, timeout: float = MAX_CATALOGUE_SECONDS) -> Catalogue | None:
+    """Return what the serving at `url` has, before the event loop runs; None without a valid answer."""
     try:
-        response = httpx.get(f"{url.rstrip('/')}/prompts", headers=authorization(key), timeout=timeout)
-        return _Prompts.model_validate_json(response.content).digests
+        with httpx.Client(base_url=url, headers=authorization(key), timeout=timeout) as http:
+            prompts = _Prompts.model_validate_json(http.get("/prompts").content)
+            return _catalogue(prompts, _Policies.model_validate_json(http.get("/policies").content))
     except (httpx.HTTPError, ValidationError):
         return None
 
 
-def fetch_policy_name(url: str, key: SecretStr | None, *, timeout: float = MAX_PROMPTS_SECONDS) -> str | None:
-    """Return the name of the policy that ranks candidates at the serving at `url`; None without a valid answer."""
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/policies", headers=authorization(key), timeout=timeout)
-        return _Policies.model_validate_json(response.content).policy.name
-    except (httpx.HTTPError, ValidationError):
-        return None
+def _catalogue(prompts: _Prompts, policies: _Policies) -> Catalogue:
+    return Catalogue(prompts.model, prompts.default, prompts.digests, policies.default, policies.names)
 
 
 def authorization(key: SecretStr | None) -> dict[str, str]:
@@ -240,12 +301,7 @@ def authorization(key: SecretStr | None) -> dict[str, str]:
 
 
 def _error_of(response: httpx.Response, prompt_version: str | None) -> TipsError:
-    retry_after = response.headers.get("retry-after", "")
-    try:
-        document = response.json()
-    except (ValueError, RecursionError):
-        document = None
-    error = error_from_problem(document, int(retry_after) if _SECONDS.fullmatch(retry_after) else None)
+    error = _problem_of(response)
     if response.status_code in _CLIENT_FAULTS:
         return UpstreamRefused("Serving refuses this service's request or its SERVING_API_KEY.")
     if error is None or error.status != response.status_code or type(error) is TipsError:
@@ -254,5 +310,21 @@ def _error_of(response: httpx.Response, prompt_version: str | None) -> TipsError
         for field in error.errors:
             if field.pointer == "#/prompt_version":
                 known = f"; it knows {', '.join(field.allowed)}" if field.allowed else ""
-                return UpstreamRefused(f"TIP_PROMPT_VERSION: serving does not know {prompt_version}{known}.")
+                return UnknownVersion(f"Serving does not know the prompt version {prompt_version}{known}.")
     return error
+
+
+def _problem_of(response: httpx.Response) -> TipsError | None:
+    """Return the error that a response describes; None if it describes none."""
+    retry_after = response.headers.get("retry-after", "")
+    try:
+        document = response.json()
+    except (ValueError, RecursionError):
+        return None
+    return error_from_problem(document, int(retry_after) if _SECONDS.fullmatch(retry_after) else None)
+
+
+def _known(response: httpx.Response, pointer: str) -> tuple[str, ...]:
+    """Return the allowed values of the field at `pointer`, if the response says that its value is not one of them."""
+    error = _problem_of(response)
+    return next((field.allowed for field in error.errors if field.pointer == pointer), ()) if error else ()

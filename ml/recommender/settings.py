@@ -7,9 +7,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
 from pydantic_settings import NoDecode
 
-from ml.experiments.policies import UNIFORM, check_policy_weights, parse_version_weights
+from ml.experiments.policies import (
+    POLICIES,
+    ROLLOUT,
+    UNIFORM,
+    check_policy_weights,
+    is_version_name,
+    parse_version_weights,
+)
 from ml.experiments.thompson import HALF_LIFE_DAYS
 from ml.platform.settings import Address, ServiceSettings, has_valid_port
+from ml.rollouts.gates import Criterion, GateSettings
+from ml.rollouts.webhook_signature import decode_secret
 
 
 def _parse_versions(value: object) -> object:
@@ -29,6 +38,28 @@ def _check_prompt_policy(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _check_control(value: str | None) -> str | None:
+    if value is not None and not is_version_name(value):
+        raise ValueError("should be one prompt version, such as v1")
+    return value
+
+
+def _check_holdout(value: float, info: ValidationInfo) -> float:
+    if value and info.data.get("tip_prompt_policy", ROLLOUT) != ROLLOUT:
+        raise ValueError(f"needs TIP_PROMPT_POLICY={ROLLOUT}")
+    if value and not info.data.get("rollout_control", True):
+        raise ValueError("needs ROLLOUT_CONTROL, the prompt version of held-out users")
+    return value
+
+
+def _check_webhook_secret(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    if value is None and info.data.get("rollout_webhook_url") is not None:
+        raise ValueError("is required with ROLLOUT_WEBHOOK_URL")
+    if value is not None:
+        decode_secret(value)
+    return value
+
+
 class RecommenderSettings(ServiceSettings):
     """The settings of `ml.recommender`."""
 
@@ -43,7 +74,23 @@ class RecommenderSettings(ServiceSettings):
     reaction_window_hours: float = Field(default=24, gt=0, le=24 * 365)
     tip_exposure: Literal["assumed", "reported"] = "assumed"
     """Whether every tip counts as seen, or only one whose exposure is reported within the reaction window."""
+    rollout_control: Annotated[str | None, AfterValidator(_check_control)] = None
+    rollout_holdout: Annotated[float, AfterValidator(_check_holdout)] = Field(default=0, ge=0, le=0.5)
+    """The share of users who always get ROLLOUT_CONTROL."""
+    rollout_shadow_share: float = Field(default=0.1, ge=0, le=1)
+    rollout_shadow_limit: int = Field(default=2_000, ge=0, le=1_000_000)
+    """The maximum number of shadow tips and rankings of one rollout."""
+    rollout_margin: float = Field(default=GateSettings().margin, gt=0, lt=1)
+    """The loss of mean reward that is accepted of a version, in [0, 1]."""
+    rollout_criterion: Criterion = GateSettings().criterion
+    auto_ramp: bool = False
+    """Whether the monitor promotes versions whose gates all pass."""
     admin_password: SecretStr | None = None
+    rollout_webhook_url: Address | None = None
+    """Where the events of rollouts are posted."""
+    rollout_webhook_secret: Annotated[SecretStr | None, AfterValidator(_check_webhook_secret)] = Field(
+        default=None, validate_default=True
+    )
 
     @property
     def reaction_window(self) -> timedelta:
@@ -54,6 +101,21 @@ class RecommenderSettings(ServiceSettings):
     def exposure_reported(self) -> bool:
         """Whether only tips whose exposure was reported count."""
         return self.tip_exposure == "reported"
+
+    @property
+    def follows_rollouts(self) -> bool:
+        """Whether rollouts decide the prompt version of each tip."""
+        return POLICIES[self.tip_prompt_policy].from_rollouts
+
+    @property
+    def mirrors_stages(self) -> bool:
+        """Whether aliases in MLflow's registry mirror the stages of policies, when only the recommender runs."""
+        return "mlflow_tracking_uri" in self.model_fields_set
+
+    @property
+    def gates(self) -> GateSettings:
+        """The bounds of the gates of rollouts."""
+        return GateSettings(margin=self.rollout_margin, criterion=self.rollout_criterion)
 
     @property
     def version_weights(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from ml.experiments.arrays import Floats
 from ml.experiments.assignment import draw_weighted, hash_to_unit_interval
 from ml.experiments.linear import DayAdjustedStatistics
-from ml.experiments.policies import POLICIES, SALT, selectable_policies
+from ml.experiments.policies import POLICIES, SALT, comparable_policies
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.experiments.statistics import Sample
 from ml.experiments.thompson import RewardHistory
@@ -58,7 +58,7 @@ def compare_policies(
     """
     policies: tuple[_SimulatedPolicy, ...] = (
         _Oracle(versions),
-        *(_PromptPolicy(name, versions) for name in selectable_policies()),
+        *(_PromptPolicy(name, versions) for name in comparable_policies()),
         _NightlyRanking(versions),
     )
     daily_rewards = np.zeros((len(policies), days + 1))
@@ -110,7 +110,7 @@ class _Oracle:
 
 
 class _PromptPolicy:
-    """One of `POLICIES`, with equal weights."""
+    """One of `comparable_policies`, with equal weights."""
 
     def __init__(self, name: str, versions: Sequence[str]) -> None:
         self.name = name

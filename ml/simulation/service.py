@@ -1,7 +1,8 @@
 """A simulation of users who request tips and react to them, through the HTTP interface of both services.
 
 Only the model and the clock are replaced: the clock advances hour by hour through the simulated days. The tips are
-stored as simulated in a temporary database, which is copied to that of the settings when the simulation is complete.
+stored as simulated in a temporary database, which is copied to that of the settings when the simulation is complete. It
+begins with the log of rollouts of that database, so that simulated tips follow the same rollouts.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ml.experiments.policies import POLICIES
+from ml.platform.errors import RolloutConflict
 from ml.platform.http_protocol import LimitedHttpProtocol
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
@@ -34,8 +37,9 @@ from ml.serving.settings import ServingSettings
 from ml.simulation.people import Progress, Visit, visits
 from ml.simulation.scenarios import PLAIN, SCENARIOS, Scenario
 from ml.standalone.app import create_app
+from ml.store.database import migrate_database
 from ml.store.tips import open_tip_store
-from ml.store.transfer import copy_tips
+from ml.store.transfer import copy_rollouts, copy_tips
 
 _CONCURRENT_REQUESTS = 8
 _HOUR = timedelta(hours=1)
@@ -74,20 +78,27 @@ def simulate(
 ) -> SimulationResult:
     """Simulate `users` users during the `days` days before `end`; the same seed gives the same users and visits.
 
-    The prompt versions are those of the settings; if these name none, all versions. Weights and prompt policy are those
-    of the scenario, if it has any; when weights change, both services are started again on the same database. All tips,
-    exposures and reactions are stored in one transaction at the end, or none. Raises ConfigurationError when the
-    database contains tips of real users or the settings name too few versions, SimulationFailed when a request fails
-    repeatedly, and StorageUnavailable when the database cannot be used.
+    The prompt versions are those of the settings; if these name none, all versions; with a prompt policy that follows
+    rollouts, those of the rollouts. Weights and prompt policy are those of the scenario, if it has any; when weights
+    change, both services are started again on the same database. All tips, exposures and reactions are stored in one
+    transaction at the end, with the events of rollouts that their services added, or none. Raises ConfigurationError
+    when the database contains tips of real users or the settings name too few versions, SimulationFailed when a
+    request fails repeatedly or somebody changes a rollout meanwhile, and StorageUnavailable when the database cannot be
+    used.
     """
     database_url = settings.database_url.get_secret_value()
-    versions = settings.tip_prompt_version or tuple((version, 1.0) for version in PROMPTS)
+    policy = scenario.policy or settings.tip_prompt_policy
+    from_rollouts = POLICIES[policy].from_rollouts
+    versions = () if from_rollouts else settings.tip_prompt_version
+    versions = versions or tuple((version, 1.0) for version in PROMPTS)
     if len(versions) < scenario.min_versions:
         raise ConfigurationError(f"TIP_PROMPT_VERSION: this scenario needs {scenario.min_versions} versions.")
     asyncio.run(_require_no_real_tips(settings, end))
     simulation = _Simulation(seed, end, days, [version for version, _ in versions], scenario)
     with TemporaryDirectory(prefix="tips-simulation-") as directory, listening(_model()) as model_url:
         own_database_url = f"sqlite+aiosqlite:///{directory}/tips.db"
+        migrate_database(own_database_url)
+        last_event = asyncio.run(copy_rollouts(database_url, own_database_url))
         hours = iter(progress(range(days * _HOURS_PER_DAY)))
         serving_settings = ServingSettings(
             tip_model="openai/simulated",
@@ -103,9 +114,10 @@ def simulate(
                 settings.model_copy(
                     update={
                         "database_url": SecretStr(own_database_url),
-                        "tip_prompt_version": tuple(zip(simulation.versions, map(float, weights), strict=False))
-                        or versions,
-                        "tip_prompt_policy": scenario.policy or settings.tip_prompt_policy,
+                        "tip_prompt_version": settings.tip_prompt_version
+                        if from_rollouts
+                        else tuple(zip(simulation.versions, map(float, weights), strict=False)) or versions,
+                        "tip_prompt_policy": policy,
                         "serving_url": None,
                         "api_keys": (),
                     }
@@ -117,7 +129,12 @@ def simulate(
             with listening(app) as url:
                 asyncio.run(simulation.run(url, users, islice(hours, len(period) * _HOURS_PER_DAY)))
         next(hours, None)  # ends the display of progress
-        asyncio.run(copy_tips(own_database_url, database_url, settings.reaction_window))
+        try:
+            asyncio.run(copy_tips(own_database_url, database_url, settings.reaction_window, last_event=last_event))
+        except RolloutConflict:
+            raise SimulationFailed(
+                "A rollout in the database was changed during the simulation, so nothing is stored; simulate again."
+            ) from None
     return SimulationResult(simulation.tips, simulation.exposures, simulation.reactions)
 
 

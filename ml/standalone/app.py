@@ -18,12 +18,11 @@ from ml.platform.middleware.server_limits import SERVER_LIMITS, ServerLimit
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
 from ml.recommender import app as recommender
-from ml.recommender.routes import router as recommender_router
+from ml.recommender.live_rollouts import POLL_SECONDS
 from ml.recommender.selection import REFRESH_SECONDS
-from ml.recommender.serving_client import authorization, check_versions
+from ml.recommender.serving_client import authorization
 from ml.recommender.settings import RecommenderSettings
-from ml.rewards import pages
-from ml.rewards.routes import router as rewards_router
+from ml.rollouts.aliases import set_mlflow_aliases
 from ml.serving import app as serving
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import MAX_CONCURRENT_RANKINGS, generate, score
@@ -40,15 +39,17 @@ def create_app(
     clock: Clock = utc_now,
     simulated: bool = False,
     refresh_seconds: float = REFRESH_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
 ) -> FastAPI:
     """Return an application with both services and the start page.
 
     `simulated`: the users are simulated, and their tips are stored as simulated. `refresh_seconds`: the interval at
-    which a prompt policy that learns is updated. Raises ConfigurationError when the settings cannot work.
+    which a prompt policy that learns is updated. `poll_seconds`: the interval at which the state of rollouts is read.
+    Raises ConfigurationError when the settings cannot work.
     """
     check_settings(settings, recommender_settings)
-    policies = serving.load_policies(settings)
-    recommender.warn_if_candidates_are_ranked(recommender_settings, policies.policy.name)
+    sources = serving.load_policies(settings)
+    recommender.warn_if_candidates_are_ranked(recommender_settings, sources.loaded.default.name)
     telemetry = Telemetry(build_tracer(settings.otel_exporter_otlp_endpoint))
     state: dict[str, Any] = {}
 
@@ -60,7 +61,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         warn_if_unauthenticated(settings)
         async with AsyncExitStack() as stack:
-            serving_state = await stack.enter_async_context(serving.open_state(settings, telemetry, policies))
+            serving_state = await stack.enter_async_context(serving.open_state(settings, telemetry, sources))
             state.update(serving_state)
             http = await stack.enter_async_context(
                 httpx.AsyncClient(
@@ -77,6 +78,8 @@ def create_app(
                     clock=clock,
                     simulated=simulated,
                     refresh_seconds=refresh_seconds,
+                    poll_seconds=poll_seconds,
+                    set_aliases=set_mlflow_aliases(settings.mlflow_tracking_uri) if settings.uses_mlflow else None,
                 )
             )
             ready = [*serving_state["ready"], *recommender_state["ready"]]
@@ -88,9 +91,9 @@ def create_app(
         lifespan,
         settings=settings,
         telemetry=telemetry,
-        routers=[serving_router, recommender_router, rewards_router],
+        routers=[serving_router, *recommender.ROUTERS],
         open_routers=[
-            pages.build_router(recommender_settings.admin_password),
+            *recommender.page_routers(recommender_settings.admin_password),
             playground.build_router(recommender_settings.admin_password),
         ],
         limits={
@@ -116,4 +119,4 @@ def check_settings(settings: ServingSettings, recommender_settings: RecommenderS
         raise ConfigurationError(
             "SERVING_URL: `tips serve` runs serving itself; `tips serve --only recommender` uses a serving elsewhere."
         )
-    check_versions(recommender_settings.version_weights, PROMPTS)
+    recommender.check_named_versions(recommender_settings, PROMPTS)

@@ -240,7 +240,9 @@ def test_sticky_keeps_the_versions_of_users_after_a_restart(
     assert {row["outcome"] for row in database.rows("SELECT outcome FROM draw_hours")} == {"per_user"}
 
 
-def test_a_tip_causes_no_query(database: Database, fake_serving: FakeServing, clock: SetClock) -> None:
+def test_a_tip_causes_no_query_but_for_earlier_tips_of_its_user(
+    database: Database, fake_serving: FakeServing, clock: SetClock
+) -> None:
     statements: list[str] = []
 
     async def run() -> None:
@@ -249,7 +251,7 @@ def test_a_tip_causes_no_query(database: Database, fake_serving: FakeServing, cl
         )
         async with (
             httpx.AsyncClient(base_url=fake_serving.url) as http,
-            open_state(settings, Telemetry(), http, clock=clock) as state,
+            open_state(settings, Telemetry(), http, clock=clock, poll_seconds=3600) as state,
         ):
             engine = state["tip_store"].database.engine.sync_engine
             event.listen(engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
@@ -258,7 +260,11 @@ def test_a_tip_causes_no_query(database: Database, fake_serving: FakeServing, cl
 
     asyncio.run(run())
     commands = {statement.split()[0] for statement in statements} - {"BEGIN", "PRAGMA"}
-    assert commands == {"INSERT"}
+    assert commands == {"INSERT", "SELECT"}
+    # The monitor of rollouts looks once whether there are any.
+    (look_up,) = {each for each in statements if each.startswith("SELECT") and "rollout_events" not in each}
+    assert "tip_scores.user_id" in look_up
+    assert statements.count(look_up) == 5
 
 
 @ON_SQLITE

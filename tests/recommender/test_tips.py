@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 from ml.experiments.policies import POLICIES
 from ml.recommender.app import create_app as create_recommender
-from ml.recommender.recommend import _time_ordered_id
+from ml.recommender.candidates import time_ordered_id
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app as create_serving
 from ml.serving.prompts import PROMPTS
@@ -83,7 +83,7 @@ def test_the_row_has_the_response_and_the_draw_of_its_prompt_version(
         name: body[name] for name in ("tip", "prompt_version", "prompt_digest", "model", "fallback")
     }
     assert json.loads(row["signals"]) == SIGNALS
-    assert json.loads(row["segments"]) == ["mood:low", "locale:de"]
+    assert json.loads(row["segments"]) == ["mood:low", "locale:de", "visits:new"]
     assert json.loads(row["options"]) == options
     assert row["policy"] == policy
     assert row["policy_version"] == POLICIES["uniform"].version
@@ -100,7 +100,7 @@ def test_the_row_has_the_response_and_the_draw_of_its_prompt_version(
 def test_signals_are_optional(start: Start, database: Database) -> None:
     assert start().post("/tips", json={"user_id": "u-1"}).json()["tip"] == TIP
     (row,) = database.rows("SELECT signals, segments FROM tip_scores")
-    assert (json.loads(row["signals"]), json.loads(row["segments"])) == ({}, [])
+    assert (json.loads(row["signals"]), json.loads(row["segments"])) == ({}, ["visits:new"])
 
 
 def test_the_timeout_of_the_caller_ends_the_call_of_the_model(
@@ -186,16 +186,18 @@ def test_a_tip_is_counted_at_once_in_its_hour(recommender: httpx.Client, databas
     recommender.post("/tips", json={"user_id": "u-1", "signals": {"mood": "low"}})
     rows = database.rows("SELECT segment, hour, tips, input_tokens FROM reward_hours ORDER BY segment")
     hour = int(NOW.timestamp()) // 3600
-    assert [tuple(row.values()) for row in rows] == [("", hour, 1, 50), ("mood:low", hour, 1, 50)]
+    assert [tuple(row.values()) for row in rows] == [
+        (segment, hour, 1, 50) for segment in ("", "mood:low", "visits:new")
+    ]
     rows = database.rows("SELECT segment, hour, prompt_version, outcome, tips FROM draw_hours ORDER BY segment")
     counted = (hour, "v1", "comparable", 1)
-    assert [tuple(row.values()) for row in rows] == [("", *counted), ("mood:low", *counted)]
+    assert [tuple(row.values()) for row in rows] == [(segment, *counted) for segment in ("", "mood:low", "visits:new")]
 
 
 def test_tip_ids_are_unique_even_if_the_clock_stands_still_or_goes_back(
     recommender: httpx.Client, clock: SetClock, database: Database
 ) -> None:
-    assert len({_time_ordered_id(NOW) for _ in range(20_000)}) == 20_000
+    assert len({time_ordered_id(NOW) for _ in range(20_000)}) == 20_000
     for hours in (0, -1, -1, 30, 0, -400_000):
         clock.go(hours=hours)
         assert recommender.post("/tips", json={"user_id": "u-1"}).status_code == 200

@@ -18,11 +18,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ml.experiments.rollout_state import Action
 from ml.recommender.settings import RecommenderSettings
 from ml.simulation.people import LISTED_VERSIONS, mean_preference, visits
 from ml.simulation.service import SimulationFailed, _Simulation, listening, simulate
+from ml.store.database import Database as OpenDatabase
 from ml.store.database import migrate_database
+from ml.store.rollouts import RolloutLog
 from tests.process import TIPS, run, service
+from tests.store.rollout_rows import a_move
 from tests.upstream import Upstream
 
 
@@ -175,3 +179,44 @@ def test_requests_are_repeated_while_the_service_is_overloaded() -> None:
     assert simulation.tips == stored.count("/tips") == len(visits(10, 0, seed=1))
     assert simulation.exposures == simulation.tips == stored.count("/exposures")
     assert simulation.reactions == stored.count("/reactions") > 0
+
+
+def append_event(settings: RecommenderSettings, action: Action, version: str) -> None:
+    """Append an event of rollouts, as an operator does."""
+
+    async def append() -> None:
+        database = OpenDatabase(settings.database_url.get_secret_value())
+        log = RolloutLog(database)
+        await log.append(a_move(action, version), expected=len(await log.events()))
+        await database.close()
+
+    asyncio.run(append())
+
+
+def test_simulated_tips_follow_the_rollouts_of_the_database(litellm_imported: None, tmp_path: Path) -> None:  # noqa: ARG001
+    settings = settings_for(tmp_path).model_copy(update={"tip_prompt_policy": "rollout"})
+    append_event(settings, "initial", "v1")
+    simulate(settings, users=10, days=1, end=datetime.now(UTC), seed=1, progress=iter)
+    with closing(sqlite3.connect(tmp_path / "tips.db")) as connection:
+        versions = connection.execute("select distinct prompt_version from tip_scores").fetchall()
+        unknown = connection.execute(
+            "select count(*) from tip_scores where prompt_event not in (select id from rollout_events)"
+        ).fetchone()
+        events = connection.execute("select version, action from rollout_events").fetchall()
+    assert (versions, unknown) == ([("v1",)], (0,))
+    assert events[0] == ("v1", "initial")
+
+
+def test_nothing_is_stored_when_a_rollout_is_changed_during_the_simulation(
+    litellm_imported: None,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    settings = settings_for(tmp_path)
+
+    def changed(hours: Iterable[int]) -> Iterator[int]:
+        yield from hours
+        append_event(settings, "initial", "v1")
+
+    with pytest.raises(SimulationFailed, match=r"^A rollout in the database was changed during the simulation"):
+        simulate(settings, users=5, days=1, end=datetime.now(UTC), seed=1, progress=changed)
+    assert rows(tmp_path) == NOTHING

@@ -20,8 +20,9 @@ from tests.upstream import Upstream
 
 ROUTES = [route for route in create_app(ServingSettings(), RecommenderSettings()).routes if isinstance(route, APIRoute)]
 GET_PATHS = sorted(route.path for route in ROUTES if "GET" in (route.methods or ()))
-WITHOUT_BODY = {"/admin/reload"}
-POST_PATHS = sorted({route.path for route in ROUTES if "POST" in (route.methods or ())} - WITHOUT_BODY)
+WITHOUT_JSON = {"/admin/reload", "/admin/rollouts"}
+"""Routes without a body, and the form of a page."""
+POST_PATHS = sorted({route.path for route in ROUTES if "POST" in (route.methods or ())} - WITHOUT_JSON)
 
 
 @pytest.fixture(scope="module")

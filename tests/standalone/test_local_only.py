@@ -13,7 +13,7 @@ from ml.standalone.app import create_app
 from tests.server import running
 
 SERVING = ServingSettings(tip_model="openai/unused", tip_model_api_base="http://127.0.0.1:9")
-PAGES = ("/", "/admin/rewards", "/admin/rewards.csv")
+PAGES = ("/", "/admin/rewards", "/admin/rewards.csv", "/admin/rollouts", "/admin/cards", "/admin/cards/v1")
 OPERATIONS = [("GET", page) for page in PAGES] + [
     ("POST", "/admin/reload"),
     *(("POST", f"/playground/{name}") for name in ("tips", "exposures", "reactions")),

@@ -62,12 +62,12 @@ def test_the_docs_page_loads_nothing_from_other_hosts(serve: Serve) -> None:
 
 def test_every_operation_is_in_one_group_and_every_group_has_a_description() -> None:
     groups = {tag["name"]: tag["description"] for tag in DOCUMENT["tags"]}
-    assert [*groups] == ["Tips", "Rewards", "Serving", "Operations"]
+    assert [*groups] == ["Tips", "Rewards", "Rollouts", "Serving", "Operations"]
     assert all(groups.values())
     used = [operation["tags"] for path in DOCUMENT["paths"].values() for operation in path.values()]
     assert {tag for (tag,) in used} == groups.keys()
     recommender = create_recommender(RecommenderSettings(serving_url="http://127.0.0.1:9")).openapi()
-    assert [tag["name"] for tag in recommender["tags"]] == ["Tips", "Rewards", "Operations"]
+    assert [tag["name"] for tag in recommender["tags"]] == ["Tips", "Rewards", "Rollouts", "Operations"]
 
 
 def test_the_document_declares_keys_for_the_routes_that_need_one() -> None:
@@ -78,7 +78,7 @@ def test_the_document_declares_keys_for_the_routes_that_need_one() -> None:
 
 
 NOT_EXPRESSIBLE = re.compile(
-    "#/(signals/locale|prompt_version|candidates/[0-9]+/id|((reactions|exposures)/[0-9]+/)?at|to|baseline)"
+    "#/(signals/locale|prompt_version|policy|candidates/[0-9]+/id|((reactions|exposures)/[0-9]+/)?at|to|baseline)"
 )
 """Fields with rules that JSON Schema cannot express: known locales and versions, uniqueness, the present, order."""
 
@@ -87,7 +87,12 @@ def test_a_rule_that_the_schema_cannot_express_is_in_the_description() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     body_fields = [
         *(("Signals", "locale"), ("GenerateRequest", "prompt_version")),
-        *(("ScoreRequest", "candidates"), ("ReactionRequest", "at"), ("ExposureRequest", "at")),
+        *(
+            ("ScoreRequest", "candidates"),
+            ("ScoreRequest", "policy"),
+            ("ReactionRequest", "at"),
+            ("ExposureRequest", "at"),
+        ),
     ]
     fields = [schemas[model]["properties"][name] for model, name in body_fields]
     fields += [

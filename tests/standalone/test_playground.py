@@ -110,7 +110,13 @@ def test_text_appears_while_the_model_is_still_writing(serve_both: Serve, page: 
 
 def test_the_pages_link_to_each_other_in_both_directions(serve_both: Serve, page: Page) -> None:
     http = serve_both()
-    paths = {"Start": "/", "Rewards": "/admin/rewards", "API": "/docs"}
+    paths = {
+        "Start": "/",
+        "Model cards": "/admin/cards",
+        "Rewards": "/admin/rewards",
+        "Rollouts": "/admin/rollouts",
+        "API": "/docs",
+    }
     for title, path in paths.items():
         for target, target_path in paths.items():
             page.goto(f"{http.base_url}{path}")
