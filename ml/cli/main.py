@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from ml.cli import evaluate, features, forget, generate, migrate, prompts, purge, recount, serve, simulate, train
+from ml.cli import (
+    cards,
+    evaluate,
+    features,
+    forget,
+    generate,
+    migrate,
+    prompts,
+    purge,
+    recount,
+    rollout,
+    serve,
+    simulate,
+    train,
+)
 from ml.platform.errors import TipsError
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import configure_logging
@@ -31,6 +45,8 @@ for command in (
     simulate.simulate,
 ):
     app.command()(command)
+app.add_typer(cards.app, name="cards", help="Show the model cards, or write them to files.")
+app.add_typer(rollout.app, name="rollout", help="Start, watch and move rollouts of prompt versions and policies.")
 app.add_typer(prompts.app, name="prompts", help="Show the prompt versions, or release new ones.")
 
 

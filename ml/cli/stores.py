@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from ml.cli.progress import counted
@@ -58,11 +58,16 @@ def exposure_reported() -> bool:
 
 def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
     """Return the mature logged decisions whose age is at most `since` and at least `until`, by TIP_EXPOSURE."""
-    now, window, seen_only = utc_now(), reaction_window(), exposure_reported()
-    before = now - max(window, until or window)
+    now, window = utc_now(), reaction_window()
+    return decisions_between(None if since is None else now - since, now - max(window, until or window))
+
+
+def decisions_between(since: datetime | None, before: datetime) -> "list[LoggedDecision]":
+    """Return the logged decisions from `since` (included; None: the first) to `before` (excluded), by TIP_EXPOSURE."""
+    seen_only = exposure_reported()
 
     async def read(store: "TipStore") -> "list[LoggedDecision]":
-        decisions = store.decisions(before, None if since is None else now - since, seen_only=seen_only)
+        decisions = store.decisions(before, since, seen_only=seen_only)
         return [decision async for decision in counted("Reading decisions", decisions)]
 
     return with_tip_store(read)

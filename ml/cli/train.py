@@ -12,7 +12,7 @@ from ml.cli.options import parse_age
 from ml.cli.progress import working
 from ml.cli.stores import database_name, mature_decisions, needs_recommender_extra, reaction_window
 from ml.platform.settings import ConfigurationError
-from ml.registry.artifacts import RankingPolicy
+from ml.registry.artifacts import HeldOutFigures, RankingPolicy
 from ml.serving.settings import ServingSettings
 
 
@@ -21,9 +21,6 @@ def train(
     register: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Register the policy in MLflow instead, as a version of this name."),
-    ] = None,
-    alias: Annotated[
-        str | None, typer.Option(help="With --register: move this alias, such as champion, to the new version.")
     ] = None,
     since: Annotated[
         timedelta | None,
@@ -39,8 +36,6 @@ def train(
     """Train a ranking policy for SCORE_POLICY on the logged decisions and their rewards."""
     if to and register:
         raise typer.BadParameter("a policy is written to a file or registered: leave out one of --to and --register")
-    if alias and not register:
-        raise typer.BadParameter("an alias needs --register", param_hint="--alias")
     with needs_recommender_extra():
         from ml.pipelines.training import train as train_policy
 
@@ -61,21 +56,26 @@ def train(
             "unavailable",
             param_hint="--register",
         ) from None
-    if left_out := len(decisions) - policy.card.learned_from:
+    trained_with = policy.card.training
+    if trained_with and (left_out := len(decisions) - trained_with.decisions):
         reason = "the digest of a prompt version has changed since"
         print(f"{left_out:,} of {len(decisions):,} tips are left out, because {reason}.")
+    if lack := _why_incomplete(policy.card.held_out):
+        print(f"The policy's model card is incomplete, since {lack}.")
     summary = f"learned from {policy.card.learned_from:,} tips of {database}: policy version {policy.version}"
     if register:
         from ml.registry import models  # MLflow takes seconds to import, and is an extra
 
-        tracking_uri = ServingSettings.from_environment().mlflow_tracking_uri
+        settings = ServingSettings.from_environment()
         training = {
             "since": str(since or "all"),
             "until": str(until or "all mature"),
             "reaction_window": str(reaction_window()),
         }
-        number = models.register(artifact, register, tracking_uri, alias=alias, training=training)
-        print(f"{summary}, in MLflow as {models.SCHEME}{register}/{number}{f' and @{alias}' if alias else ''}")
+        number = models.register(
+            artifact, register, settings.mlflow_tracking_uri, training=training, contact=settings.card_contact
+        )
+        print(f"{summary}, in MLflow as {models.SCHEME}{register}/{number}")
         return
     file = to or Path("policy.npz")
     try:
@@ -85,3 +85,10 @@ def train(
     except OSError:
         raise ConfigurationError(f"{file} cannot be written.") from None
     print(f"{summary}, in {file}")
+
+
+def _why_incomplete(figures: HeldOutFigures | None) -> str | None:
+    """Return why the card of a new policy lacks figures, as the end of a sentence; None if it has all."""
+    if figures is None:
+        return "figures on the 3 newest days need tips of earlier days too"
+    return None if figures.slices else "the gain on the 3 newest days cannot be estimated"

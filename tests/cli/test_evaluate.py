@@ -14,7 +14,8 @@ import pytest
 
 from ml.experiments.decisions import LoggedDecision
 from ml.pipelines.training import train
-from ml.registry.models import register
+from ml.registry.artifacts import RankingPolicy
+from ml.registry.models import register, set_aliases
 from ml.store.database import migrate_database
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
@@ -156,7 +157,9 @@ def test_a_registered_policy_is_found_by_its_alias(directory: Path, monkeypatch:
     registry = f"sqlite:///{directory}/mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # raised inside MLflow
-        register((directory / "half.npz").read_bytes(), "ranker", registry, alias="champion")
+        blob = (directory / "half.npz").read_bytes()
+        register(blob, "ranker", registry)
+        set_aliases("ranker", {"champion": RankingPolicy.from_bytes(blob).version}, registry)
     text = output(evaluate(directory, "--policy", "models:/ranker@champion", MLFLOW_TRACKING_URI=registry))
     assert "is better in this traffic" in text
 

@@ -1,12 +1,17 @@
 """`tips train`, on a database with tips of simulated users."""
 
 import re
+import sqlite3
+import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ml.cli.main import app
 from ml.registry.policies import load_policy
 from tests.cli.commands import MODEL_THAT_NEVER_ANSWERS
 from tests.process import TIPS, run, service
@@ -38,14 +43,19 @@ def test_a_registered_policy_is_served_by_its_alias(
     settings: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts to the current directory
-    ended = run(TIPS, "train", "--register", "helpful-tips", "--alias", "champion", **settings)
+    ended = run(TIPS, "train", "--register", "helpful-tips", **settings)
     assert ended.returncode == 0, ended.stderr
     trained = re.fullmatch(
         r"learned from [0-9,]+ tips of .+/tips.db: policy version ([0-9a-f]{12}), "
-        r"in MLflow as models:/helpful-tips/1 and @champion\n",
+        r"in MLflow as models:/helpful-tips/1\n",
         ended.stdout,
     )
     assert trained
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # raised inside MLflow
+        from ml.registry.models import set_aliases
+
+        set_aliases("helpful-tips", {"champion": trained[1]}, settings["MLFLOW_TRACKING_URI"])
     with service(
         *(TIPS, "serve", "--only", "serving"),
         SCORE_POLICY="models:/helpful-tips@champion",
@@ -65,7 +75,6 @@ def test_a_registered_policy_is_served_by_its_alias(
         (["--register", "a b"], "'a b' should be a name of letters"),
         (["--register", "uniform"], "should be a name of letters"),
         (["--to", "p.npz", "--register", "a"], "leave out one of --to and --register"),
-        (["--alias", "champion"], "an alias needs --register"),
         (["--until", "soon"], "such as 90d or 36h"),
     ],
 )
@@ -95,3 +104,24 @@ def test_a_terminal_shows_the_progress_and_no_other_output_has_it(settings: Mapp
     ended = run(*command.split(), **settings)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "Training" not in ended.stdout
+
+
+def test_a_policy_is_trained_again_from_the_stored_tips_to_the_last_bit(
+    settings: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(tmp_path / "policy.npz")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    trained = CliRunner().invoke(app, ["train", "--to", file, "--since", "7d"])
+    assert trained.exit_code == 0, trained.output
+    policy = load_policy(file, "")
+    assert policy.card.training is not None
+    verified = CliRunner().invoke(app, ["cards", "verify", file])
+    n = f"{policy.card.training.decisions:,}"
+    assert verified.stdout == f"tips {policy.version}: the model and all figures follow from {n} stored tips.\n"
+    assert verified.exit_code == 0
+    with closing(sqlite3.connect(tmp_path / "tips.db")) as connection, connection:
+        connection.execute("update tip_scores set user_id = user_id || '-'")
+    changed = CliRunner().invoke(app, ["cards", "verify", file])
+    assert changed.exit_code == 1
+    assert f"are not the {n} of the card as they were: reactions have arrived since" in changed.output
