@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from ml.experiments.guardrails import TOKEN_FACTOR
 from ml.experiments.policies import POLICIES, selectable_policies
 from ml.features.definitions import SIGNALS
 from ml.platform.errors import TipsError
 from ml.platform.settings import ServiceSettings
 from ml.platform.telemetry import Telemetry
 from ml.recommender.settings import RecommenderSettings
+from ml.rollouts.gates import GATES, GateSettings
 from ml.serving.settings import ServingSettings
 from ml.serving.tip import validate_tip
 from ml.standalone.app import create_app
@@ -306,6 +308,32 @@ def error_classes(root: type[TipsError]) -> Iterator[type[TipsError]]:
     yield root
     for child in root.__subclasses__():
         yield from error_classes(child)
+
+
+def test_every_gate_has_a_row_with_its_default() -> None:
+    default = GateSettings()
+    unusable, slow = f"{100 * default.max_unusable:g} points", f"{100 * default.max_slow:g} points"
+    margin = f"{100 * default.margin:g} points"
+    bounds = {
+        "`shadow_decisions`, `shadow_days`": f"{default.min_shadow_decisions}, {default.min_shadow_days}",
+        "`unusable`": unusable,
+        "`latency`": slow,
+        "`tokens`": f"{TOKEN_FACTOR:g}",
+        "`off_policy_gain`": margin,
+        "`support`": f"{default.min_effective_sample_size:g}",
+        "`unreachable`": f"at most {100 * default.max_unreachable:g} %",
+        "`agreement`": f"{default.min_agreement:g}",
+        "`no_excess_unusable`": unusable,
+        "`no_excess_latency`": slow,
+        "`slices`": f"{100 * default.slice_margin:g} points",
+        "`step_tips`, `step_hours`": f"{default.min_step_tips}, `REACTION_WINDOW_HOURS`",
+        "`reward`": margin,
+        "`live_unusable`": unusable,
+        "`live_latency`": slow,
+    }
+    rows = table_rows(OPERATORS, "### Gates")
+    assert [name for gates, *_ in rows for name in re.findall(r"`(\w+)`", gates)] == [*GATES]
+    assert {gates: bound for gates, _, _, bound in rows} | bounds == {gates: bound for gates, _, _, bound in rows}
 
 
 def test_every_error_has_a_row_with_its_status() -> None:
