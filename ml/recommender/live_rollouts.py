@@ -11,15 +11,13 @@ from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
 from ml.platform.errors import RolloutConflict, StorageUnavailable, TipsError
 from ml.recommender.serving_client import ServingClient
-from ml.store.rollouts import NewRolloutEvent, RolloutLog
+from ml.rollouts.new_events import champion_of_environment
+from ml.store.rollouts import RolloutLog
 
 log = structlog.get_logger()
 
 POLL_SECONDS = 2.0
 """The interval at which the event log and the catalogue are read: an event is effective within 5 s everywhere."""
-
-ENVIRONMENT = "environment"
-"""The actor of events that follow from settings."""
 
 
 class LiveRollouts:
@@ -160,21 +158,8 @@ class LiveRollouts:
             source = "TIP_PROMPT_VERSION" if self._first_champion else "the default of serving"
             reason = "serving has another content of the champion" if before else f"the first champion: {source}"
             try:
-                await self._log.append(
-                    NewRolloutEvent(
-                        at=self._clock(),
-                        kind="prompt",
-                        version=version,
-                        digest=known[version],
-                        action="initial",
-                        from_stage="registered",
-                        to_stage="champion",
-                        share=1.0,
-                        actor=ENVIRONMENT,
-                        reason=reason,
-                    ),
-                    expected=self._last_event,
-                )
+                event = champion_of_environment("prompt", version, known[version], reason=reason, at=self._clock())
+                await self._log.append(event, expected=self._last_event)
             except RolloutConflict:  # another replica was faster
                 await self._read_events()
             else:

@@ -24,13 +24,10 @@ from ml.rollouts.evidence import LATENCY_LIMIT, EvidenceReader, OpenRollout, sta
 from ml.rollouts.evidence_json import evidence_as_json
 from ml.rollouts.gates import Evidence, GateResult, GateSettings, check_gates
 from ml.rollouts.moves import Move, check_segment, check_words, next_move
+from ml.rollouts.new_events import champion_of_environment, event_at, model_of_environment
 from ml.rollouts.reports import RolloutOverview, RolloutReport, detectable_harms
 from ml.store.rollouts import NewRolloutEvent, RolloutLog
 from ml.store.tips import TipStore
-
-ENVIRONMENT = "environment"
-"""The actor of events that record what the environment says."""
-
 
 MODEL = "model"
 """The name of the language model in the evidence of the events that begin rollouts."""
@@ -241,36 +238,10 @@ class Rollouts:
 
     async def record_model(self, model: str, *, expected: int) -> RolloutEvent:
         """Record that the environment has changed the language model: a new evidence window begins."""
-        event = NewRolloutEvent(
-            at=self._clock(),
-            kind="model",
-            version=model,
-            digest="",
-            action="change",
-            from_stage="registered",
-            to_stage="champion",
-            actor=ENVIRONMENT,
-            reason=f"TIP_MODEL is {model} now.",
-        )
-        return await self._append(event, expected=expected)
+        return await self._append(model_of_environment(model, at=self._clock()), expected=expected)
 
     def _event(self, position: Position, action: Action, actor: str, reason: str) -> NewRolloutEvent:
-        """Return an event that leaves a position where it is."""
-        return NewRolloutEvent(
-            at=self._clock(),
-            kind=position.kind,
-            version=position.version,
-            digest=position.digest,
-            action=action,
-            from_stage=position.stage,
-            to_stage=position.stage,
-            actor=actor,
-            reason=reason,
-            rollout=position.rollout,
-            share=position.share,
-            segment=position.segment,
-            paused=position.paused,
-        )
+        return event_at(position, action, actor=actor, reason=reason, at=self._clock())
 
     def _initial(self, kind: Kind, catalogue: Catalogue) -> NewRolloutEvent:
         """Return the event that records the champion of the environment."""
@@ -283,18 +254,8 @@ class Rollouts:
         digest = catalogue.prompts.get(version) if kind == "prompt" else version
         if digest is None:
             raise RolloutRefused(f"{setting} is {version}, which serving does not know, so there is no first champion.")
-        return NewRolloutEvent(
-            at=self._clock(),
-            kind=kind,
-            version=version,
-            digest=digest,
-            action="initial",
-            from_stage="registered",
-            to_stage="champion",
-            actor=ENVIRONMENT,
-            reason=f"The first champion is that of {setting}.",
-            share=1.0,
-        )
+        reason = f"The first champion is that of {setting}."
+        return champion_of_environment(kind, version, digest, reason=reason, at=self._clock())
 
     async def _append(self, event: NewRolloutEvent, *, expected: int) -> RolloutEvent:
         return await self.log.append(event, expected=expected, notify=self._notify)

@@ -1,12 +1,15 @@
 """Operations on rollouts: which moves are possible, who wins, and what is recorded."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
+from ml.experiments.comparison import Stratum, sum_pair
+from ml.experiments.guardrails import difference_limits
 from ml.experiments.rollout_state import RolloutEvent
+from ml.experiments.statistics import Sample
 from ml.platform.errors import (
     RolloutConflict,
     RolloutRefused,
@@ -322,6 +325,33 @@ def test_a_policy_is_compared_with_the_champion_by_its_ranked_tips(database: Dat
                 ("uniform", 60, 0, 60),
                 (LEARNED, 90, 30, 60),
             ]
+
+    asyncio.run(run())
+
+
+@ON_SQLITE
+def test_the_rewards_of_the_day_before_a_canary_centre_its_first_ones(database: Database) -> None:
+    async def run() -> None:
+        async with opened(database) as scenario:
+            await scenario.tips("v1", 200, 120, options={"v1": 1.0})
+            scenario.clock.go(hours=24)
+            event = await start(scenario)
+            event = await scenario.rollouts.promote(event.rollout, share=0.5, **FORCED)
+            await scenario.tips("v1", 60, 36)
+            await scenario.tips("v2-mentor", 60, 30)
+            scenario.clock.go(hours=26)
+            evidence = (await scenario.rollouts.report(event.rollout)).evidence
+        before = Stratum(0, {"v1": 1.0}, "v1", Sample(200, 120, 120))
+        shares = {"v1": 0.5, "v2-mentor": 0.5}
+        compared = [
+            Stratum(1, shares, "v1", Sample(60, 36, 36)),
+            Stratum(1, shares, "v2-mentor", Sample(60, 30, 30)),
+        ]
+        expected = difference_limits(sum_pair(compared, "v1", "v2-mentor", earlier=[before]))
+        assert expected
+        assert evidence.reward
+        assert asdict(evidence.reward) == pytest.approx(asdict(expected))
+        assert evidence.reward_tips == 120
 
     asyncio.run(run())
 
