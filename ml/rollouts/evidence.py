@@ -58,6 +58,9 @@ _LATENCY_PERIOD = timedelta(days=7)
 _FIRST_LATENCIES = 200
 """The champion's tips that the latency limit is taken from where there is none from before the canary."""
 
+_EMBEDDED = "embedded/"
+"""The provider in the id of the embedded model."""
+
 _HOURS_BEFORE = 48
 """The hours before the window whose rewards centre its first day; without them a harm takes up to a sixth more tips."""
 
@@ -142,13 +145,16 @@ class EvidenceReader:
     async def _in_shadow(self, evidence: Evidence, position: Position, window: _Window) -> Evidence:
         since = start_of(window.hours.start)
         if position.kind == "prompt":
-            pairs = [shadow_pair(tip) for tip in await self._shadows.tips(position.rollout, since)]
+            tips = await self._shadows.tips(position.rollout, since)
+            pairs = [shadow_pair(tip) for tip in tips]
+            timed = [pair for tip, pair in zip(tips, pairs, strict=True) if not _is_embedded(tip)]
             return replace(
                 evidence,
                 shadow_decisions=len(pairs),
                 shadow_days=len({pair.day for pair in pairs}),
                 unusable=unusable_difference(pairs),
-                slow=slow_difference(pairs),
+                slow=slow_difference(timed),
+                slow_is_unknowable=bool(pairs) and not timed,
                 tokens=excess_tokens(pairs),
                 baseline_reward=mean_reward(evidence.funnel, evidence.baseline),
             )
@@ -252,6 +258,11 @@ class EvidenceReader:
         if unseen > MAX_UNSEEN_REACTIONS * sum(count.tips for count in reactions):
             alarms.append("reactions have no exposures, so exposures are getting lost")
         return alarms
+
+
+def _is_embedded(tip: ShadowTip) -> bool:
+    """Return whether the embedded model wrote a tip in shadow: it reads such prompts in steps, which takes longer."""
+    return (tip.model or "").startswith(_EMBEDDED)
 
 
 def standing(

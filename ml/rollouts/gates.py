@@ -85,6 +85,7 @@ class Evidence:
     whether serving has the version. `card_missing`: what its model card lacks; None without a card.
 
     In shadow: `shadow_decisions`, `shadow_days`; and `unusable`, `slow`, `tokens`: shadow minus champion.
+    `slow_is_unknowable`: the embedded model wrote all tips in shadow, which takes longer in the background.
 
     As a canary, minus the champion: `reward`, over `reward_tips` mature tips of both; `live_unusable`, `live_slow`.
     `unusable_excess`, `slow_excess`: tests whether it has such tips more often, which need fewer tips than the limits.
@@ -105,6 +106,7 @@ class Evidence:
     shadow_days: int = 0
     unusable: OneSidedLimits | None = None
     slow: OneSidedLimits | None = None
+    slow_is_unknowable: bool = False
     tokens: OneSidedLimits | None = None
     ranking: RankingEvidence | None = None
     reward: OneSidedLimits | None = None
@@ -216,6 +218,13 @@ def _shadow_days(evidence: Evidence, settings: GateSettings) -> Outcome:
     return Outcome(evidence.shadow_days >= bound, f"{evidence.shadow_days:,}", f"at least {bound:,}")
 
 
+def _latency(evidence: Evidence, settings: GateSettings) -> Outcome:
+    outcome = _at_most(evidence.slow, settings.max_slow)
+    if evidence.slow_is_unknowable:
+        return Outcome(True, "not comparable with the embedded model, until the version is a canary", outcome.bound)
+    return outcome
+
+
 def _tokens(evidence: Evidence, settings: GateSettings) -> Outcome:
     limits, bound = evidence.tokens, settings.max_excess_tokens
     figure = UNKNOWN if limits is None else f"{_times(limits.estimate)}, at most {_times(limits.high)}"
@@ -308,7 +317,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
             _TO_CANARY,
             _PROMPTS,
             "The share of slow tips in shadow, minus the champion's",
-            lambda evidence, settings: _at_most(evidence.slow, settings.max_slow),
+            _latency,
         ),
         "tokens": Gate(_TO_CANARY, _PROMPTS, "The tokens of a tip in shadow, relative to the champion's", _tokens),
         "off_policy_gain": Gate(

@@ -323,6 +323,22 @@ def test_a_version_with_an_incomplete_card_stays_registered(database: Database) 
     asyncio.run(run())
 
 
+@ON_SQLITE
+def test_the_time_of_the_embedded_model_in_the_background_is_not_held_against_a_version(database: Database) -> None:
+    async def run() -> None:
+        async with opened(database, settings=LENIENT) as scenario:
+            event = await shadow_prompt(scenario, ms=9_000, model="embedded/small")
+            (latency,) = [
+                each for each in (await scenario.rollouts.report(event.rollout)).gates if each.name == "latency"
+            ]
+            assert (latency.passed, latency.figure.startswith("not comparable")) == (True, True)
+            await scenario.shadow_tips(event, 40, ms=9_000)  # by a hosted model
+            with pytest.raises(RolloutRefused, match="The gate latency fails"):
+                await scenario.rollouts.promote(event.rollout, **OPERATOR)
+
+    asyncio.run(run())
+
+
 def test_the_defaults_and_a_step_without_data() -> None:
     nothing = Evidence("prompt", "v2-mentor")
     failed = {result.name for result in check_gates(nothing, "champion", GateSettings()) if not result.passed}
