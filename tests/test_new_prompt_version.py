@@ -30,7 +30,7 @@ PROMPTS = MappingProxyType(
 
 TESTS_OF_VERSIONS = (
     *("tests/serving/test_prompts.py", "tests/serving/test_main.py", "tests/simulation/test_people.py"),
-    *("tests/cli/test_prompts.py", "tests/cli/test_env_example.py", "tests/standalone/test_openapi.py"),
+    *("tests/cli/test_prompts.py", "tests/cli/test_env_example.py"),
     *(
         "tests/test_docs.py::test_every_route_is_named",
         "tests/test_docs.py::test_every_error_has_a_row_with_its_status",

@@ -170,7 +170,7 @@ def start_and_kill(
         assert not client.is_alive()
 
 
-@pytest.mark.parametrize(("database", "kills"), [("sqlite", 150), ("postgresql", 20)], indirect=["database"])
+@pytest.mark.parametrize(("database", "kills"), [("sqlite", 60), ("postgresql", 20)], indirect=["database"])
 def test_every_answered_reaction_is_stored_after_kill_9(database: Database, kills: int) -> None:
     tips = [a_tip(created_at=NOW) for _ in range(10)]
     asyncio.run(store(database, tips))
