@@ -20,6 +20,7 @@ from ml.experiments.confidence_sequence import boundary
 from ml.experiments.failure_excess import _ODDS_RATIOS, failure_excess
 from ml.experiments.guardrails import (
     HARM_ALPHA,
+    RARE_HARM_ALPHA,
     TUNED_AT,
     OneSidedLimits,
     ShadowPair,
@@ -31,6 +32,7 @@ from ml.experiments.guardrails import (
     unusable_difference,
 )
 from ml.experiments.statistics import Sample
+from ml.rollouts.gates import GateSettings
 
 RAMP = (0.01, 0.05, 0.25, 0.5)
 MAX_TIPS = 5_000
@@ -119,6 +121,17 @@ def draw_traffic(traffic: Traffic, runs: int, rng: np.random.Generator) -> Hourl
 
 def rollbacks(counts: HourlyCounts, harm: Harm, *, alpha: float = HARM_ALPHA) -> Found:
     """Return in which looks `difference_limits` says that the canary does harm, shape (hours, runs)."""
+    effect, squares, overlap = _sums(counts)
+    half_widths = boundary(squares, alpha=alpha, tuned_at=TUNED_AT)
+    lows, highs = (effect - half_widths) / overlap, (effect + half_widths) / overlap
+    for run in range(0, counts.tips.shape[1], 20):
+        _require_the_same_limits(counts, run, lows[-1, run], highs[-1, run], alpha)
+    found: Found = highs < 0 if harm == "lower" else lows > 0
+    return found
+
+
+def _sums(counts: HourlyCounts) -> tuple[Floats, Floats, Floats]:
+    """Return the cumulative sums of the terms, of their squares and of the overlap, each of shape (hours, runs)."""
     hours, runs, _ = counts.tips.shape
     q = counts.shares[:, None]
     centres = np.zeros((hours, runs))
@@ -132,16 +145,21 @@ def rollbacks(counts: HourlyCounts, harm: Harm, *, alpha: float = HARM_ALPHA) ->
         effect += weight * (good - n * centres)
         squares += weight**2 * (good * (1 - centres) ** 2 + (n - good) * centres**2)
     overlap = (counts.tips.sum(axis=2) * q * (1 - q)).cumsum(axis=0)
-    effect, squares = effect.cumsum(axis=0), squares.cumsum(axis=0)
-    half_widths = boundary(squares, alpha=alpha, tuned_at=TUNED_AT)
-    lows, highs = (effect - half_widths) / overlap, (effect + half_widths) / overlap
-    for run in range(0, runs, 20):
-        _require_the_same_limits(counts, run, lows[-1, run], highs[-1, run], alpha)
-    found: Found = highs < 0 if harm == "lower" else lows > 0
-    return found
+    return effect.cumsum(axis=0), squares.cumsum(axis=0), overlap
 
 
-def failure_alarms(counts: HourlyCounts, harm: Harm) -> Found:
+def excess_rollbacks(counts: HourlyCounts, harm: Harm) -> Found:
+    """Return in which looks the guardrail of unusable tips rolls back, shape (hours, runs).
+
+    As in the gates, `failure_excess` says that the canary fails more often, and the estimated difference is above the
+    bound.
+    """
+    effect, _, overlap = _sums(counts)
+    is_large: Found = effect > GateSettings().max_unusable * overlap
+    return failure_alarms(counts, harm, alpha=RARE_HARM_ALPHA) & is_large
+
+
+def failure_alarms(counts: HourlyCounts, harm: Harm, *, alpha: float = HARM_ALPHA) -> Found:
     """Return in which looks `failure_excess` says that the canary fails more often, shape (hours, runs)."""
     if harm != "higher":
         raise ValueError("rewards must say that a tip failed")
@@ -153,7 +171,7 @@ def failure_alarms(counts: HourlyCounts, harm: Harm) -> Found:
         p_value = failure_excess(strata_of(counts, run), "0", "1").p_value
         if not np.isclose(p_value, np.exp(min(0.0, -log_e[-1, run]))):
             raise AssertionError(f"the test has the p-value {p_value}, unlike in the simulation")
-    found: Found = log_e > -np.log(HARM_ALPHA)
+    found: Found = log_e > -np.log(alpha)
     return found
 
 
@@ -283,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| equal versions | bound | rolled back | by failures | runs | z-test |\n|---|---|---|---|---|---|")
     for name, traffic in EQUAL.items():
         parts: list[Sequence[Found]] = []
-        rules = [rollbacks, z_tests, *([failure_alarms] if traffic.harm == "higher" else [])]
+        rules = [rollbacks, z_tests, *([excess_rollbacks] if traffic.harm == "higher" else [])]
         for size, rng in _batches(runs):
             counts = draw_traffic(traffic, size, rng)
             parts.append([np.any(rule(counts, traffic.harm), axis=0) for rule in rules])
@@ -293,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, traffic in HARMS.items():
         _print_harm(name, f"{planned_tips(traffic) or 0:,}", traffic, runs, rollbacks)
         if traffic.harm == "higher":
-            _print_harm("the same, by failures", "", traffic, runs, failure_alarms)
+            _print_harm("the same, by failures", "", traffic, runs, excess_rollbacks)
     print("\n| shadow | pairs | unusable | slow | tokens |\n|---|---|---|---|---|")
     for name, shadow in SHADOWS.items():
         for looks in ([500], [1_000]) if shadow.unusable < 0.05 else (range(100, 2_001, 100),):
