@@ -1,4 +1,7 @@
-"""What serving has, for commands: asked of the service at SERVING_URL, or taken from the settings of serving here."""
+"""The versions and cards of serving, for commands.
+
+They are asked of the service at SERVING_URL, or taken from the settings of serving here.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

@@ -126,22 +126,12 @@ def history(
 def with_rollouts(work: "Callable[[Rollouts], Awaitable[T]]") -> T:
     """Return the result of `work` with the rollouts of DATABASE_URL."""
     with needs_recommender_extra():
-        from ml.rollouts.operations import Rollouts
+        from ml.recommender.rollout_operations import build_rollouts
     settings = recommender_settings()
 
     async def open_and_work(store: "TipStore") -> T:
         async with serving_content() as serving:
-            rollouts = Rollouts(
-                store,
-                catalogue=serving.catalogue,
-                cards=serving.cards,
-                clock=utc_now,
-                exposure_reported=settings.exposure_reported,
-                settings=settings.gates,
-                notify=settings.rollout_webhook_url is not None,
-                prompt_policy=settings.tip_prompt_policy,
-                prompt_versions=tuple(settings.version_weights),
-            )
+            rollouts = build_rollouts(settings, store, catalogue=serving.catalogue, cards=serving.cards, clock=utc_now)
             return await work(rollouts)
 
     return with_tip_store(open_and_work)

@@ -13,7 +13,7 @@ from ml.experiments.reward_model import RewardModel, running_means
 
 @dataclass(frozen=True, slots=True)
 class RankingEvidence:
-    """What the decisions of the live ranking policy say about a policy in shadow.
+    """The evidence of the decisions of the live ranking policy about a policy in shadow.
 
     `decisions`: their number. `gain`: of the mean reward, shadow minus live, within [-1, 1]; None without decisions, or
     if the shadow draws what the live policy cannot. `effective_sample_size`: as in `Log`. `unreachable`: in [0, 1], the

@@ -20,6 +20,7 @@ from ml.recommender.candidates import CandidateWriter
 from ml.recommender.live_rollouts import POLL_SECONDS, LiveRollouts
 from ml.recommender.ranking import CandidateRanker
 from ml.recommender.recommend import Recommender
+from ml.recommender.rollout_operations import build_rollouts
 from ml.recommender.rollout_selection import Holdout, RolloutSelector
 from ml.recommender.routes import RecommenderState, router
 from ml.recommender.selection import REFRESH_SECONDS, PromptSelector, keep_learning
@@ -40,7 +41,6 @@ from ml.rollouts.aliases import SetAliases, set_mlflow_aliases
 from ml.rollouts.cards import CardReader, CardStore
 from ml.rollouts.holdout import HoldoutReader
 from ml.rollouts.monitor import Monitor, keep_monitoring
-from ml.rollouts.operations import Rollouts
 from ml.rollouts.routes import router as rollouts_router
 from ml.rollouts.webhook import deliver_events
 from ml.store.recount import prepare_database
@@ -196,17 +196,7 @@ async def open_state(
             clock=clock,
             simulated=simulated,
         )
-        rollouts = Rollouts(
-            tip_store,
-            catalogue=serving.catalogue,
-            cards=serving.cards,
-            clock=clock,
-            exposure_reported=settings.exposure_reported,
-            settings=settings.gates,
-            notify=settings.rollout_webhook_url is not None,
-            prompt_policy=settings.tip_prompt_policy,
-            prompt_versions=selector.versions,
-        )
+        rollouts = build_rollouts(settings, tip_store, catalogue=serving.catalogue, cards=serving.cards, clock=clock)
         monitor = Monitor(
             rollouts,
             tip_store.database,

@@ -71,7 +71,7 @@ class FailedDraw:
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """What became of the draws of a decision, in their order: `outcomes`.
+    """The results of the draws of a decision, in their order: `outcomes`.
 
     `replaced`: the draws whose version serving does not know, if the outcomes are those of the champion instead.
     """

@@ -44,7 +44,10 @@ _REWARDS = "mature tips for users, with the rewards at the end of the reaction w
 
 @dataclass(frozen=True, slots=True)
 class CardStore:
-    """What cards are completed from. `exposure_reported`: only tips that were seen count for rewards."""
+    """The source of the live figures and of the history of cards.
+
+    `exposure_reported`: only tips that were seen count for rewards.
+    """
 
     database: Database
     reaction_window: timedelta

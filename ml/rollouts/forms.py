@@ -24,7 +24,7 @@ def _one_line(value: object) -> object:
 
 
 class RolloutForm(BaseModel):
-    """What a form of the page asks for. `expected`: the id of the last event that the page showed."""
+    """The change that a form of the page requests. `expected`: the id of the last event that the page showed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

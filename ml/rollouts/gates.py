@@ -18,7 +18,7 @@ RAMP = (0.01, 0.05, 0.25, 0.5, 1.0)
 """The shares of a canary, one after the other; the last one is the champion."""
 
 Step = Literal["shadow", "canary", "ramp", "champion"]
-"""What a promotion leads to: a stage, or a larger share of a canary."""
+"""The target of a promotion: a stage, or a larger share of a canary."""
 
 Criterion = Literal["non-inferior", "better"]
 
@@ -138,7 +138,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the check of a gate found: whether it passes, and its figure and bound as text."""
+    """The result of the check of a gate: whether it passes, and its figure and bound as text."""
 
     passed: bool
     figure: str

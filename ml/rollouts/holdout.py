@@ -1,12 +1,9 @@
-"""What rollouts have changed as a whole: users who follow them, compared with held-out users."""
+"""The effect of all rollouts: users who follow them, compared with held-out users."""
 
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 
-from scipy import special
-
-from ml.experiments.statistics import Interval, Sample
+from ml.experiments.statistics import Interval, difference_of_means
 from ml.platform.clock import Clock
 from ml.store.database import Database
 from ml.store.holdout import rewards_by_group
@@ -45,10 +42,10 @@ class HoldoutReader:
         mature_before = start_of(hour_of(self.clock() - self.reaction_window))
         held_out, following = await rewards_by_group(self.database, mature_before, seen_only=self.exposure_reported)
         users = f"{following.n:,} users who follow rollouts and {held_out.n:,} held-out users"
-        if min(held_out.n, following.n) < MIN_USERS:
+        difference = difference_of_means(following, held_out, alpha=ALPHA)
+        if difference is None or min(held_out.n, following.n) < MIN_USERS:
             words = f"Not known: there are {users} with mature tips, and {MIN_USERS} of each are needed."
             return HoldoutComparison(None, held_out.n, following.n, words)
-        difference = _difference(following, held_out)
         estimate, low, high = (
             f"{100 * value:+.1f}" for value in (difference.estimate, difference.low, difference.high)
         )
@@ -57,17 +54,3 @@ class HoldoutReader:
             f"look), over {users}, each user counting once."
         )
         return HoldoutComparison(difference, held_out.n, following.n, words)
-
-
-def _difference(following: Sample, held_out: Sample) -> Interval:
-    """Return the difference of two means with its interval (Welch, "The generalization of Student's problem when
-    several different population variances are involved", Biometrika 1947)."""
-    groups = (following, held_out)
-    errors = [max(each.squares / each.n - each.mean**2, 0.0) / (each.n - 1) for each in groups]
-    error = sum(errors)
-    estimate = following.mean - held_out.mean
-    if not error:
-        return Interval(estimate, estimate, estimate)
-    freedom = error**2 / sum(part**2 / (each.n - 1) for part, each in zip(errors, groups, strict=True))
-    half_width = float(special.stdtrit(freedom, 1 - ALPHA / 2)) * math.sqrt(error)
-    return Interval(estimate, max(estimate - half_width, -1.0), min(estimate + half_width, 1.0))

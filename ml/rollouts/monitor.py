@@ -31,9 +31,6 @@ log = structlog.get_logger()
 MONITOR = "monitor"
 """The actor of the monitor's events, and the name of its lease and its task."""
 
-CHECK_SECONDS = 60.0
-"""The interval of the checks."""
-
 LEASE = timedelta(minutes=3)
 """How long another replica waits for a monitor that has stopped."""
 

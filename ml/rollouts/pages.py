@@ -55,7 +55,7 @@ _VERBS = {
 
 @dataclass(frozen=True, slots=True)
 class KindView:
-    """What the page shows of prompt versions, or of ranking policies.
+    """The part of the page about prompt versions, or about ranking policies.
 
     `champion`: None before the first one. `previous`: the champion before, "" without one. `reports`: of the open
     rollouts. `startable`: the versions that serving has and that are not in use.

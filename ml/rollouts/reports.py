@@ -41,11 +41,6 @@ class RolloutReport:
         """The step that a promotion leads to."""
         return self.move.step if self.move else None
 
-    @property
-    def next_share(self) -> float | None:
-        """The share that a promotion leads to."""
-        return self.move.share if self.move else None
-
 
 @dataclass(frozen=True, slots=True)
 class RolloutOverview:

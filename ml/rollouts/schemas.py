@@ -59,7 +59,7 @@ class PositionResponse(BaseModel):
 
 
 class MoveResponse(BaseModel):
-    """What the next promotion leads to."""
+    """The target of the next promotion."""
 
     model_config = ConfigDict(from_attributes=True)
 

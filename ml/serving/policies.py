@@ -49,7 +49,7 @@ class LoadedPolicies:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What was read from a source at a revision: a policy, or the reason why it is none."""
+    """The content of a source at a revision: a policy, or the reason why it is none."""
 
     revision: str | None
     policy: LearnedPolicy | UnusablePolicyError

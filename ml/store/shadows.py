@@ -1,4 +1,4 @@
-"""What versions in shadow wrote and ranked for real decisions, next to what the live version did for the same ones."""
+"""Tips and rankings of versions in shadow for real decisions, next to the figures of the live version."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
