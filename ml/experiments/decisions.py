@@ -1,8 +1,9 @@
 """Logged decisions: the context, the candidates with their propensities, the chosen candidate, and the reward."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +73,27 @@ def with_newest_prompts(decisions: Iterable[LoggedDecision]) -> list[LoggedDecis
     return [
         decision for decision in by_time if all(is_newest(candidate, decision.at) for candidate in decision.candidates)
     ]
+
+
+class DecisionLog(Protocol):
+    """A log of decisions, larger than memory, that can be read repeatedly."""
+
+    def chunks(self, since: float = -math.inf, before: float = math.inf) -> Iterator[Sequence[LoggedDecision]]:
+        """Yield the decisions from `since` (included) to `before` (excluded), in the order of (`at`, `id`), in chunks.
+
+        Both in Unix seconds. A result that is computed from chunks must not depend on their sizes.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InMemoryDecisionLog:
+    """A log of decisions that are in memory, in any order."""
+
+    decisions: Sequence[LoggedDecision]
+    chunk_size: int = 4_096
+
+    def chunks(self, since: float = -math.inf, before: float = math.inf) -> Iterator[Sequence[LoggedDecision]]:
+        selected = [decision for decision in self.decisions if since <= decision.at < before]
+        selected.sort(key=lambda decision: (decision.at, decision.id))
+        for start in range(0, len(selected), self.chunk_size):
+            yield selected[start : start + self.chunk_size]

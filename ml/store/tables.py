@@ -101,6 +101,8 @@ tip_scores = Table(
     Column("policy_asked", String(64)),
     Column("policy_options", JSON(none_as_null=True)),
     Column("policy_event", Integer),
+    # The time as of which the aggregates were computed; NULL without aggregates.
+    Column("aggregates_at", UtcTime),
 )
 
 reactions = Table(
@@ -310,6 +312,37 @@ webhook_outbox = Table(
     Column("event_id", Integer, primary_key=True, autoincrement=False),
     Column("attempts", Integer, nullable=False),
     Column("due_at", UtcTime, nullable=False),
+)
+
+# The revision of the tips of each day (since 1970, UTC), with their reactions and exposures: a random id, replaced in
+# each transaction that changes any of them. Two exports of a day with the same revision are the same.
+day_revisions = Table(
+    "day_revisions",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("revision", Uuid, nullable=False),
+)
+
+# The versions that a batch job proposes for a rollout, which begins when an operator or the monitor starts it.
+rollout_proposals = Table(
+    "rollout_proposals",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("version", String(200), primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    # Where serving finds the version, such as models:/tips/3.
+    Column("source", String(400), nullable=False),
+    Column("evidence", JSON, nullable=False),
+)
+
+# The newest figures of batch jobs about each day.
+batch_reports = Table(
+    "batch_reports",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(64), primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("figures", JSON, nullable=False),
 )
 
 

@@ -42,6 +42,7 @@ class TipRecord:
     `decision_id` on: the decision among the candidates and its ranking. `candidates`: their ids, in order; None if
     there was only one. With rollouts: `prompt_event`, `policy_event`: the ids of the events that decided the prompt
     version and the ranking policy; `policy_asked`, `policy_options`: the policy that was drawn, and the probabilities.
+    `aggregates_at`: the time as of which the aggregates were computed; None without aggregates.
     """
 
     tip_id: UUID
@@ -76,6 +77,7 @@ class TipRecord:
     policy_asked: str | None = None
     policy_options: Mapping[str, float] | None = None
     policy_event: int | None = None
+    aggregates_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -148,6 +148,7 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
             "score_policy_version": None,
             "candidates": None,
             "aggregates": None,
+            "aggregates_at": None,
         }
 
 
