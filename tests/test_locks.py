@@ -15,7 +15,7 @@ PROJECT_LOCKS = [
     "requirements-dev.lock",
     "requirements-pipelines.lock",
 ]
-PIPELINE_EXTRAS = ["pipelines", "feast", "prefect", "spark", "notebooks"]
+PIPELINE_EXTRAS = ("feast", "prefect", "spark", "notebooks")
 AIRFLOW_LOCK = "deploy/airflow/requirements.lock"
 
 
@@ -47,7 +47,7 @@ def test_the_lock_for_a_hosted_model_has_no_model_no_database_and_no_registry() 
     assert pinned("requirements-remote.lock") & unwanted == {"huggingface-hub", "jinja2", "tqdm"}
 
 
-def test_the_first_lock_has_no_library_that_only_pipelines_need() -> None:
+def test_the_first_lock_has_no_library_that_only_other_environments_need() -> None:
     extras = PROJECT["optional-dependencies"]
     only_pipelines = [requirement for extra in PIPELINE_EXTRAS for requirement in extras[extra]]
     assert not names(only_pipelines) & pinned("requirements.lock")
