@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +47,62 @@ class LoggedDecision:
     per_user: bool = False
     segments: tuple[str, ...] = ()
 
+    @property
+    def day(self) -> int:
+        """The day (UTC), since 1970."""
+        return int(self.at // DAY_SECONDS)
 
-def with_newest_prompts(decisions: Iterable[LoggedDecision]) -> list[LoggedDecision]:
-    """Return the decisions whose candidates all have the newest digest of their prompt version, ordered by time.
+
+PromptUse = tuple[str, str, float]
+"""A prompt version, its digest, and the time of a decision that had both as a candidate."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewestPrompts:
+    """The newest digest of each prompt version that has had several, with the time of its first use.
 
     The newest digest of a version is that of the latest decision that has one for it. Rewards of an earlier digest say
-    nothing about the newest one. If a version has had several digests, these decisions are therefore left out: those
-    that have the version with another digest, and those that have it and are older than the first decision with the
-    newest digest. The latter rule covers candidates without a digest, which were offered but not generated.
+    nothing about the newest one. Decisions are therefore left out that have the version with another digest, and those
+    that have it and are older than the first decision with the newest digest. The latter rule covers candidates without
+    a digest, which were offered but not generated.
     """
-    by_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
-    # The digests of each version, in the order of their last use, each with the time of its first use.
-    digests_of: dict[str, dict[str, float]] = {}
-    for decision in by_time:
+
+    digests: Mapping[str, tuple[str, float]]
+
+    @classmethod
+    def of_uses(cls, uses: Iterable[PromptUse]) -> Self:
+        """Return those of uses in the order of time; only the first and the last use of a digest matter."""
+        # The digests of each version, in the order of their last use, each with the time of its first use.
+        digests_of: dict[str, dict[str, float]] = {}
+        for version, digest, at in uses:
+            digests = digests_of.setdefault(version, {})
+            digests[digest] = digests.pop(digest, at)
+        return cls({version: [*digests.items()][-1] for version, digests in digests_of.items() if len(digests) > 1})
+
+    def kept(self, decisions: Sequence[LoggedDecision]) -> Sequence[LoggedDecision]:
+        """Return the decisions that are not left out, in their order."""
+        return [each for each in decisions if self._is_kept(each)] if self.digests else decisions
+
+    def _is_kept(self, decision: LoggedDecision) -> bool:
+        for candidate in decision.candidates:
+            newest = self.digests.get(candidate.prompt_version)
+            if newest and not (decision.at >= newest[1] and candidate.prompt_digest in {None, newest[0]}):
+                return False
+        return True
+
+
+def prompt_uses(decisions: Iterable[LoggedDecision]) -> Iterator[PromptUse]:
+    """Yield each use of a digest among the candidates of decisions."""
+    for decision in decisions:
         for candidate in decision.candidates:
             if candidate.prompt_digest:
-                digests = digests_of.setdefault(candidate.prompt_version, {})
-                digests[candidate.prompt_digest] = digests.pop(candidate.prompt_digest, decision.at)
-    newest = {version: [*digests.items()][-1] for version, digests in digests_of.items() if len(digests) > 1}
+                yield candidate.prompt_version, candidate.prompt_digest, decision.at
 
-    def is_newest(candidate: LoggedCandidate, at: float) -> bool:
-        if candidate.prompt_version not in newest:
-            return True
-        digest, first_use = newest[candidate.prompt_version]
-        return at >= first_use and candidate.prompt_digest in {None, digest}
 
-    return [
-        decision for decision in by_time if all(is_newest(candidate, decision.at) for candidate in decision.candidates)
-    ]
+def with_newest_prompts(decisions: Iterable[LoggedDecision]) -> list[LoggedDecision]:
+    """Return the decisions that `NewestPrompts` does not leave out, ordered by time."""
+    by_time = sorted(decisions, key=lambda decision: (decision.at, decision.id))
+    return [*NewestPrompts.of_uses(prompt_uses(by_time)).kept(by_time)]
 
 
 class DecisionLog(Protocol):
@@ -83,6 +113,9 @@ class DecisionLog(Protocol):
 
         Both in Unix seconds. A result that is computed from chunks must not depend on their sizes.
         """
+
+    def newest_prompts(self, since: float = -math.inf, before: float = math.inf) -> NewestPrompts:
+        """Return the newest digests of the prompt versions among the decisions of a period."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,3 +130,29 @@ class InMemoryDecisionLog:
         selected.sort(key=lambda decision: (decision.at, decision.id))
         for start in range(0, len(selected), self.chunk_size):
             yield selected[start : start + self.chunk_size]
+
+    def newest_prompts(self, since: float = -math.inf, before: float = math.inf) -> NewestPrompts:
+        return NewestPrompts.of_uses(use for chunk in self.chunks(since, before) for use in prompt_uses(chunk))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelectedDecisions:
+    """The decisions of a log from `since` to `before` that `newest` does not leave out, as a log."""
+
+    log: DecisionLog
+    newest: NewestPrompts
+    since: float = -math.inf
+    before: float = math.inf
+
+    @classmethod
+    def of_period(cls, log: DecisionLog, since: float, before: float) -> Self:
+        """Select the decisions of a period with the newest prompts of that period."""
+        return cls(log, log.newest_prompts(since, before), since, before)
+
+    def chunks(self, since: float = -math.inf, before: float = math.inf) -> Iterator[Sequence[LoggedDecision]]:
+        for chunk in self.log.chunks(max(since, self.since), min(before, self.before)):
+            if kept := self.newest.kept(chunk):
+                yield kept
+
+    def newest_prompts(self, since: float = -math.inf, before: float = math.inf) -> NewestPrompts:  # noqa: ARG002
+        return NewestPrompts({})  # one digest of each version is left

@@ -56,3 +56,15 @@ class SquareCB:
         probabilities[best] = 1 - probabilities.sum()
         mixed: Floats = (1 - self.floor) * probabilities + self.floor / k
         return mixed
+
+    def distributions(self, scores: Floats) -> Floats:
+        """Return the `distribution` of each row of `scores`, shape (n, k), equal to the last bit."""
+        n, k = scores.shape
+        if k == 0 or not np.isfinite(scores).all():
+            raise ValueError("scores must be rows of at least one finite number")
+        best = np.arange(n), scores.argmax(axis=1)
+        probabilities = 1 / (k + self.gamma * (scores[best][:, None] - scores))
+        probabilities[best] = 0
+        probabilities[best] = 1 - probabilities.sum(axis=1)
+        mixed: Floats = (1 - self.floor) * probabilities + self.floor / k
+        return mixed

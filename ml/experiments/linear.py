@@ -10,6 +10,7 @@ predictions into probabilities, requires a regression of the reward (Foster & Ra
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Self
@@ -64,6 +65,21 @@ class LinearModel:
         self._check_shapes(context, candidates)
         candidate_weights = self.weights[0] + round_columns(context, CONTEXT_STEPS) @ self.weights[1:]
         rewards: Floats = candidate_weights[0] + round_columns(candidates, CANDIDATE_STEPS) @ candidate_weights[1:]
+        return rewards
+
+    def predict_each(self, contexts: Floats, candidates: Floats) -> Floats:
+        """Return the predictions of `predict` for each of n contexts with j candidates each, shape (n, j).
+
+        They are equal to the last bit: each context has products of its own, of the same shapes as in `predict`.
+        `contexts`: shape (n, k). `candidates`: shape (n, j, m). Raises ValueError for another shape.
+        """
+        n, k, m = len(contexts), self.weights.shape[0] - 1, self.weights.shape[1] - 1
+        if contexts.shape != (n, k) or candidates.shape != (n, *candidates.shape[1:2], m):
+            raise ValueError(f"columns must be {k} and {m}, not of the shapes {contexts.shape} and {candidates.shape}")
+        rounded = round_columns(contexts, CONTEXT_STEPS)[:, None, :]
+        candidate_weights = self.weights[0] + (rounded @ self.weights[1:])[:, 0, :]
+        products = round_columns(candidates, CANDIDATE_STEPS) @ candidate_weights[:, 1:, None]
+        rewards: Floats = candidate_weights[:, :1] + products[:, :, 0]
         return rewards
 
     def predict_interval(self, context: Floats, candidates: Floats, *, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -125,6 +141,16 @@ class DayAdjustedStatistics:
         return DayAdjustedStatistics(
             self.total + other.total, self.xx + other.xx, self.xy + other.xy, self.yy + other.yy
         )
+
+    def with_columns(self, context: Sequence[str], candidate: Sequence[str]) -> "DayAdjustedStatistics":
+        """Return the statistics with further columns, which were always missing; see `RegressionStatistics`."""
+        if (self.total.context, self.total.candidate) == (tuple(context), tuple(candidate)):
+            return self
+        total = self.total.with_columns(context, candidate)
+        indices = self.total.feature_indices(context, candidate)
+        xx, xy = np.zeros_like(total.xx), np.zeros_like(total.xy)
+        xx[np.ix_(indices, indices)], xy[indices] = self.xx, self.xy
+        return DayAdjustedStatistics(total, xx, xy, self.yy)
 
     def contrast_error(self, model: "LinearModel") -> float:
         """Return the mean squared error of a model at these decisions, apart from the level of each day."""

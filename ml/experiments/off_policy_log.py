@@ -83,42 +83,9 @@ class Log:
         """The importance weights, shape (n,): target probability divided by propensity."""
         return self.target_probabilities / self.propensities
 
-    @property
-    def effective_sample_size(self) -> float:
-        """The number of decisions of the target's own that would be as informative, in [0, n] (Owen 2013)."""
-        return effective_number(self.weights)
-
-    @property
-    def effective_contrast(self) -> float:
-        """The effective number of decisions that the difference between both policies rests on: that of |weight - 1|.
-
-        0 if all weights are 1.
-        """
-        return effective_number(np.abs(self.weights - 1))
-
-    @property
-    def effective_clusters(self) -> float:
-        """The number of clusters of equal weight that would be as informative (Carter et al. 2017)."""
-        return effective_number(sum_by_cluster(scale_to_one(self.weights), self.clusters))
-
-
-def sum_by_cluster(values: Floats, clusters: Integers | None) -> Floats:
-    """Return the sum of the values of each cluster; without clusters, the values themselves."""
-    if clusters is None:
-        return values
-    _, indices = np.unique(clusters, return_inverse=True)
-    return np.bincount(indices, weights=values).astype(np.float64)
-
-
-def scale_to_one(weights: Floats) -> Floats:
-    """Return the weights divided by a power of two, hence exactly, so that the largest is about 1.
-
-    The squares of very small weights would be 0 otherwise.
-    """
-    return np.ldexp(weights, -math.frexp(weights.max())[1])
-
 
 def effective_number(weights: Floats) -> float:
     """Return the number of equal weights that would be as informative (Kish 1965); 0 without any weight."""
-    scaled = scale_to_one(weights)
+    # Divided by a power of two, hence exactly: the squares of very small weights would be 0 otherwise.
+    scaled = np.ldexp(weights, -math.frexp(weights.max())[1])
     return float(scaled.sum()) ** 2 / float((scaled**2).sum()) if scaled.any() else 0.0

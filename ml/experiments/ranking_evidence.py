@@ -7,7 +7,7 @@ import numpy as np
 from ml.experiments.arrays import Floats, Integers
 from ml.experiments.gain_sequence import gain_sequence
 from ml.experiments.guardrails import HARM_ALPHA, OneSidedLimits
-from ml.experiments.off_policy_log import Log
+from ml.experiments.off_policy_log import Log, effective_number
 from ml.experiments.reward_model import RewardModel, running_means
 
 
@@ -16,9 +16,9 @@ class RankingEvidence:
     """The evidence of the decisions of the live ranking policy about a policy in shadow.
 
     `decisions`: their number. `gain`: of the mean reward, shadow minus live, within [-1, 1]; None without decisions, or
-    if the shadow draws what the live policy cannot. `effective_sample_size`: as in `Log`. `unreachable`: in [0, 1], the
-    shadow's mean probability of options that the live policy cannot draw. `agreement`: in [0, 1], the mean probability
-    with which one draw can serve both policies, 1 minus the total variation distance.
+    if the shadow draws what the live policy cannot. `effective_sample_size`: as in `OffPolicySums`. `unreachable`: in
+    [0, 1], the shadow's mean probability of options that the live policy cannot draw. `agreement`: in [0, 1], the mean
+    probability with which one draw can serve both policies, 1 minus the total variation distance.
     """
 
     decisions: int
@@ -63,4 +63,4 @@ def ranking_evidence(
         (interval,) = gain_sequence(rewards, logging, model, alpha=2 * alpha)
         gain = OneSidedLimits(interval.estimate, interval.low, interval.high)
     agreement = float(np.minimum(logging, target).sum(axis=1).mean())
-    return RankingEvidence(n, gain, log.effective_sample_size, log.unreachable, agreement)
+    return RankingEvidence(n, gain, effective_number(log.weights), log.unreachable, agreement)

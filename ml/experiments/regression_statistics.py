@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from ml.experiments.arrays import Floats, check_range
+from ml.experiments.arrays import Floats, Integers, check_range
 
 CONTEXT_STEPS, CANDIDATE_STEPS, REWARD_STEPS = 2.0**8, 2.0**6, 2.0**14
 """Steps of the rounded columns and rewards, per unit."""
@@ -123,15 +123,20 @@ class RegressionStatistics:
         Statistics of days on which different prompt versions were shown can then be added. Raises ValueError if a
         column is left out.
         """
-        if missing := ({*self.context} - {*context}) | ({*self.candidate} - {*candidate}):
-            raise ValueError(f"columns cannot be left out: {', '.join(sorted(missing))}")
+        indices = self.feature_indices(context, candidate)
         wider = RegressionStatistics.empty(context, candidate)
-        rows = np.array([0, *(1 + wider.context.index(column) for column in self.context)])
-        columns = np.array([0, *(1 + wider.candidate.index(column) for column in self.candidate)])
-        indices = (rows[:, None] * (1 + len(wider.candidate)) + columns).ravel()
         wider.xx[np.ix_(indices, indices)] = self.xx
         wider.xy[indices] = self.xy
         return RegressionStatistics(wider.context, wider.candidate, self.n, wider.xx, wider.xy, self.yy)
+
+    def feature_indices(self, context: Sequence[str], candidate: Sequence[str]) -> Integers:
+        """Return the index of each feature among those of more columns, shape (d,). Raises ValueError as above."""
+        if missing := ({*self.context} - {*context}) | ({*self.candidate} - {*candidate}):
+            raise ValueError(f"columns cannot be left out: {', '.join(sorted(missing))}")
+        rows = np.array([0, *(1 + [*context].index(column) for column in self.context)])
+        columns = np.array([0, *(1 + [*candidate].index(column) for column in self.candidate)])
+        indices: Integers = (rows[:, None] * (1 + len(candidate)) + columns).ravel()
+        return indices
 
     def _check_columns(self, other: "RegressionStatistics") -> None:
         if (self.context, self.candidate) != (other.context, other.candidate):

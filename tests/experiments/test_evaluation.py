@@ -12,12 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
+from ml.experiments import evaluation
 from ml.experiments.arrays import Floats, Integers
-from ml.experiments.evaluation import MIN_EFFECTIVE_SAMPLE_SIZE, Estimate, dm, dr, ips, sndr, snips
+from ml.experiments.evaluation import MIN_EFFECTIVE_SAMPLE_SIZE, Estimate
 from ml.experiments.off_policy_log import Log
+from ml.experiments.off_policy_sums import OffPolicySums
 from ml.experiments.reward_model import RewardModel, cross_fitted_means
 
 DATA = Path(__file__).parents[1] / "data" / "obd"
+
+
+def ips(log: Log, **options: float) -> Estimate:
+    return evaluation.ips(OffPolicySums.of(log), **options)
+
+
+def snips(log: Log, **options: float) -> Estimate:
+    return evaluation.snips(OffPolicySums.of(log), **options)
+
+
+def dm(log: Log, model: RewardModel, **options: float) -> Estimate:
+    return evaluation.dm(OffPolicySums.of(log, model), **options)
+
+
+def dr(log: Log, model: RewardModel, **options: float) -> Estimate:
+    return evaluation.dr(OffPolicySums.of(log, model), **options)
+
+
+def sndr(log: Log, model: RewardModel, **options: float) -> Estimate:
+    return evaluation.sndr(OffPolicySums.of(log, model), **options)
 
 
 def all_estimates(log: Log, model: RewardModel) -> dict[str, Estimate]:
@@ -292,7 +314,7 @@ def test_repeated_decisions_of_the_same_clusters_do_not_change_estimates(
         np.tile(model.options, times), np.tile(model.means, (times, 1)), np.tile(model.target, (times, 1))
     )
     estimates = all_estimates(again, model_again)
-    assert again.effective_clusters == pytest.approx(once.effective_clusters)
+    assert OffPolicySums.of(again).effective_clusters == pytest.approx(OffPolicySums.of(once).effective_clusters)
     for name, one in all_estimates(once, model).items():
         assert limits_of(estimates[name]) == pytest.approx(limits_of(one), abs=1e-9)
 
@@ -337,7 +359,7 @@ def test_the_width_of_an_interval_equals_that_of_the_jackknife_over_clusters(
         values.append(part.value)
         gains.append(part.gain.estimate)
     whole = estimator(log)
-    t = -float(special.stdtrit(log.effective_clusters - 1, 0.025))
+    t = -float(special.stdtrit(OffPolicySums.of(log).effective_clusters - 1, 0.025))
     for width, left_out in ((whole.high - whole.low, values), (whole.gain.high - whole.gain.low, gains)):
         # The tolerance is needed because clusters with many decisions influence the mean.
         assert width == pytest.approx(2 * t * math.sqrt(149 * float(np.var(left_out))), rel=0.05)
@@ -500,8 +522,8 @@ def test_equal_rewards_are_refused(reward: float) -> None:
 def test_no_decision_has_more_than_a_tenth_of_the_weight_of_an_accepted_log() -> None:
     targets = np.concatenate([[1.0], np.full(10_000, 0.01)])
     log = Log(np.arange(10_001) % 2 / 1.0, np.full(10_001, 0.01), targets)
-    assert log.effective_sample_size > MIN_EFFECTIVE_SAMPLE_SIZE
-    assert log.weights.max() / log.weights.sum() <= 1 / math.sqrt(log.effective_sample_size)
+    assert OffPolicySums.of(log).effective_sample_size > MIN_EFFECTIVE_SAMPLE_SIZE
+    assert log.weights.max() / log.weights.sum() <= 1 / math.sqrt(OffPolicySums.of(log).effective_sample_size)
 
 
 # Properties of all logs
@@ -566,7 +588,7 @@ def test_doubly_robust_equals_ips_with_a_zero_model_and_the_direct_method_with_a
 @given(st.integers(1, 10))
 def test_weights_whose_squares_underflow_are_used(n: int) -> None:
     log = Log(np.linspace(0, 1, n), np.ones(n), np.full(n, 5e-324))
-    assert log.effective_sample_size == pytest.approx(n)
+    assert OffPolicySums.of(log).effective_sample_size == pytest.approx(n)
     assert snips(log).value == pytest.approx(float(log.rewards.mean()))
 
 

@@ -6,6 +6,7 @@ import pytest
 from ml.experiments.arrays import Floats, Integers
 from ml.experiments.gain_sequence import gain_sequence
 from ml.experiments.off_policy_log import Log
+from ml.experiments.off_policy_sums import OffPolicySums
 from ml.experiments.ranking_evidence import RankingEvidence, ranking_evidence
 from ml.experiments.reward_model import RewardModel, running_means
 
@@ -44,7 +45,8 @@ def test_a_better_policy_is_found_and_its_gain_is_within_the_limits() -> None:
     (interval,) = gain_sequence(rewards, logging, model, alpha=0.1)
     assert (evidence.gain.low, evidence.gain.high) == pytest.approx((interval.low, interval.high))
     assert evidence.agreement == pytest.approx(1 / 3 + 0.2)
-    assert evidence.effective_sample_size == Log.from_policies(rewards, chosen, logging, target).effective_sample_size
+    sums = OffPolicySums.of(Log.from_policies(rewards, chosen, logging, target))
+    assert evidence.effective_sample_size == sums.effective_sample_size
     assert (evidence.decisions, evidence.unreachable) == (n, 0)
 
 
