@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
 from ml.pipelines.training import train
 
 TIPS = {
@@ -39,10 +39,11 @@ def decisions(n: int, seed: int = 1) -> list[LoggedDecision]:
 def policy_with_figures() -> bytes:
     """Return a policy that is trained on six days, so that its card has figures of the three newest ones."""
     log = decisions(600)
-    return train([replace(one, at=one.at + 86_400.0 * (number // 100)) for number, one in enumerate(log)])
+    days = [replace(one, at=one.at + 86_400.0 * (number // 100)) for number, one in enumerate(log)]
+    return train(InMemoryDecisionLog(days))
 
 
 @cache
 def policy(name: str = "tips", *, n: int = 2_000, seed: int = 1) -> bytes:
     """Return a policy that is trained on `decisions`."""
-    return train(decisions(n, seed), name=name)
+    return train(InMemoryDecisionLog(decisions(n, seed)), name=name)

@@ -7,6 +7,7 @@ allocated, and every number is checked before it is used (`npz_archive`, `Policy
 import hashlib
 import math
 import os
+import re
 import stat
 import time
 from functools import cached_property
@@ -54,9 +55,18 @@ class UnusablePolicyError(Exception):
     """A policy that cannot be loaded or used; the message is the end of a sentence that begins with "the policy"."""
 
 
-def _check_not_reserved(name: str) -> str:
-    if name in RESERVED_NAMES:
-        raise ValueError(f"no learned policy may be called {name}")
+class AbsentPolicyError(UnusablePolicyError):
+    """A registered model or its alias does not exist, or not yet."""
+
+
+class AbsentRegistryError(UnusablePolicyError):
+    """The file of MLflow's registry does not exist, or not yet."""
+
+
+def check_policy_name(name: str) -> str:
+    """Return the name of a learned policy unchanged; raise ValueError for one that it cannot have."""
+    if name in RESERVED_NAMES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError("should be letters, digits, dots, dashes and underscores, and not uniform or unavailable")
     return name
 
 
@@ -101,7 +111,7 @@ class PolicyCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), AfterValidator(_check_not_reserved)]
+    name: Annotated[str, AfterValidator(check_policy_name)]
     context: Annotated[tuple[Column, ...], Field(strict=False, max_length=MAX_FEATURES)]
     candidate: Annotated[tuple[Column, ...], Field(strict=False, min_length=1, max_length=MAX_FEATURES)]
     versions: Annotated[tuple[Column, ...], Field(strict=False, max_length=MAX_FEATURES)]
@@ -159,6 +169,14 @@ class RankingPolicy:
         """
         scores = np.minimum(np.maximum(self.model.predict(context, candidates), 0.0), 1.0)
         return Ranking(scores, self._exploration.distribution(scores))
+
+    def rank_each(self, contexts: Floats, candidates: Floats) -> tuple[Floats, Floats]:
+        """Return the scores and the probabilities of `rank` for each of n contexts with j candidates each, (n, j) both.
+
+        They are equal to the last bit. `contexts`: shape (n, k). `candidates`: shape (n, j, m), j >= 1.
+        """
+        scores = np.minimum(np.maximum(self.model.predict_each(contexts, candidates), 0.0), 1.0)
+        return scores, self._exploration.distributions(scores)
 
     def to_bytes(self) -> bytes:
         """Return the content of the policy's file; the same policy gives the same bytes."""

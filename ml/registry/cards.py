@@ -57,9 +57,9 @@ class CardInput(CardPart):
 class Training(CardPart):
     """The decisions that a policy was trained with: the times of the first and the last one, and their number.
 
-    `dataset_sha256`: of these decisions, in any order (`ml.pipelines.held_out.dataset_digest`). `window_days`: the
-    number of the last days whose decisions, `learned_from`, the model was fitted to; None for all. The others were
-    needed to choose the window.
+    `dataset_sha256`: of these decisions (`ml.pipelines.day_statistics.dataset_digest`). `window_days`: the number of
+    the last days whose decisions, `learned_from`, the model was fitted to; None for all. The others were needed to
+    choose the window. `share`: of all decisions of the period, by a hash of their ids.
     """
 
     since: AwareDatetime = Field(alias="from")
@@ -68,6 +68,7 @@ class Training(CardPart):
     learned_from: Annotated[Count, Field(ge=1)]
     dataset_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     window_days: Annotated[int, Field(ge=1, le=36_500)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Metric(CardPart):

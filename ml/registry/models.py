@@ -17,12 +17,14 @@ from ml.registry.artifacts import (
     EARLIER_RELEASE,
     MAX_BYTES,
     TOO_LARGE,
+    AbsentPolicyError,
+    AbsentRegistryError,
     PolicyCard,
     RankingPolicy,
     UnusablePolicyError,
     read_artifact,
 )
-from ml.registry.cards import to_markdown
+from ml.registry.cards import ModelCard, to_markdown
 from ml.registry.ranking_cards import ranking_card
 
 # MLflow reads these variables. Without them it sends telemetry, draws progress bars, logs and prints links to runs.
@@ -52,6 +54,8 @@ _FOLDER, _POLICY, _CARD, _README = "policy", "policy.npz", "card.json", "README.
 _EARLIER_POLICY = "policy.zip"
 
 _VERSION_TAG = "policy_version"
+_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+"""The codes of MLflow's errors for a name, and for an alias, that does not exist."""
 _UNREACHABLE = "is not in MLflow's registry, or the registry cannot be reached"
 
 _MAX_PARAM_LENGTH = 500
@@ -92,15 +96,21 @@ def _find(uri: str, tracking_uri: str) -> ModelVersion:
     _require_registry(tracking_uri)
     name, at, alias = uri.removeprefix(SCHEME).partition("@")
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
-    by_alias = client.get_model_version_by_alias
-    return by_alias(name, alias) if at else client.get_model_version(*name.rsplit("/", 1))
+    if not at:
+        return client.get_model_version(*name.rsplit("/", 1))
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            raise AbsentPolicyError(_UNREACHABLE) from None
+        raise
 
 
 def _require_registry(tracking_uri: str) -> None:
-    """Raise UnusablePolicyError if the registry is an SQLite file that does not exist: MLflow would create it."""
+    """Raise AbsentRegistryError if the registry is an SQLite file that does not exist: MLflow would create it."""
     file = Path(tracking_uri.removeprefix(_SQLITE))
     if tracking_uri.startswith(_SQLITE) and not file.is_file():
-        raise UnusablePolicyError(f"cannot be read: there is no MLflow registry {file.resolve()}")
+        raise AbsentRegistryError(f"cannot be read: there is no MLflow registry {file.resolve()}")
 
 
 def _check_files(folder: str, tracking_uri: str) -> None:
@@ -120,15 +130,17 @@ def register(
     *,
     training: Mapping[str, str] = MappingProxyType({}),
     contact: str | None = None,
+    model_card: ModelCard | None = None,
 ) -> str:
     """Register a policy, with its model card as separate files, as the next version of `name`; return that version.
 
-    `training`: parameters of the training that the card does not have; they become parameters of the run. `contact`: of
-    the model card. Raises ConfigurationError if MLflow cannot be reached, or refuses the name.
+    `training`: parameters of the training that the card does not have; they become parameters of the run. `model_card`:
+    the default follows from the policy, with this `contact`. Raises ConfigurationError if MLflow cannot be reached, or
+    refuses the name.
     """
     policy = RankingPolicy.from_bytes(blob)
     card, tags = policy.card, {_VERSION_TAG: policy.version, "tips_release": version("tip-service")}
-    model_card = ranking_card(card, policy.version, contact=contact)
+    model_card = model_card or ranking_card(card, policy.version, contact=contact)
     try:
         client = mlflow.MlflowClient(tracking_uri, tracking_uri)
         experiment = client.get_experiment_by_name(name)
@@ -152,6 +164,19 @@ def register(
     return str(registered.version)
 
 
+def find_version(name: str, policy_version: str, tracking_uri: str) -> str | None:
+    """Return the newest version of the registered model `name` that has a policy; None without one.
+
+    `policy_version`: of the policy. Raises ConfigurationError if MLflow cannot be reached.
+    """
+    try:
+        found = mlflow.MlflowClient(tracking_uri, tracking_uri).search_model_versions(f"name = '{name}'")
+    except (MlflowException, OSError) as error:
+        raise ConfigurationError(f"MLflow's registry cannot be read: {type(error).__name__}.") from None
+    numbers = [int(each.version) for each in found if each.tags.get(_VERSION_TAG) == policy_version]
+    return str(max(numbers)) if numbers else None
+
+
 def set_aliases(name: str, aliases: Mapping[str, str | None], tracking_uri: str) -> None:
     """Move each alias of the registered model `name` to the newest version that has this policy; None: remove it.
 
@@ -169,7 +194,8 @@ def set_aliases(name: str, aliases: Mapping[str, str | None], tracking_uri: str)
             numbers[policy_version] = max(number, numbers.get(policy_version, 0))
         if unknown := sorted({wanted for wanted in aliases.values() if wanted} - numbers.keys()):
             raise RegistryError(f"MLflow's registry has no version of {name} with the policy {', '.join(unknown)}.")
-        for alias, wanted in aliases.items():
+        # First those that move: a policy always keeps an alias by which it can be found.
+        for alias, wanted in sorted(aliases.items(), key=lambda each: each[1] is None):
             if wanted is None and alias in present:
                 client.delete_registered_model_alias(name, alias)
             elif wanted is not None and int(present.get(alias, 0)) != numbers[wanted]:

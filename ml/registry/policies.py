@@ -80,6 +80,26 @@ class LearnedPolicy:
         candidate_values = self._candidate_encoder.encode_rows(candidates)[:, self._candidate_indices]
         return self._policy.rank(context_values, candidate_values)
 
+    def rank_each(
+        self, contexts: Sequence[Mapping[str, Any]], candidates: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[Ranking]:
+        """Return what `rank` returns for each context and its candidates, equal to the last bit, but in less time."""
+        if not contexts:
+            return []
+        context_values = CONTEXT_ENCODER.encode_rows(contexts)[:, self._context_indices]
+        rows = [row for of_context in candidates for row in of_context]
+        candidate_values = self._candidate_encoder.encode_rows(rows)[:, self._candidate_indices]
+        sizes = np.array([len(of_context) for of_context in candidates])
+        starts = sizes.cumsum() - sizes
+        rankings: dict[int, Ranking] = {}
+        # A product of matrices is equal to the last bit only for equal shapes, so none is padded.
+        for size in np.unique(sizes).tolist():
+            indices = np.flatnonzero(sizes == size)
+            of_size = candidate_values[starts[indices][:, None] + np.arange(size)]
+            ranked = self._policy.rank_each(context_values[indices], of_size)
+            rankings.update(zip(indices.tolist(), map(Ranking, *ranked), strict=True))
+        return [rankings[index] for index in range(len(contexts))]
+
 
 def validate_policy_source(value: str) -> str:
     """Return the source of a learned policy unchanged: a file, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.

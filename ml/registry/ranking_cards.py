@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 from ml.features.definitions import CANDIDATE
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
 from ml.registry.artifacts import PolicyCard
-from ml.registry.cards import UNIFORM, CardInput, ModelCard, describe_inputs
+from ml.registry.cards import UNIFORM, CardInput, Metric, ModelCard, describe_inputs
 
 SAFETY = (
     "It chooses among tips that have passed the checks for their content, and writes none.",
@@ -71,6 +72,24 @@ def ranking_card(card: PolicyCard, version: str, *, contact: str | None) -> Mode
         safety=SAFETY,
         licence=OPERATOR_LICENCE,
         contact=contact,
+    )
+
+
+def drift_metrics(figures: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Return the drift of a day as metrics of a policy's card. `figures`: see `ml.pipelines.drift`."""
+    source = f"tips nightly, {figures['day']} (UTC)"
+    n, features = figures["decisions"], figures["features"].values()
+    values: dict[str, tuple[float | None, int]] = {
+        "aggregates_different": (float(figures["equality"]["different"]), figures["equality"]["checked"]),
+        "largest_psi": (max((each["psi"] for each in features), default=None), n),
+        "largest_unseen_share": (max((each["unseen"] for each in features), default=None), n),
+        "unknown_version_share": (figures["unknown_version_share"], n),
+        "effective_share": (figures["effective_share"], n),
+    }
+    return tuple(
+        Metric(name=name, value=value, n=count, source=source)
+        for name, (value, count) in values.items()
+        if value is not None
     )
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -68,6 +69,25 @@ def test_an_alias_is_removed_by_none_and_names_the_newest_version_of_a_policy(ur
     for _ in range(2):
         set_aliases("mirrored", {"shadow": None, "challenger": None}, uri)
         assert {**client.get_registered_model("mirrored").aliases} == {"champion": 2}
+
+
+def test_a_policy_that_moves_from_one_alias_to_another_always_has_one(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = policy()
+    register(blob, "moving", uri)
+    set_aliases("moving", {"challenger": version_of(blob)}, uri)
+    present: list[set[str]] = []
+    for name in ("set_registered_model_alias", "delete_registered_model_alias"):
+        change = getattr(MlflowClient, name)
+
+        def recorded(client: MlflowClient, *arguments: str, change: Any = change) -> None:
+            change(client, *arguments)
+            present.append({*client.get_registered_model("moving").aliases})
+
+        monkeypatch.setattr(MlflowClient, name, recorded)
+    set_aliases("moving", {"challenger": None, "champion": version_of(blob)}, uri)
+    assert present == [{"challenger", "champion"}, {"champion"}]
 
 
 def test_of_aliases_with_an_unknown_policy_or_name_none_is_set(uri: str) -> None:
