@@ -1,4 +1,4 @@
-"""The databases that the recommender is tested on, with SQL access that does not use the code under test."""
+"""The databases that the services are tested on, with access that does not use the code under test."""
 
 import asyncio
 import os
@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
+import redis
 
 Row = dict[str, Any]
 
 SERVER_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres")
 """The URL of a database on a PostgreSQL server whose user may create databases."""
+
+
+REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379")
+"""The URL of a Redis server, without a database; the tests use databases of it that are empty."""
+
+_MARK, _LOCK = "tips-test", "tips-test-lock"
+_LOCK_SECONDS = 900
 
 
 class Database:
@@ -75,3 +83,24 @@ async def _fetch(url: str, sql: str) -> list[Row]:
         return [dict(row) for row in await connection.fetch(sql)]
     finally:
         await connection.close()
+
+
+@contextmanager
+def redis_database() -> Iterator[str]:
+    """Reserve an empty database on the Redis server, yield its URL, and empty it when the block ends."""
+    for number in range(1, 16):
+        url = f"{REDIS_URL}/{number}"
+        with redis.Redis.from_url(url) as client:
+            # Databases with data of others are left alone; those with the mark are left over from a killed test run.
+            if (client.dbsize() and not client.exists(_MARK)) or not client.set(_LOCK, 1, nx=True, ex=_LOCK_SECONDS):
+                continue
+            client.set(_MARK, 1)
+            for key in client.scan_iter():
+                if key not in {_MARK.encode(), _LOCK.encode()}:
+                    client.delete(key)
+            try:
+                yield url
+            finally:
+                client.flushdb()
+            return
+    raise RuntimeError(f"no database of {REDIS_URL} is empty")

@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ml.store import tables
 from ml.store.counts import Counts
 from ml.store.database import MAX_PARAMETERS, Database
+from ml.store.day_revisions import DayRevisions
 from ml.store.failures import GenerationFailure
 from ml.store.idempotency import IdempotencyKeys
-from ml.store.rollup import CounterDelta, hour_of, start_of
+from ml.store.rollup import CounterDelta, day_of, hour_of, start_of
 
 _FAILURES = tables.generation_failures
 _OLD_FAILURES = delete(_FAILURES).where(_FAILURES.c.created_at < bindparam("before"))
@@ -35,26 +36,28 @@ async def purge(database: Database, counts: Counts, keys: IdempotencyKeys, befor
     tips, hour = tables.tip_scores, hour_of(before)
     # Locked, so that no reaction to a tip is stored while the tip is being deleted.
     old_tips = (
-        select(tips.c.tip_id)
+        select(tips.c.tip_id, tips.c.created_at)
         .where(tips.c.created_at < start_of(hour))
         .order_by(tips.c.tip_id)
         .limit(MAX_PARAMETERS)
         .with_for_update()
     )
-    purged = 0
+    purged, revisions = 0, DayRevisions(database)
     while True:
         async with database.writing() as connection:
-            tip_ids = (await connection.execute(old_tips)).scalars().all()
-            if not tip_ids:
+            rows = (await connection.execute(old_tips)).all()
+            if not rows:
                 await keys.remove_old(connection, start_of(hour), now)
                 await connection.execute(_OLD_FAILURES, {"before": start_of(hour)})
                 for shadows in _SHADOWS:
                     await connection.execute(delete(shadows).where(shadows.c.created_at < start_of(hour)))
                 await counts.remove(connection, hour)
                 break
+            tip_ids = [row.tip_id for row in rows]
             await keys.remove_of_tips(connection, tip_ids)
             await _delete_tips(connection, tip_ids)
-            purged += len(tip_ids)
+            await revisions.after_deletion(connection, {day_of(row.created_at) for row in rows})
+            purged += len(rows)
     await database.wipe_deleted()
     return purged
 
@@ -76,6 +79,7 @@ async def forget(database: Database, counts: Counts, keys: IdempotencyKeys, user
             await connection.execute(delete(shadows).where(shadows.c.user_id == user_id))
         await counts.add(connection, delta)
         await counts.remove_empty(connection)
+        await DayRevisions(database).after_deletion(connection, {day_of(row["created_at"]) for row in rows})
     await database.wipe_deleted()
     return len(rows)
 

@@ -20,7 +20,7 @@ from ml.store.reactions import (
     effective_reaction,
     resolve_reaction,
 )
-from ml.store.rollup import CounterDelta, TipDimensions
+from ml.store.rollup import CounterDelta, TipDimensions, day_of
 
 _TIPS = tables.tip_scores.c
 _CHANGING = ("reaction", "reward", "reacted_at", "reward_in_window", "seen")
@@ -90,6 +90,10 @@ class LockedTips:
             self.exposures.append({"tip_id": tip_id, "at": at, "received_at": self.now})
             results.append(ExposureResult(tip_id, "recorded" if self.in_window(tip_id) else "late", at))
         return results
+
+    def changed_days(self) -> set[int]:
+        """Return the days of the tips with a new reaction or exposure."""
+        return {day_of(self.rows[row["tip_id"]]["created_at"]) for row in (*self.reactions, *self.exposures)}
 
     def in_window(self, tip_id: UUID) -> bool:
         """Return whether the reaction window of a tip has not ended."""

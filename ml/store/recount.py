@@ -12,9 +12,10 @@ from ml.platform.settings import ConfigurationError
 from ml.store import tables
 from ml.store.counts import COUNTER_TABLES, Counts
 from ml.store.database import Database, run_once
+from ml.store.day_revisions import DayRevisions
 from ml.store.failures import GenerationFailure
 from ml.store.reactions import effective_in_window
-from ml.store.rollup import EVERYONE, CounterDelta, hour_of, window_seconds
+from ml.store.rollup import EVERYONE, CounterDelta, day_of, hour_of, window_seconds
 
 _PAGE = 1_000
 
@@ -84,6 +85,7 @@ async def recount(database: Database, window: timedelta, show: Callable[[int], N
     counted with the same window. Raises StorageUnavailable.
     """
     counts, seconds = Counts(database), window_seconds(window)
+    days: set[int] = set()
     async with database.writing() as connection:
         if not database.is_sqlite:  # locked by BEGIN IMMEDIATE
             # In the order in which the writer locks their rows.
@@ -94,7 +96,7 @@ async def recount(database: Database, window: timedelta, show: Callable[[int], N
         tips = failures = 0
         async for rows in _pages(connection, tables.tip_scores):
             delta = CounterDelta(seconds)
-            await _count_tips(connection, rows, window, delta)
+            days |= await _count_tips(connection, rows, window, delta)
             await counts.add(connection, delta)
             tips += len(rows)
             show(tips)
@@ -104,6 +106,7 @@ async def recount(database: Database, window: timedelta, show: Callable[[int], N
                 delta.add_failure(GenerationFailure.of(row))
             await counts.add(connection, delta)
             failures += len(rows)
+        await DayRevisions(database).replace(connection, days)
     return Recount(tips, failures, dropped_hours)
 
 
@@ -138,8 +141,11 @@ async def _pages(connection: AsyncConnection, table: Table) -> AsyncIterator[Seq
 
 async def _count_tips(
     connection: AsyncConnection, rows: Sequence[RowMapping], window: timedelta, delta: CounterDelta
-) -> None:
-    """Count tips, which are all between the first and the last one, and correct their rows."""
+) -> set[int]:
+    """Count tips, which are all between the first and the last one, and correct their rows.
+
+    Returns the days of the tips whose rows were wrong.
+    """
     first, last = rows[0]["tip_id"], rows[-1]["tip_id"]
     window_ends: dict[UUID, datetime] = {row["tip_id"]: row["created_at"] + window for row in rows}
 
@@ -150,12 +156,14 @@ async def _count_tips(
     exposures = await rows_of_tips(tables.exposures)
     seen = {row["tip_id"] for row in exposures if row["received_at"] <= window_ends[row["tip_id"]]}
     effective = effective_in_window(await rows_of_tips(tables.reactions), window_ends)
-    updates = []
+    updates, days = [], set()
     for row in rows:
         tip_id = row["tip_id"]
         state = {"seen": tip_id in seen, "reward_in_window": effective[tip_id].reward if tip_id in effective else None}
         delta.add_row({**row, **state})
         if any(row[name] != value for name, value in state.items()):
             updates.append({"of_tip": tip_id, "new_seen": state["seen"], "new_reward": state["reward_in_window"]})
+            days.add(day_of(row["created_at"]))
     if updates:
         await connection.execute(_UPDATE, updates)
+    return days

@@ -46,12 +46,17 @@ MIN_OPTIONS = 2
 """A draw from fewer options says nothing about their shares."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_HOUR = timedelta(hours=1)
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 
 def hour_of(at: datetime) -> int:
     """Return the number of whole hours from 1970 (UTC) to a time."""
     return (at - _EPOCH) // _HOUR
+
+
+def day_of(at: datetime) -> int:
+    """Return the number of whole days from 1970 (UTC) to a time."""
+    return (at - _EPOCH) // _DAY
 
 
 def start_of(hour: int) -> datetime:

@@ -14,14 +14,14 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ml.experiments.decisions import LoggedDecision
 from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
 from ml.platform.errors import IdempotencyKeyReused, RequestInProgress, TipsError
 from ml.platform.idempotency_key import IdempotencyKey
-from ml.store import decision_log, deletion, tables
+from ml.store import deletion, tables
 from ml.store.counts import Counts
 from ml.store.database import Database
+from ml.store.day_revisions import DayRevisions
 from ml.store.exposures import Exposure, ExposureResult
 from ml.store.failures import FailureWriter, GenerationFailure
 from ml.store.group_commit import GroupCommit
@@ -29,7 +29,7 @@ from ml.store.idempotency import IdempotencyKeys, KeyClaim, LockedKeys
 from ml.store.locked_tips import LockedTips, TipLocks
 from ml.store.reactions import Reaction, ReactionResult, UnknownTipsError
 from ml.store.recount import prepare
-from ml.store.rollup import CounterDelta, TipDimensions, window_seconds
+from ml.store.rollup import CounterDelta, TipDimensions, day_of, window_seconds
 from ml.store.user_draws import UserDraws, user_draws
 from ml.store.visits import Visits
 
@@ -162,6 +162,7 @@ class TipStore:
         self._failures = FailureWriter(database)
         self._keys = IdempotencyKeys(database)
         self._visits = Visits(database)
+        self._revisions = DayRevisions(database)
         self.writer: GroupCommit[_Operation] = GroupCommit(self._commit)
 
     async def add(
@@ -229,18 +230,6 @@ class TipStore:
             found = await connection.execute(select(table.c.tip_id).where(~table.c.simulated).limit(1))
             return found.first() is not None
 
-    def decisions(
-        self, before: datetime, since: datetime | None = None, *, seen_only: bool = False
-    ) -> AsyncIterator[LoggedDecision]:
-        """Yield the decisions from `since` to `before`, in the order of time; see `decision_log`."""
-        return decision_log.decisions(self.database, before, since, seen_only=seen_only)
-
-    def user_aggregates(
-        self, now: datetime, *, seen_only: bool = False
-    ) -> AsyncIterator[tuple[str, Mapping[str, float]]]:
-        """Yield the aggregates of each user with tips in the last 30 days; see `decision_log`."""
-        return decision_log.user_aggregates(self.database, now, self.reaction_window, seen_only=seen_only)
-
     def user_draws(self, segment: str, hours: range, mature_before: int) -> AsyncIterator[UserDraws]:
         """Yield the comparable draws of each user in the mature ones of these hours; see `user_draws`."""
         return user_draws(self.database, segment, range(hours.start, min(hours.stop, mature_before)))
@@ -275,6 +264,8 @@ class TipStore:
             await self._locks.save(connection, tips, delta)
             await self._keys.save(connection, keys)
             await self.counts.add(connection, delta)
+            days = [day_of(tip.created_at) for decision in added for tip in decision.tips]
+            await self._revisions.replace(connection, [*days, *tips.changed_days()])
             stored = await _select_tips(connection, [result for result in results if isinstance(result, UUID)])
         self.counts.remember(delta)
         return [stored[result] if isinstance(result, UUID) else result for result in results]

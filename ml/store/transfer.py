@@ -11,8 +11,9 @@ from ml.platform.errors import RolloutConflict
 from ml.store import tables
 from ml.store.counts import Counts
 from ml.store.database import Database
+from ml.store.day_revisions import DayRevisions
 from ml.store.failures import GenerationFailure
-from ml.store.rollup import CounterDelta, window_seconds
+from ml.store.rollup import CounterDelta, day_of, window_seconds
 
 _ROWS_PER_STATEMENT = 500
 _TABLES = (
@@ -42,7 +43,8 @@ async def copy_tips(source_url: str, target_url: str, reaction_window: timedelta
     target has other events since.
     """
     delta = CounterDelta(window_seconds(reaction_window))
-    async with _connected(source_url, target_url) as (reading, writing, counts):
+    days: set[int] = set()
+    async with _connected(source_url, target_url) as (reading, writing, target):
         if await _last_event(writing) != last_event:
             raise RolloutConflict("Somebody has changed a rollout in the database in the meantime.")
         async for _ in _copy(reading, writing, tables.rollout_events, after=last_event):
@@ -52,20 +54,22 @@ async def copy_tips(source_url: str, target_url: str, reaction_window: timedelta
                 for row in rows:
                     if table is tables.tip_scores:
                         delta.add_row(row)
+                        days.add(day_of(row["created_at"]))
                     elif table is tables.generation_failures:
                         delta.add_failure(GenerationFailure.of(row))
-        await counts.add(writing, delta)
+        await Counts(target).add(writing, delta)
+        await DayRevisions(target).replace(writing, days)
 
 
 @asynccontextmanager
 async def _connected(
     source_url: str, target_url: str
-) -> AsyncIterator[tuple[AsyncConnection, AsyncConnection, Counts]]:
-    """Yield a connection to read from, one in a transaction to write to, and the counters of the latter's database."""
+) -> AsyncIterator[tuple[AsyncConnection, AsyncConnection, Database]]:
+    """Yield a connection to read from, one in a transaction to write to, and the latter's database."""
     source, target = Database(source_url), Database(target_url)
     try:
         async with source.reading() as reading, target.writing() as writing:
-            yield reading, writing, Counts(target)
+            yield reading, writing, target
     finally:
         await source.close()
         await target.close()

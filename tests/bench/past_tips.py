@@ -89,6 +89,7 @@ def _rows_of_day(day: date, numbers: range, reacted: float, dialect: Dialect) ->
         schema.reactions: [
             {**tip, "at": tip["reacted_at"], "received_at": tip["reacted_at"]} for tip in tips if tip["reaction"]
         ],
+        schema.day_revisions: [{"day": (day - date(1970, 1, 1)).days, "revision": UUID(int=day.toordinal())}],
         schema.reward_hours: [key._asdict() | asdict(count) for key, count in delta.rewards.items()],
         schema.draw_hours: [key._asdict() | asdict(count) for key, count in delta.draws.items()],
     }
@@ -149,6 +150,10 @@ def _tips(day: date, numbers: range, reacted: float) -> Iterator[dict[str, Any]]
             "candidates": None,
             "aggregates": None,
             "aggregates_at": None,
+            "prompt_event": None,
+            "policy_asked": None,
+            "policy_options": None,
+            "policy_event": None,
         }
 
 
