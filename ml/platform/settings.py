@@ -94,8 +94,8 @@ class ServiceSettings(BaseSettings):
             ) from None
 
 
-_CREDENTIALS = re.compile(r"://.*[@?]|:[^/].*@")
-"""A place for a password in an address: before the host, or in a parameter."""
+_CREDENTIALS = re.compile(r"://.*[@?]|:[^/].*@|^rediss?://")
+"""A place for a password in an address: before the host, in a parameter, or anywhere in a wrong address of Redis."""
 
 _NUMBER_KINDS = {float: "a number", int: "a whole number"}
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -117,7 +117,7 @@ def _requirement(error: ErrorDetails, field: FieldInfo) -> str:
     for kind, words in _NUMBER_KINDS.items():
         if kind in types:
             limits = [
-                f"{phrase} {getattr(limit, name):g}"
+                f"{phrase} {getattr(limit, name):.15g}"
                 for name, phrase in _LIMITS.items()
                 for limit in field.metadata
                 if hasattr(limit, name)

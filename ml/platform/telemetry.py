@@ -18,7 +18,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from structlog.typing import EventDict, Processor
 
 from ml.platform.errors import TipsError
@@ -70,6 +70,11 @@ class Telemetry:
         self.scores = Counter(
             "tips_scores", "Rankings of candidates.", ("policy", "policy_version"), registry=self.registry
         )
+        self.online_store_failures = Counter(
+            "tips_online_store_failures",
+            "Rankings without the user's aggregates, since the online store failed.",
+            registry=self.registry,
+        )
         self.shadows = Counter(
             "tips_shadow", "Tips and rankings of versions in shadow.", ("kind", "outcome"), registry=self.registry
         )
@@ -78,6 +83,15 @@ class Telemetry:
         )
         self.rollout_transitions = Counter(
             "tips_rollout_transitions", "Events of rollouts.", ("kind", "action"), registry=self.registry
+        )
+        self.drift = Gauge(
+            "tips_drift", "The newest figures of tips nightly about the inputs.", ("figure",), registry=self.registry
+        )
+        self.drift_psi = Gauge(
+            "tips_drift_psi", "The population stability index of a feature.", ("feature",), registry=self.registry
+        )
+        self.drift_day = Gauge(
+            "tips_drift_day_seconds", "The end of the day of the newest figures, in Unix time.", registry=self.registry
         )
         self.background_task_failures = Counter(
             "tips_background_task_failures", "Background tasks that ended.", ("task",), registry=self.registry

@@ -310,7 +310,8 @@ def _baseline(tallies: Sequence[_Tally], requested: str | None, preferred: Seque
     versions = sorted({tally.prompt_version for tally in tallies})
     if requested is not None and requested not in versions:
         error = FieldError("#/baseline", "has no tips here", tuple(versions))
-        raise UnprocessableRequest("The baseline has no tips in this window.", errors=[error])
+        known = f"it should be one of {', '.join(versions)}" if versions else "no version has any"
+        raise UnprocessableRequest(f"The baseline {requested!r} has no tips in this window; {known}.", errors=[error])
     alphabetical = versions[0] if versions else None
     baseline = requested or next((version for version in preferred if version in versions), alphabetical)
     of_baseline = [tally for tally in tallies if tally.prompt_version == baseline]

@@ -1,6 +1,7 @@
 """`GET /rewards` and `GET /rewards/users`, and the report that its query parameters describe."""
 
 import re
+from contextlib import suppress
 from datetime import date
 from typing import Annotated
 
@@ -21,15 +22,18 @@ ReporterDep = Annotated[RewardReporter, from_state("reporter")]
 ClockDep = Annotated[Clock, from_state("clock")]
 
 
-def _check_day(value: str | None) -> str | None:
-    if value and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
-        raise PydanticCustomError("date", "should be a day, as 2026-01-31")
-    return value or None
+def _parse_day(value: str | None) -> date | None:
+    if not value:
+        return None
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+        with suppress(ValueError):
+            return date.fromisoformat(value)
+    raise PydanticCustomError("date", "should be a day, as 2026-01-31")
 
 
 Day = Annotated[
     date | None,
-    BeforeValidator(_check_day),
+    BeforeValidator(_parse_day),
     WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"maxLength": 0}]}),
 ]
 """A day; an empty value, which a form sends, is unset."""

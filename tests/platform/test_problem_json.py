@@ -1,16 +1,17 @@
 """The wording of errors in request bodies."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ml.features.definitions import SIGNALS
 from ml.platform.problem_json import error_from_validation
 from ml.recommender.schemas import ReactionRequest, TipRequest
+from ml.rollouts.card_pages import CardFormat
 from ml.serving.schemas import GenerateRequest, ScoreRequest
 
 JSON = st.recursive(
@@ -58,3 +59,16 @@ def test_every_error_completes_a_sentence_about_its_field_in_our_own_words(
 )
 def test_a_wrong_signal_is_answered_with_what_is_allowed(signals: dict[str, Any], detail: str) -> None:
     assert details(GenerateRequest, {"signals": signals}) == [detail]
+
+
+def test_an_option_and_a_large_limit_are_named_exactly() -> None:
+    class Page(BaseModel):
+        number: Annotated[int, Field(lt=2**31)]
+        format: CardFormat
+
+    allowed = ["should be below 2147483648", "should be one of 'html', 'json' or 'markdown'"]
+    assert details(Page, {"number": 2**31, "format": "pdf"}) == allowed
+
+
+def test_a_list_that_is_too_short_is_answered_with_the_least_number_of_items() -> None:
+    assert details(ScoreRequest, {"candidates": []}) == ["should have 1 or more items"]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from ml.pipelines.settings import PipelineSettings
 from ml.platform.settings import ConfigurationError
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.settings import EMBEDDED_MODEL, ServingSettings
@@ -146,6 +147,12 @@ def test_a_wrong_recommender_setting_is_an_error_of_one_sentence(
     assert "\n" not in str(raised.value)
 
 
+def test_a_large_limit_is_named_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLLOUT_SHADOW_LIMIT", "-1")
+    with pytest.raises(ConfigurationError, match=r"'-1' should be a whole number, at least 0 and at most 1000000\.$"):
+        RecommenderSettings.from_environment()
+
+
 def test_secrets_of_the_recommender_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "DATABASE_URL": "postgresql+asyncpg://tips:top-secret@db/tips",
@@ -193,10 +200,19 @@ def test_no_setting_shows_a_password_in_an_address(
             assert "top-secret" not in f"{shown} {shown!r}"
 
 
+VALID_ADDRESSES = {
+    "database_url": "postgresql+asyncpg://user:top-secret@host/name",
+    "online_store_url": "redis://user:top-secret@host/1",
+}
+
+
 @pytest.mark.parametrize(
     ("settings_class", "names"),
     [
-        (ServingSettings, {"tip_model_api_base", "mlflow_tracking_uri", "otel_exporter_otlp_endpoint"}),
+        (
+            ServingSettings,
+            {"tip_model_api_base", "mlflow_tracking_uri", "online_store_url", "otel_exporter_otlp_endpoint"},
+        ),
         (RecommenderSettings, {"serving_url", "database_url", "otel_exporter_otlp_endpoint"}),
     ],
 )
@@ -204,11 +220,13 @@ def test_an_address_with_a_password_is_accepted(
     settings_class: type[ServingSettings | RecommenderSettings], names: set[str]
 ) -> None:
     for name in names:
-        scheme = "postgresql+asyncpg" if name == "database_url" else "https"
-        fields: dict[str, Any] = {name: f"{scheme}://user:top-secret@host/name"}
+        fields: dict[str, Any] = {name: VALID_ADDRESSES.get(name, "https://user:top-secret@host/name")}
         settings = settings_class(**fields)
         assert getattr(settings, name)
         assert f"{name}=" in repr(settings)
+
+
+STORE_URL = "should be sqlite:///FILE or redis://[:PASSWORD@]HOST:PORT/DB, with rediss:// for TLS"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +243,9 @@ def test_an_address_with_a_password_is_accepted(
             "'b' should be a LiteLLM model id with its provider, such as openai/gpt-4o-mini",
         ),
         ("TIP_MODEL_API_BASE", "localhost:8080", "'localhost:8080' should be an http:// or https:// address"),
-        ("ONLINE_STORE_URL", "redis://host/0?password=top-secret", "should be sqlite:///FILE"),
+        ("ONLINE_STORE_URL", "features.db", f"'features.db' {STORE_URL}"),
+        ("ONLINE_STORE_URL", "redis://host/0?password=top-secret", STORE_URL),
+        ("ONLINE_STORE_URL", "redis://:top-secret", STORE_URL),
         ("TIP_MODEL_API_BASE", "user:top-secret@host", "should be an http:// or https:// address"),
         ("EMBEDDED_MODEL_PATH", "/nowhere/model.gguf", "'/nowhere/model.gguf' is not a file that can be read"),
         ("GENERATE_TIMEOUT_SECONDS", "0", "'0' should be a number, above 0 and at most 600"),
@@ -280,7 +300,8 @@ def test_settings_are_frozen_and_do_not_show_keys(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_setting_has_a_line_in_the_example_and_a_row_in_the_documentation() -> None:
-    settings = {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields}
+    classes = (ServingSettings, RecommenderSettings, PipelineSettings)
+    settings = {name.upper() for each in classes for name in each.model_fields}
     example = (ROOT / ".env.example").read_text()
     assert set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) == settings
     documentation = "\n".join(file.read_text() for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))

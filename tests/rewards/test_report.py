@@ -321,9 +321,11 @@ def test_rewards_over_http(start_recommender: StartRecommender, fake_serving: Fa
     assert (backwards.status_code, backwards.json()["errors"][0]["pointer"]) == (422, "#/to")
     unknown = http.get("/rewards", params={"baseline": "v9"})
     assert (unknown.status_code, unknown.json()["errors"][0]["allowed"]) == (422, ["v1", "v2-mentor"])
+    assert unknown.json()["detail"].startswith("The baseline 'v9' has no tips in this window; it should be one of v1, ")
+    no_day = http.get("/rewards", params={"to": "2026-02-30"}).json()
+    assert no_day["errors"] == [{"pointer": "#/to", "detail": "should be a day, as 2026-01-31"}]
     for invalid in (
         {"from": "soon"},
-        {"to": "2026-02-30"},
         {"segment": "x" * 65},
         {"segment": "mood:é"},
         {"from": "\x00"},

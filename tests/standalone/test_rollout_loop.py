@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from ml.experiments.assignment import hash_to_unit_interval
+from ml.experiments.decisions import InMemoryDecisionLog
 from ml.experiments.rollout_state import RolloutEvent
 from ml.pipelines.training import train
 from ml.platform.errors import RolloutRefused
@@ -30,6 +31,7 @@ from tests.conftest import becomes_ready, eventually, of_model
 from tests.databases import Database
 from tests.example_tips import WINDOW, SetClock
 from tests.fixtures import ON_SQLITE
+from tests.offline import exported, logged_decisions
 from tests.server import running
 from tests.upstream import Upstream
 
@@ -121,12 +123,10 @@ def started(loop: Loop, url: str, version: str) -> int:
 
 def trained(loop: Loop, file: Path, *, inverted: bool = False) -> str:
     """Train a policy on all decisions, or on the opposite of their rewards; return its version."""
-
-    async def read(store: TipStore) -> bytes:
-        decisions = [decision async for decision in store.decisions(loop.clock() - WINDOW)]
-        return train([replace(each, reward=1 - each.reward) for each in decisions] if inverted else decisions)
-
-    file.write_bytes(loop.in_store(read))
+    decisions = logged_decisions(exported(loop.database.url, file.parent), before=loop.clock() - WINDOW)
+    if inverted:
+        decisions = [replace(each, reward=1 - each.reward) for each in decisions]
+    file.write_bytes(train(InMemoryDecisionLog(decisions)))
     return RankingPolicy.from_bytes(file.read_bytes()).version
 
 
