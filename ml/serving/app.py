@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 
 from fastapi import FastAPI
 
-from ml.features.online_store import OnlineStoreUnavailable, open_online_store
+from ml.features.online_store import OnlineStoreUnavailable, check_online_store, open_online_store
 from ml.platform import api_docs
 from ml.platform.app_factory import build_service, freeze_gc_again, warn_if_unauthenticated
 from ml.platform.background import BackgroundTasks
@@ -55,7 +55,7 @@ async def open_state(
     background = BackgroundTasks(telemetry.background_task_failures)
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(build_gateway(settings).running())
-        online_store = stack.enter_context(open_online_store(settings.online_store_url))
+        online_store = await stack.enter_async_context(open_online_store(settings.online_store_url))
         policies = ActivePolicies(sources)
         stack.enter_context(_reload_on_hangup(policies))
         if sources:
@@ -100,8 +100,7 @@ def check_settings(settings: ServingSettings) -> None:
         )
     if settings.online_store_url:
         try:
-            with open_online_store(settings.online_store_url):
-                pass
+            check_online_store(settings.online_store_url)
         except OnlineStoreUnavailable as error:
             raise ConfigurationError(f"ONLINE_STORE_URL: {error}.") from None
 

@@ -1,10 +1,11 @@
 """One model as LiteLLM calls it: its address, and the parameters that it takes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from ml.serving.prepared_call import PreparedCall
 from ml.serving.prompts import Parameters
 
 REASONING_ALLOWANCE = 4096
@@ -24,14 +25,16 @@ class HostedModel:
     """A model with the arguments that address it, and what is known about it.
 
     `effort`: the least reasoning effort that it takes, if it reasons unless told otherwise. `reasons`: its limit of
-    tokens includes reasoning. `refused`: the parameters that its provider has refused. The last two are also learned
-    from answers, for models that LiteLLM does not know or knows wrongly.
+    tokens includes reasoning. `refused`: the parameters that its provider has refused. These two are also learned from
+    answers, for models that LiteLLM does not know or knows wrongly. `calls`: the prepared calls, by what else than the
+    texts of the messages is in them; None where there can be none.
     """
 
     address: Mapping[str, str] = field(repr=False)  # may have a key
     effort: str | None = None
     reasons: bool = False
     refused: frozenset[str] = frozenset()
+    calls: dict[Hashable, PreparedCall | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -82,9 +85,8 @@ def _least_effort(model: str, known: Mapping[str, Any]) -> str | None:
 def _address(model: str, api_base: str | None, openai_key: str, *, reasons: bool) -> dict[str, str]:
     """Return the arguments by which LiteLLM reaches `model`.
 
-    An OpenAI-compatible server is called through LiteLLM's own HTTP client (its `hosted_vllm` provider) and not through
-    the OpenAI SDK: the same request for a quarter less CPU. Not for OpenAI's reasoning models, whose other parameters
-    only the provider `openai` knows.
+    An OpenAI-compatible server is called through LiteLLM's `hosted_vllm` provider, which sends all parameters, whatever
+    the name of the model. Not for OpenAI's reasoning models, whose other parameters only the provider `openai` knows.
     """
     if api_base is None:
         return {"model": model}

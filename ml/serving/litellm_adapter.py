@@ -9,8 +9,8 @@ import os
 import threading
 import uuid
 import warnings
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -24,8 +24,10 @@ from ml.platform.errors import ContentRefused, UpstreamFailed
 from ml.platform.telemetry import traceparent
 from ml.serving.completion import Chunk, CompletionRequest, TokenUsage
 from ml.serving.hosted_model import HostedModel
+from ml.serving.litellm_transport import Exchange, RequestCapture, install_transport, use_exchange
+from ml.serving.prepared_call import PreparedCall, UnreadAnswer
 from ml.serving.prompts import Message
-from ml.serving.response_observer import FinishReason, ResponseObserver, install_observer, observe_responses
+from ml.serving.response_observer import FinishReason, ResponseObserver
 from ml.serving.settings import EMBEDDED_MODEL
 from ml.serving.upstream_errors import DETAILS, map_upstream_error, vendor_exceptions
 
@@ -35,13 +37,24 @@ log = structlog.get_logger()
 _IMPORT_LOCK = threading.Lock()
 
 
+PREPARED_PROVIDERS = frozenset({"anthropic", "gemini", "hosted_vllm", "openai"})
+"""The providers, as LiteLLM names them, whose calls are prepared once.
+
+Their keys stay valid, and tests compare their requests and answers with those of LiteLLM.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class LiteLLM:
-    """The imported module, the exceptions of its calls, and a factory for the log object of a call."""
+    """The imported module, the exceptions of its calls, and a factory for the log object of a call.
+
+    `transport`: sends prepared calls; None if LiteLLM is set to use another kind of transport, which has no hook.
+    """
 
     module: Any
     exceptions: tuple[type[Exception], ...]
     make_log: Callable[[str, Sequence[Message]], Any]
+    transport: httpx.AsyncBaseTransport | None
 
     async def chunks(
         self, model: HostedModel, request: CompletionRequest, *, stream: bool
@@ -54,17 +67,17 @@ class LiteLLM:
         refused = model.refused
         while True:
             observer = ResponseObserver()
-            observe_responses(observer)
             has_text, reason = False, None
             try:
-                async with aclosing(self._responses(model, request, refused, stream=stream)) as responses:
-                    async for response in responses:
-                        chunk = _read_chunk(response, stream=stream)
+                async with aclosing(self._answer(model, request, refused, observer, stream=stream)) as answer:
+                    async for chunk in answer:
                         has_text = has_text or bool(chunk.text)
                         reason = chunk.finish_reason or reason
                         yield Chunk(chunk.text, chunk.usage)
                 break
             except self.exceptions as error:
+                if observer.status == HTTPStatus.UNAUTHORIZED:
+                    model.calls.clear()  # their key may have been replaced
                 parameter = _refused_parameter(model, error, observer.status, refused)
                 if has_text or parameter is None:
                     raise map_upstream_error(error, status=observer.status) from None
@@ -81,26 +94,78 @@ class LiteLLM:
 
     async def aclose(self) -> None:
         """Close LiteLLM's connections."""
+        if self.transport:
+            await self.transport.aclose()
         await self.module.close_litellm_async_clients()
         self.module.in_memory_llm_clients_cache.flush_cache()
         # Streams of some providers use one client outside of that cache; it is made when it is first used.
         if (shared := vars(self.module).get("module_level_aclient")) is not None:
             await shared.close()
 
-    async def _responses(
-        self, model: HostedModel, request: CompletionRequest, refused: frozenset[str], *, stream: bool
-    ) -> AsyncGenerator[Any, None]:
+    async def _answer(
+        self,
+        model: HostedModel,
+        request: CompletionRequest,
+        refused: frozenset[str],
+        observer: ResponseObserver,
+        *,
+        stream: bool,
+    ) -> AsyncGenerator[Chunk, None]:
         options = {**model.address, **model.arguments(request.parameters, refused)}
+        # Only the operator's own server may continue the trace.
+        headers = {"traceparent": traceparent(trace.get_current_span())} if "api_base" in options else {}
+        yielded = 0
+        if self.transport and (call := await self._prepare(model, request.messages, options, stream=stream)):
+            use_exchange(observer)
+            texts = [message["content"] for message in request.messages]
+            response = await self.transport.handle_async_request(call.request(texts, headers))
+            try:
+                async with aclosing(call.chunks(response, stream=stream)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                return
+            except UnreadAnswer as unread:
+                observer.unread, yielded = unread.response, unread.yielded
         if options["model"] == EMBEDDED_MODEL:
             reader = {"locale": request.locale, "crisis": request.crisis}
             options["extra_body"] = {**reader, "opening": request.opening, "background": request.background}
         elif not stream:
             options["litellm_logging_obj"] = self.make_log(options["model"], request.messages)
-        if "api_base" in options:  # the operator's own server, which may continue the trace
-            options["extra_headers"] = {"traceparent": traceparent(trace.get_current_span())}
+        if headers:
+            options["extra_headers"] = headers
+        async with aclosing(self._complete(observer, request.messages, options, stream=stream)) as responses:
+            async for response in responses:
+                chunk = _read_chunk(response, stream=stream)
+                yield Chunk(chunk.text[yielded:], chunk.usage, chunk.finish_reason)
+                yielded = max(0, yielded - len(chunk.text))
+
+    async def _prepare(
+        self, model: HostedModel, messages: Sequence[Message], options: Mapping[str, Any], *, stream: bool
+    ) -> PreparedCall | None:
+        """Return the prepared call with these options for messages of these roles; None if there can be none."""
+        if options["model"].partition("/")[0] not in PREPARED_PROVIDERS:
+            return None
+        key = (stream, *(message["role"] for message in messages), *options.items())
+        if key not in model.calls:
+            placeholders = [uuid.uuid4().hex for _ in messages]
+            templates: list[Message] = [
+                {"role": message["role"], "content": text} for message, text in zip(messages, placeholders, strict=True)
+            ]
+            capture = RequestCapture()
+            with suppress(*self.exceptions):
+                async for _ in self._complete(capture, templates, options, stream=stream):
+                    pass
+            model.calls[key] = PreparedCall.of(capture.request, placeholders) if capture.request else None
+        return model.calls[key]
+
+    async def _complete(
+        self, exchange: Exchange, messages: Sequence[Message], options: Mapping[str, Any], *, stream: bool
+    ) -> AsyncGenerator[Any, None]:
+        """Yield LiteLLM's response or chunks; `exchange` handles its request."""
+        use_exchange(exchange)
         if stream:
-            options |= {"stream": True, "stream_options": {"include_usage": True}}
-        response = await self.module.acompletion(messages=request.messages, drop_params=True, max_retries=0, **options)
+            options = {**options, "stream": True, "stream_options": {"include_usage": True}}
+        response = await self.module.acompletion(messages=messages, drop_params=True, max_retries=0, **options)
         if not stream:
             yield response
             return
@@ -152,15 +217,24 @@ def import_litellm() -> LiteLLM:
     os.environ["LITELLM_MODE"] = "PRODUCTION"
     with _IMPORT_LOCK:
         import litellm
-        from litellm.llms.custom_httpx import aiohttp_transport
+        from litellm.llms.custom_httpx import aiohttp_transport, http_handler
 
-        install_observer(aiohttp_transport)
+        install_transport(aiohttp_transport)
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).disabled = True  # its lines may quote prompts and answers
     warnings.filterwarnings("ignore", message="Pydantic serializer warnings")  # quotes answers
     litellm.ModelResponse()  # pydantic completes these classes at their first use: do that before the first request
-    return LiteLLM(litellm, (*vendor_exceptions(litellm), httpx.HTTPError), _log_factory(litellm))
+    exceptions = (*vendor_exceptions(litellm), httpx.HTTPError)
+    return LiteLLM(litellm, exceptions, _log_factory(litellm), _open_transport(http_handler))
+
+
+def _open_transport(http_handler: Any) -> httpx.AsyncBaseTransport | None:
+    """Return a transport like those of LiteLLM's clients; None if they use others, in which nothing can be captured."""
+    config = http_handler.get_ssl_configuration()
+    ssl = {"ssl_verify": config} if isinstance(config, bool) else {"ssl_context": config}
+    transport: httpx.AsyncBaseTransport | None = http_handler.AsyncHTTPHandler.create_async_transport(**ssl)
+    return transport if getattr(transport, "has_exchange", False) else None
 
 
 def _log_factory(litellm: Any) -> Callable[[str, Sequence[Message]], Any]:

@@ -9,7 +9,7 @@ import structlog
 from ml.platform.background import run_in_daemon_thread
 from ml.platform.errors import FieldError, PolicyReloadFailed, UnprocessableRequest
 from ml.platform.settings import ConfigurationError
-from ml.registry.artifacts import RankingPolicy, UnusablePolicyError
+from ml.registry.artifacts import AbsentPolicyError, AbsentRegistryError, RankingPolicy, UnusablePolicyError
 from ml.registry.policies import LearnedPolicy, Ranker, UniformRanker, policy_revision, read_policy
 
 log = structlog.get_logger()
@@ -25,10 +25,14 @@ MAX_SHOWN_LENGTH = 64
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicies:
-    """The policies that a request may name, by version, `uniform` first, and the one of requests that name none."""
+    """The policies that a request may name, by version, `uniform` first, and the one of requests that name none.
+
+    `absent`: the sources of SCORE_POLICIES whose alias does not exist now.
+    """
 
     default: Ranker
     by_version: Mapping[str, Ranker]
+    absent: tuple[str, ...] = ()
 
     def resolve(self, version: str | None) -> Ranker:
         """Return the policy of that version, or the default for None.
@@ -64,7 +68,7 @@ class PolicySources:
         self._others = others
         self._tracking_uri = tracking_uri
         self._contents: dict[str, _Content] = {}
-        self.loaded = _loaded(_UNIFORM, ())
+        self.loaded = _loaded(_UNIFORM, {})
 
     def __bool__(self) -> bool:
         """Whether there is a source."""
@@ -73,23 +77,32 @@ class PolicySources:
     def load(self, *, anew: bool = False) -> LoadedPolicies:
         """Load the policies of all sources together; without `anew`, only changed sources are read.
 
-        Raises ConfigurationError if one of them cannot be used; then `loaded` stays as it is. It may take seconds, and
-        does not run twice at the same time.
+        Of SCORE_POLICIES, an alias that does not exist is left out, and so are all before the registry exists. Raises
+        ConfigurationError if another source cannot be used; then `loaded` stays as it is. It may take seconds, and does
+        not run twice at the same time.
         """
         if anew:
             self._contents.clear()
         default: Ranker = _UNIFORM
         if self._default:
-            default = self._load_source(self._default, "SCORE_POLICY: the policy")
-        others = [self._load_source(source, f"SCORE_POLICIES: the policy {source}") for source in self._others]
+            try:
+                default = self._read(self._default)
+            except UnusablePolicyError as error:
+                raise ConfigurationError(f"SCORE_POLICY: the policy {self._default} {error}.") from None
+        others = {source: self._load_other(source) for source in self._others}
         self.loaded = _loaded(default, others)
         return self.loaded
 
-    def _load_source(self, source: str, subject: str) -> LearnedPolicy:
+    def _load_other(self, source: str) -> LearnedPolicy | None:
+        """Return the policy at a source of SCORE_POLICIES; None if it is absent. Raises ConfigurationError."""
         try:
             return self._read(source)
+        except AbsentPolicyError:
+            return None
         except UnusablePolicyError as error:
-            raise ConfigurationError(f"{subject} {error}.") from None
+            if isinstance(error, AbsentRegistryError) and not self._contents:
+                return None
+            raise ConfigurationError(f"SCORE_POLICIES: the policy {source} {error}.") from None
 
     def _read(self, source: str) -> LearnedPolicy:
         # The revision first: if the source changes meanwhile, the next check sees another one and reads it again.
@@ -110,8 +123,11 @@ def _parse(blob: bytes) -> LearnedPolicy | UnusablePolicyError:
         return error
 
 
-def _loaded(default: Ranker, others: Sequence[Ranker]) -> LoadedPolicies:
-    return LoadedPolicies(default, {policy.version: policy for policy in (_UNIFORM, default, *others)})
+def _loaded(default: Ranker, others: Mapping[str, Ranker | None]) -> LoadedPolicies:
+    """Return the loaded policies. `others`: by source, None for one that is absent."""
+    policies = (_UNIFORM, default, *filter(None, others.values()))
+    absent = tuple(source for source, policy in others.items() if policy is None)
+    return LoadedPolicies(default, {policy.version: policy for policy in policies}, absent)
 
 
 class ActivePolicies:
@@ -162,9 +178,9 @@ class ActivePolicies:
 
 
 def _versions(policies: LoadedPolicies) -> tuple[str, ...]:
-    return policies.default.version, *policies.by_version
+    return policies.default.version, *policies.by_version, *policies.absent
 
 
 def _log_loaded(policies: LoadedPolicies) -> None:
     names = [f"{policy.name} {version}" for version, policy in policies.by_version.items()]
-    log.info("policies_loaded", default=policies.default.version, policies=names)
+    log.info("policies_loaded", default=policies.default.version, policies=names, absent=[*policies.absent])

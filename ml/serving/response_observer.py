@@ -1,22 +1,19 @@
 """The finish reason of a model's answer, read from the bytes of the provider's response.
 
-LiteLLM reports `stop` also for an answer that was cut off by a lost connection and for reasons that it does not know. A
-transport of its HTTP clients therefore reads the reason in passing, in the formats of all providers that send JSON.
+LiteLLM reports `stop` also for an answer that was cut off by a lost connection and for reasons that it does not know.
+The reason is therefore read as the bytes pass by, in the formats of all providers that send JSON.
 """
 
 import re
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
 from enum import StrEnum
-from typing import Any
 
 import httpx
 
+from ml.serving.litellm_transport import Send
+
 OVERLOADED = 529
 """The status of an overloaded provider (Anthropic and others), for which LiteLLM has no class."""
-
-MAX_CONNECT_SECONDS = 3.0
-"""The time for a connection, TLS included: a port that does not speak TLS often just waits for more."""
 
 
 class FinishReason(StrEnum):
@@ -55,11 +52,12 @@ _LONGEST_MATCH = 256
 
 
 class ResponseObserver:
-    """The state of one response.
+    """The state of the response to one call: an exchange of `ml.serving.litellm_transport`.
 
     `finish_reason`: the last one that has arrived. `is_known_format`: it is an answer in a format that ends with a
     reason. `has_events`: a server-sent event has arrived. `is_observed`: there was an HTTP response that can be read.
-    `status`: its status, 0 before it has arrived; OVERLOADED also if a stream ends with that error.
+    `status`: its status, 0 before it has arrived; OVERLOADED also if a stream ends with that error. `unread`: the
+    response to the next request, if it has already arrived.
     """
 
     def __init__(self) -> None:
@@ -68,11 +66,21 @@ class ResponseObserver:
         self.has_events = False
         self.is_observed = False
         self.status = 0
+        self.unread: httpx.Response | None = None
         self._tail = b""
         self._streams: list[httpx.AsyncByteStream] = []
 
-    def observe(self, response: httpx.Response) -> None:
-        """Read the body of this response as it passes by."""
+    async def handle(self, request: httpx.Request, send: Send) -> httpx.Response:
+        """Send the request, and read the body of the response as it passes by."""
+        if self.unread:
+            response, self.unread = self.unread, None
+            return response
+        request.headers["accept-encoding"] = "identity"
+        response = await send(request)
+        self._observe(response)
+        return response
+
+    def _observe(self, response: httpx.Response) -> None:
         self.status = response.status_code
         if isinstance(response.stream, httpx.AsyncByteStream):
             self._streams.append(response.stream)
@@ -109,35 +117,3 @@ class _ObservedStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-_observer: ContextVar[ResponseObserver | None] = ContextVar("response_observer", default=None)
-
-
-def observe_responses(observer: ResponseObserver) -> None:
-    """Make `observer` read the responses to the requests that the current task sends from now on."""
-    _observer.set(observer)
-
-
-def install_observer(aiohttp_transport: Any) -> None:
-    """Let LiteLLM's HTTP clients use a transport that reads the responses.
-
-    `aiohttp_transport`: its module of that name, from which each new client takes the class.
-    """
-
-    class ObservedTransport(aiohttp_transport.LiteLLMAiohttpTransport):  # type: ignore[misc]
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            timeout = request.extensions.get("timeout", {})
-            connect = min(timeout.get("connect") or MAX_CONNECT_SECONDS, MAX_CONNECT_SECONDS)
-            request.extensions["timeout"] = {**timeout, "connect": connect}
-            observer = _observer.get()
-            if observer is None:
-                return await super().handle_async_request(request)  # type: ignore[no-any-return]
-            request.headers["accept-encoding"] = "identity"
-            response: httpx.Response = await super().handle_async_request(request)
-            observer.observe(response)
-            return response
-
-    if not getattr(aiohttp_transport.LiteLLMAiohttpTransport, "is_observed", False):
-        ObservedTransport.is_observed = True
-        aiohttp_transport.LiteLLMAiohttpTransport = ObservedTransport

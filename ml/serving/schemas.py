@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from ml.features.request_schemas import EXAMPLE_SIGNALS, Candidate, Id, Signals, StrictModel, UserId
@@ -175,6 +175,10 @@ class ScoreResponse(BaseModel):
     chosen: str
     scores: list[CandidateScore]
     aggregates: dict[str, float] = Field(description="The user's aggregates from the online store.")
+    aggregates_at: AwareDatetime | None = Field(
+        description="The time as of which the aggregates were computed, in UTC; null without aggregates, and if their "
+        "times differ."
+    )
 
 
 def score_response(result: ScoreResult) -> bytes:
@@ -189,7 +193,8 @@ def score_response(result: ScoreResult) -> bytes:
                 {"id": candidate_id, "score": score, "probability": probability}
                 for candidate_id, score, probability in zip(result.candidate_ids, scores, probabilities, strict=True)
             ],
-            "aggregates": result.aggregates,
+            "aggregates": result.aggregates.values,
+            "aggregates_at": result.aggregates.computed_at,
         }
     )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml.experiments.assignment import Assignment, draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import Ranking
-from ml.features.online_store import OnlineStore
+from ml.features.online_store import OnlineStore, OnlineStoreUnavailable
+from ml.features.user_aggregates import NO_AGGREGATES, UserAggregates
 from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.platform.telemetry import Telemetry, add_to_request_log
 from ml.registry.policies import Ranker
@@ -24,7 +25,7 @@ class ScoreResult:
     chosen: str
     candidate_ids: Sequence[str]
     ranking: Ranking
-    aggregates: Mapping[str, float]
+    aggregates: UserAggregates
 
 
 class Scorer:
@@ -53,8 +54,8 @@ class Scorer:
         _refuse_repeated_ids(candidate_ids)
         ranker = self._policies.loaded.resolve(policy)  # unaffected by a reload from here on
         event_id = event_id or uuid.uuid4().hex
-        aggregates = await self._online_store.read(user_id, datetime.now(UTC)) if user_id else {}
-        context = {**signals, **aggregates}
+        aggregates = await self._read_aggregates(user_id) if user_id else NO_AGGREGATES
+        context = {**signals, **aggregates.values}
         ranking = ranker.rank(context, candidates)
         drawn = _draw(event_id, candidate_ids, ranking)
         self._telemetry.scores.labels(ranker.name, ranker.version).inc()
@@ -67,6 +68,14 @@ class Scorer:
             probability=drawn.probability,
         )
         return ScoreResult(event_id, ranker, drawn.option, candidate_ids, ranking, aggregates)
+
+    async def _read_aggregates(self, user_id: str) -> UserAggregates:
+        """Return the user's aggregates; none if the store fails: a ranking without them is better than none."""
+        try:
+            return await self._online_store.read(user_id, datetime.now(UTC))
+        except OnlineStoreUnavailable:
+            self._telemetry.online_store_failures.inc()
+            return NO_AGGREGATES
 
 
 def _draw(event_id: str, candidate_ids: Sequence[str], ranking: Ranking) -> Assignment:

@@ -6,9 +6,11 @@ complete chat completion request and call the model at `OPENAI_BASE_URL` with `O
 
 import json
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 TIP = "Dim the lights now and leave your phone to charge in another room."
@@ -86,10 +88,10 @@ def openai_sdk() -> FastAPI:
     app = FastAPI()
     client = AsyncOpenAI(base_url=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"])
 
-    @app.post("/generate")
-    async def generate(chat: dict[str, Any]) -> dict[str, str]:
+    @app.post("/generate", response_model=None)
+    async def generate(chat: dict[str, Any]) -> dict[str, str] | StreamingResponse:
         answer = await client.chat.completions.create(**chat)
-        return {"tip": answer.choices[0].message.content}
+        return _events(answer) if "stream" in chat else {"tip": answer.choices[0].message.content}
 
     return app
 
@@ -104,9 +106,20 @@ def litellm_sdk() -> FastAPI:
         "api_key": os.environ["OPENAI_API_KEY"],
     }
 
-    @app.post("/generate")
-    async def generate(chat: dict[str, Any]) -> dict[str, str]:
+    @app.post("/generate", response_model=None)
+    async def generate(chat: dict[str, Any]) -> dict[str, str] | StreamingResponse:
         answer: Any = await acompletion(**chat | model)
-        return {"tip": answer.choices[0].message.content}
+        return _events(answer) if "stream" in chat else {"tip": answer.choices[0].message.content}
 
     return app
+
+
+def _events(chunks: AsyncIterator[Any]) -> StreamingResponse:
+    """Return the pieces of text in a library's chunks as server-sent events."""
+
+    async def events() -> AsyncIterator[str]:
+        async for chunk in chunks:
+            if chunk.choices and (text := chunk.choices[0].delta.content):
+                yield f"data: {json.dumps({'text': text})}\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")

@@ -8,7 +8,7 @@ Everything runs on this machine, over the loopback interface, with one process a
   SQLite;
 - MLflow: `mlflow models serve` of the same policy by the same code, without its access log, only with `--mlflow`: its
   requirements conflict with ours, so it needs an environment of its own
-  (`pip install 'mlflow>=3.17,<3.18' uvloop httptools`; without the last two it costs more). It is
+  (`pip install 'mlflow>=3.17,<3.18' babel uvloop httptools`; without the last two it costs more). It is
   given numbers ready made, once as named arrays, the cheapest form that it has, and once as a data frame with a row for
   each candidate; all ratios are relative to the cheapest;
 - the floor: a FastAPI handler without a ranking, with the requests of tips.
@@ -36,6 +36,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ml.experiments.decisions import InMemoryDecisionLog
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder
 from ml.features.online_store import replace_all
 from ml.pipelines.training import train
@@ -160,7 +161,7 @@ async def benchmark(seconds: float, rate: float, rounds: int, executables: Path 
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         users = random_users()
         policy, store = directory / "policy", f"sqlite:///{directory / 'features.db'}"
-        policy.write_bytes(train([*decisions(users)], name=POLICY))
+        policy.write_bytes(train(InMemoryDecisionLog([*decisions(users)]), name=POLICY))
         replace_all(store, ((user.user_id, user.aggregates) for user in users), datetime.now(UTC))
         servers = [floor(users), tips(users, policy, store)]
         if executables:

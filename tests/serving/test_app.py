@@ -2,20 +2,21 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from ml.features.online_store import OnlineStoreUnavailable, replace_all
+from ml.features.online_store import OnlineStore, OnlineStoreUnavailable, open_online_store, replace_all
 from ml.platform.background import BackgroundTasks
 from ml.platform.telemetry import Telemetry
 from ml.serving import app as app_module
 from ml.serving.app import create_app, load_policies, open_state
 from ml.serving.gateway import Gateway
+from ml.serving.policies import ActivePolicies
 from ml.serving.settings import ServingSettings
 from tests.conftest import eventually, of_model
 from tests.policies import TIPS, policy
@@ -68,31 +69,33 @@ def test_a_failing_start_up_step_closes_the_resources_opened_before(
 ) -> None:
     events: list[str] = []
 
-    def recorded(name: str) -> Callable[..., AbstractContextManager[Any]]:
-        open_resource = getattr(app_module, name)
+    reload_on_hangup = app_module._reload_on_hangup
 
-        @contextmanager
-        def recording(*arguments: Any) -> Iterator[Any]:
-            with ExitStack() as stack:
-                stack.callback(events.append, f"close {name}")
-                resource = stack.enter_context(open_resource(*arguments))
-                events.append(f"open {name}")
-                yield resource
+    @asynccontextmanager
+    async def recorded_store(url: str) -> AsyncIterator[OnlineStore]:
+        async with AsyncExitStack() as stack:
+            stack.callback(events.append, "close store")
+            store = await stack.enter_async_context(open_online_store(url))
+            events.append("open store")
+            yield store
 
-        return recording
+    @contextmanager
+    def recorded_reload(policies: ActivePolicies) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.callback(events.append, "close reload")
+            stack.enter_context(reload_on_hangup(policies))
+            events.append("open reload")
+            yield
 
     def fail(_: BackgroundTasks, __: str, work: Coroutine[Any, Any, None], **___: Any) -> NoReturn:
         work.close()
         raise OSError("the last step fails")
 
-    for name in ("open_online_store", "_reload_on_hangup"):
-        monkeypatch.setattr(app_module, name, recorded(name))
+    monkeypatch.setattr(app_module, "open_online_store", recorded_store)
+    monkeypatch.setattr(app_module, "_reload_on_hangup", recorded_reload)
     monkeypatch.setattr(BackgroundTasks, "run", fail)
     assert asyncio.run(tasks_after_failed_start(settings, OSError)) == set()
-    assert events == [
-        *("open open_online_store", "open _reload_on_hangup"),
-        *("close _reload_on_hangup", "close open_online_store"),
-    ]
+    assert events == ["open store", "open reload", "close reload", "close store"]
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 

@@ -71,7 +71,8 @@ print(hasattr(main, "x"), state() == before)
         ),
         (
             {"ONLINE_STORE_URL": "sqlite:////nowhere/features.db"},
-            "ONLINE_STORE_URL: /nowhere/features.db is not an online feature store; `tips features` creates one.",
+            "ONLINE_STORE_URL: /nowhere/features.db is not an online feature store; `tips features materialize` "
+            "creates one.",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -208,8 +208,8 @@ def test_a_torn_file_changes_nothing_and_is_logged_once_per_change_of_state(file
     log = refreshing(sources(default=files["first"]), steps)
     assert events(log) == ["policies_not_loaded", "policies_not_loaded", "policies_loaded"]
     assert [line["reason"] for line in log[:2]] == [
-        "SCORE_POLICY: the policy is damaged, or is not a policy.",
-        "SCORE_POLICY: the policy is not a file that can be read.",
+        f"SCORE_POLICY: the policy {files['first']} is damaged, or is not a policy.",
+        f"SCORE_POLICY: the policy {files['first']} is not a file that can be read.",
     ]
 
 
@@ -239,6 +239,31 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     register(blob, "tips", uri)
     set_aliases("tips", {"champion": RankingPolicy.from_bytes(blob).version}, uri)
     return file
+
+
+def test_an_alias_that_does_not_exist_yet_is_loaded_once_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri, blob = f"sqlite:///{tmp_path}/mlflow.db", policy("tips")
+    version = RankingPolicy.from_bytes(blob).version
+    tested = sources("models:/tips@champion", "models:/tips@proposed", tracking_uri=uri)
+    everything = ("models:/tips@champion", "models:/tips@proposed")
+    assert tested.load().absent == everything, "there is no registry"
+    register(policy("other"), "other", uri)
+    assert tested.load().absent == everything, "there is no model of this name"
+    register(blob, "tips", uri)
+    assert tested.load().absent == everything, "there is no alias"
+    set_aliases("tips", {"proposed": version}, uri)
+    assert ([*tested.load().by_version], tested.loaded.absent) == (["uniform", version], ("models:/tips@champion",))
+    set_aliases("tips", {"proposed": None}, uri)
+    assert [*tested.load().by_version] == ["uniform"]
+
+
+def test_an_alias_of_the_default_policy_must_exist(registry: Path) -> None:
+    tested = PolicySources("models:/tips@shadow", [], f"sqlite:///{registry}")
+    with pytest.raises(ConfigurationError, match="SCORE_POLICY: the policy models:/tips@shadow is not in"):
+        tested.load()
 
 
 @pytest.mark.usefixtures("_count_checks")

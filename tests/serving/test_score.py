@@ -159,16 +159,37 @@ def test_candidates_are_chosen_with_their_probabilities(start: Start, policy_fil
     assert special.chdtrc(len(probabilities) - 1, statistic) > 0.001
 
 
-def test_the_aggregates_of_the_user_are_read_from_the_online_store(
-    start: Start, policy_file: Path, tmp_path: Path
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_the_aggregates_of_the_user_are_read_from_the_online_store_with_their_time(
+    start: Start, policy_file: Path, tmp_path: Path, request: pytest.FixtureRequest, store: str
 ) -> None:
-    url = f"sqlite:///{tmp_path}/features.db"
-    aggregates = {"reward_rate_30d": 0.75, "tips_7d": 3.0}
-    replace_all(url, [("u-1", aggregates)], datetime.now(UTC))
+    url = f"sqlite:///{tmp_path}/features.db" if store == "sqlite" else request.getfixturevalue("redis_url")
+    aggregates, now = {"reward_rate_30d": 0.75, "tips_7d": 3.0}, datetime.now(UTC)
+    replace_all(url, [("u-1", aggregates)], now)
     http = start(score_policy=str(policy_file), online_store_url=url)
-    assert http.post("/score", json=body(user_id="u-1")).json()["aggregates"] == aggregates
-    assert http.post("/score", json=body(user_id="u-2")).json()["aggregates"] == {}
-    assert http.post("/score", json=body()).json()["aggregates"] == {}
+    answer = http.post("/score", json=body(user_id="u-1")).json()
+    assert (answer["aggregates"], answer["aggregates_at"]) == (aggregates, now.isoformat().replace("+00:00", "Z"))
+    for request_body in (body(user_id="u-2"), body()):
+        answer = http.post("/score", json=request_body).json()
+        assert (answer["aggregates"], answer["aggregates_at"]) == ({}, None)
+
+
+def test_without_its_online_store_a_candidate_is_chosen_without_aggregates(start: Start, policy_file: Path) -> None:
+    http = start(score_policy=str(policy_file), online_store_url="redis://:secret@127.0.0.1:1/0")
+    for _ in range(2):
+        answer = http.post("/score", json=body(user_id="u-1"))
+        assert answer.status_code == 200
+        assert (answer.json()["policy"]["name"], answer.json()["aggregates"]) == ("tips", {})
+    assert "tips_online_store_failures_total 2.0" in http.get("/metrics").text
+
+
+def test_a_redis_that_refuses_the_password_stops_the_start(redis_url: str) -> None:
+    url = redis_url.replace("redis://", "redis://nobody:s3cret@")
+    sentence = f"^ONLINE_STORE_URL: {redis_url} refuses the user, the password or the database\\.$"
+    with pytest.raises(ConfigurationError, match=sentence):
+        create_app(
+            ServingSettings(tip_model="openai/none", tip_model_api_base="http://127.0.0.1:9", online_store_url=url)
+        )
 
 
 @pytest.mark.parametrize(
@@ -293,9 +314,10 @@ def test_a_policy_that_cannot_be_loaded_is_a_409_and_the_previous_one_stays(star
         policy_file.write_bytes(blob)
         answer = http.post("/admin/reload")
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:tips:problem:policy-unusable")
-        assert answer.json()["detail"] == "SCORE_POLICY: the policy is damaged, or is not a policy."
+        assert answer.json()["detail"] == f"SCORE_POLICY: the policy {policy_file} is damaged, or is not a policy."
     policy_file.unlink()
-    assert http.post("/admin/reload").json()["detail"] == "SCORE_POLICY: the policy is not a file that can be read."
+    unreadable = f"SCORE_POLICY: the policy {policy_file} is not a file that can be read."
+    assert http.post("/admin/reload").json()["detail"] == unreadable
     assert http.post("/score", json=body()).json() == before
 
 
@@ -312,8 +334,7 @@ def test_a_reload_needs_a_key_or_a_caller_on_this_machine(start: Start) -> None:
 def test_a_policy_that_cannot_be_used_is_a_configuration_error(policy_file: Path, name: str) -> None:
     policy_file.write_bytes(policy()[:500])
     settings: dict[str, Any] = {**NO_MODEL, name: str(policy_file)}
-    place = f" {policy_file}" if name == "score_policies" else ""
-    sentence = f"{name.upper()}: the policy{place} is damaged, or is not a policy."
+    sentence = f"{name.upper()}: the policy {policy_file} is damaged, or is not a policy."
     with pytest.raises(ConfigurationError, match=rf"^{re.escape(sentence)}$"):
         create_app(ServingSettings(**settings))
 
@@ -322,15 +343,19 @@ def test_a_configuration_error_ends_the_program_with_one_sentence(policy_file: P
     policy_file.write_bytes(policy()[:500])
     for settings, sentence in (
         ({"SCORE_POLICY": "missing.npz"}, "SCORE_POLICY: the value 'missing.npz' is neither a file that can be read"),
-        ({"SCORE_POLICY": str(policy_file)}, "SCORE_POLICY: the policy is damaged, or is not a policy."),
+        (
+            {"SCORE_POLICY": str(policy_file)},
+            f"SCORE_POLICY: the policy {policy_file} is damaged, or is not a policy.",
+        ),
         (
             {"SCORE_POLICIES": f"{policy_file},models:/a"},
             "SCORE_POLICIES: the value 'models:/a' should be",
         ),
-        ({"ONLINE_STORE_URL": "redis://a"}, "ONLINE_STORE_URL: the value 'redis://a' should be sqlite:///FILE"),
+        ({"ONLINE_STORE_URL": "redis://:secret"}, "ONLINE_STORE_URL: the value should be sqlite:///FILE or redis://["),
         (
             {"ONLINE_STORE_URL": f"sqlite:///{tmp_path}/none.db"},
-            f"ONLINE_STORE_URL: {tmp_path}/none.db is not an online feature store; `tips features` creates one.",
+            f"ONLINE_STORE_URL: {tmp_path}/none.db is not an online feature store; `tips features materialize` creates "
+            "one.",
         ),
     ):
         ended = run(COMMAND, "serve", "--only", "serving", **settings)
@@ -356,7 +381,7 @@ def test_a_hangup_signal_reloads_the_policies(policy_file: Path) -> None:
     events = [line["event"] for line in log]
     assert "policies_loaded" in events
     assert {line["reason"] for line in log if line["event"] == "policies_not_loaded"} == {
-        "SCORE_POLICY: the policy is damaged, or is not a policy."
+        f"SCORE_POLICY: the policy {policy_file} is damaged, or is not a policy."
     }
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +17,11 @@ from starlette.routing import Route
 
 from ml.serving.settings import ServingSettings
 from tests.conftest import becomes_ready, serving_client
+from tests.damaged_answers import damaged, events, json_values
 from tests.hosted_models import HostedModels
 from tests.server import running
 from tests.upstream import TIP
-from tests.wire_formats import FINISH_REASONS, Answer, reply, stream_events
+from tests.wire_formats import FINISH_REASONS, Answer, reply
 
 MODELS = {
     "hosted_vllm": ("openai", "openai/any"),
@@ -32,12 +32,6 @@ MODELS = {
 """The wire format and a model of each provider of LiteLLM that is tested."""
 
 SLUGS = {"unusable-tip", "content-refused", "upstream-failed", "upstream-overloaded"}
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
-    max_leaves=5,
-)
 
 
 @dataclass
@@ -80,29 +74,6 @@ def service(request: pytest.FixtureRequest, fixed: Fixed) -> Iterator[tuple[str,
         http = stack.enter_context(serving_client(ServingSettings(tip_model=model, tip_model_api_base=api_base)))
         assert becomes_ready(http)
         yield wire_format, http
-
-
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path to each value in a JSON document."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from paths(inner, (*path, key))
-
-
-def replaced(value: Any, path: tuple[Any, ...], replacement: Any) -> Any:
-    """Return a JSON document with another value at `path`."""
-    if not path:
-        return replacement
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = replaced(value[path[0]], path[1:], replacement)
-    return copy
-
-
-@st.composite
-def damaged(draw: st.DrawFn, document: Any) -> Any:
-    """Draw the document with one other value somewhere in it."""
-    return replaced(document, draw(st.sampled_from([*paths(document)])), draw(json_values))
 
 
 def check(http: httpx.Client, *, stream: bool) -> str:
@@ -152,10 +123,3 @@ def test_a_damaged_stream_is_a_tip_or_an_upstream_error(
     fixed.body = b"".join(b"data: " + json.dumps(line).encode() + b"\n\n" for line in lines)
     fixed.media_type = "text/event-stream"
     check(http, stream=True)
-
-
-def events(wire_format: str) -> list[Any]:
-    """Return the events of a stream."""
-    text = b"".join(stream_events(wire_format, Answer(TIP, FINISH_REASONS[wire_format]["stop"]))).decode()
-    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-    return [json.loads(line) for line in data if line != "[DONE]"]
