@@ -40,7 +40,7 @@ def build_router(password: SecretStr | None) -> APIRouter:
 
 
 async def cards_page(request: Request, reader: CardReaderDep) -> HTMLResponse:
-    """What each prompt version, ranking policy and language model is for, how it was measured, and its limits."""
+    """The purpose, the figures and the limits of each prompt version, ranking policy and language model."""
     try:
         cards, serving_answers = await reader.all(), True
     except TipsError:

@@ -22,8 +22,10 @@ from ml.experiments.rollout_state import Position, RolloutEvent, fold
 from ml.experiments.statistics import Interval, Sample
 from ml.platform.clock import Clock
 from ml.registry.cards import CalibrationBin, LiveFigures, Metric, ModelCard, RolloutEntry, Slice, find_card
+from ml.registry.ranking_cards import drift_metrics
 from ml.rollouts.evidence import SLICES, evidence_of_rankings, shadow_pair
 from ml.rollouts.gates import GateSettings
+from ml.store.batch_reports import DRIFT, BatchReports
 from ml.store.counts import Counts
 from ml.store.database import Database
 from ml.store.rollouts import RolloutLog, time_of
@@ -73,6 +75,8 @@ class CardStore:
             slices = await self._slices(card, baseline, mature_before)
             sources += [f"Slices: {_compared(baseline)}; simultaneous limits."] if slices else []
         calibration: list[CalibrationBin] = []
+        if card.kind == "policy":
+            metrics += await self._drift(card)
         if history:
             rollout = history[-1].rollout
             if card.kind == "prompt":
@@ -93,6 +97,16 @@ class CardStore:
             slices=tuple(slices),
             sources=tuple(sources),
         )
+
+    async def _drift(self, card: ModelCard) -> list[Metric]:
+        """Return the newest drift of the inputs, if it was measured with this policy."""
+        reports = await BatchReports(self.database).newest(DRIFT)
+        return [
+            metric
+            for each in reports
+            if each.figures["policy"] == card.version
+            for metric in drift_metrics(each.figures)
+        ]
 
     async def _draws(
         self, card: ModelCard, segment: str, mature_before: int

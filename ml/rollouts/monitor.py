@@ -1,6 +1,7 @@
 """The monitor of rollouts: it records evidence, rolls back, pauses and promotes, on one of all replicas.
 
-A canary is rolled back when a guardrail fails, and paused by an alarm. A champion is compared with nothing, so it is
+A canary is rolled back when a guardrail fails, and paused by an alarm. With AUTO_RAMP, promotions and the starts of
+proposed rollouts are made when all their gates pass. A champion is compared with nothing, so it is
 never rolled back by the monitor.
 """
 
@@ -21,7 +22,7 @@ from ml.rollouts.aliases import SetAliases, aliases_by_model
 from ml.rollouts.evidence_json import daily_figures, evidence_as_json
 from ml.rollouts.gates import check_guardrails
 from ml.rollouts.operations import Rollouts, last_model
-from ml.rollouts.reports import RolloutReport
+from ml.rollouts.reports import ProposalReport, RolloutReport
 from ml.store.database import Database
 from ml.store.evidence import EvidenceLog
 from ml.store.leases import Lease
@@ -53,7 +54,8 @@ class Monitor:
     ) -> None:
         """`holder`: the id of this replica. `transitions`: counts events by kind and action.
 
-        `auto_ramp`: promote versions whose gates all pass. `set_aliases`: of MLflow's registry; None without one.
+        `auto_ramp`: start and promote versions whose gates all pass. `set_aliases`: of MLflow's registry; None without
+        one.
         """
         self._rollouts = rollouts
         self._evidence = EvidenceLog(database)
@@ -75,7 +77,8 @@ class Monitor:
         Raises StorageUnavailable.
         """
         events, state = await self._rollouts.state()
-        self._is_leader = bool(events) and await self._lease.acquire(self._clock())
+        proposals = await self._rollouts.proposals(events) if self._auto_ramp else []
+        self._is_leader = bool(events or proposals) and await self._lease.acquire(self._clock())
         if not self._is_leader:
             self._announced = state.event
             return []
@@ -83,6 +86,8 @@ class Monitor:
             await self._record_model(events)
             for position in [*state.prompt.positions.values(), *state.policy.positions.values()]:
                 await self._check_rollout(await self._rollouts.report(position.rollout))
+            for report in proposals:
+                await self._start(report)
         events, state = await self._rollouts.state()
         await self._mirror_aliases(state)
         return self._announce(events)
@@ -134,6 +139,17 @@ class Monitor:
                     expected=report.event,
                 )
 
+    async def _start(self, report: ProposalReport) -> None:
+        """Start a proposed rollout, if all its gates pass and its kind has no other one."""
+        if report.can_start:
+            with suppress(RolloutRefused):  # another rollout has to end first
+                await self._rollouts.start(
+                    report.proposal.kind,
+                    report.proposal.version,
+                    actor=MONITOR,
+                    reason="AUTO_RAMP: a batch job proposed it, and all gates of its start pass.",
+                )
+
     async def _record_evidence(self, report: RolloutReport) -> None:
         figures = daily_figures(report.evidence)
         if figures != self._recorded.get(report.rollout):
@@ -162,7 +178,7 @@ class Monitor:
         """Log and count the events since the last check, whoever caused them; after a start, only the monitor's own."""
         announced = len(events) if self._announced is None else self._announced
         new = [event for event in events if event.id > announced]
-        self._announced = events[-1].id
+        self._announced = len(events)
         for event in new:
             self._transitions.labels(event.kind, event.action).inc()
             log.info(

@@ -25,12 +25,15 @@ from ml.rollouts.evidence_json import evidence_as_json
 from ml.rollouts.gates import Evidence, GateResult, GateSettings, check_gates
 from ml.rollouts.moves import Move, check_segment, check_words, next_move
 from ml.rollouts.new_events import champion_of_environment, event_at, model_of_environment
-from ml.rollouts.reports import RolloutOverview, RolloutReport, detectable_harms
+from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport, detectable_harms
+from ml.store.proposals import Proposal, Proposals
 from ml.store.rollouts import NewRolloutEvent, RolloutLog
 from ml.store.tips import TipStore
 
 MODEL = "model"
 """The name of the language model in the evidence of the events that begin rollouts."""
+PROPOSAL = "proposal"
+"""The name of the evidence of a proposal in that of the event that begins its rollout."""
 
 
 class Rollouts:
@@ -56,6 +59,7 @@ class Rollouts:
         """
         self.settings = settings
         self.log = RolloutLog(tip_store.database)
+        self._proposals = Proposals(tip_store.database)
         self._reader = EvidenceReader(tip_store, settings, exposure_reported=exposure_reported)
         self.catalogue = catalogue
         self._cards = cards
@@ -85,12 +89,30 @@ class Rollouts:
         return RolloutOverview(
             champions=champions,
             open=tuple([await self._report(position.rollout, events, state) for position in positions]),
+            proposals=tuple(await self.proposals(events)),
             ended=tuple(event for rollout, event in sorted(last.items(), reverse=True) if rollout not in running),
             not_gated=tuple(self.not_gated(state).values()),
             model=last_model(events),
             model_since=state.model_since,
             event=state.event,
         )
+
+    async def proposals(self, events: Sequence[RolloutEvent]) -> list[ProposalReport]:
+        """Return the proposals of batch jobs whose rollouts have not begun, with the gates of their starts."""
+        waiting = [proposal for proposal in await self._proposals.all() if not _has_begun(proposal, events)]
+        if not waiting:
+            return []
+        cards = await self._known_cards()
+        try:
+            catalogue: Catalogue | None = await self.catalogue()
+        except TipsError:
+            catalogue = None  # the gate `listed` fails
+        reports = []
+        for proposal in waiting:
+            # Only policies are proposed, and the digest of a policy is its version.
+            evidence = standing(proposal.kind, proposal.version, proposal.version, catalogue, cards)
+            reports.append(ProposalReport(proposal, tuple(check_gates(evidence, "shadow", self.settings))))
+        return reports
 
     def not_gated(self, state: RolloutState) -> dict[Kind, str]:
         """Return, by kind, a sentence about what the environment decides, and not rollouts."""
@@ -138,6 +160,8 @@ class Rollouts:
         evidence = standing(kind, version, known[version], catalogue, await self._known_cards())
         results = check_gates(evidence, "shadow", self.settings)
         _refuse(results, force=force)
+        proposal = await self._proposals.find(kind, version)
+        proposed = {PROPOSAL: dict(proposal.evidence)} if proposal else {}
         last = state.event
         if initial:
             last = (await self._append(initial, expected=last)).id
@@ -153,7 +177,7 @@ class Rollouts:
             reason=reason,
             segment=segment,
             gated=_all_pass(results),
-            evidence=evidence_as_json(evidence, results) | {MODEL: catalogue.model},
+            evidence=evidence_as_json(evidence, results) | {MODEL: catalogue.model} | proposed,
         )
         return await self._append(event, expected=last)
 
@@ -317,6 +341,14 @@ class Rollouts:
 
 _KINDS: tuple[Kind, ...] = ("prompt", "policy")
 _KIND_ERROR = FieldError("#/kind", "is not one with rollouts", _KINDS)
+
+
+def _has_begun(proposal: Proposal, events: Sequence[RolloutEvent]) -> bool:
+    return any(
+        (event.kind, event.version, event.action) == (proposal.kind, proposal.version, "start")
+        and event.at >= proposal.at.timestamp()
+        for event in events
+    )
 
 
 def last_model(events: Sequence[RolloutEvent]) -> str:

@@ -32,7 +32,7 @@ from ml.rollouts.gates import GATES, UNKNOWN, GateResult
 from ml.rollouts.holdout import HoldoutComparison
 from ml.rollouts.moves import MAX_LENGTHS
 from ml.rollouts.operations import Rollouts
-from ml.rollouts.reports import RolloutOverview, RolloutReport
+from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport
 from ml.rollouts.routes import HoldoutReaderDep, RolloutsDep
 
 MAX_EVENTS = 20
@@ -58,7 +58,7 @@ class KindView:
     """The part of the page about prompt versions, or about ranking policies.
 
     `champion`: None before the first one. `previous`: the champion before, "" without one. `reports`: of the open
-    rollouts. `startable`: the versions that serving has and that are not in use.
+    rollouts. `proposals`: of batch jobs. `startable`: the versions that serving has and that are not in use.
     """
 
     kind: Kind
@@ -66,6 +66,7 @@ class KindView:
     champion: Position | None
     previous: str
     reports: tuple[RolloutReport, ...]
+    proposals: tuple[ProposalReport, ...]
     startable: tuple[str, ...]
 
 
@@ -118,6 +119,7 @@ async def _page(
                 champion=overview.champions.get(kind),
                 previous=previous[-1].version if previous else "",
                 reports=tuple(report for report in overview.open if report.kind == kind),
+                proposals=tuple(report for report in overview.proposals if report.proposal.kind == kind),
                 startable=startable.get(kind, ()) if startable else (),
             )
         )

@@ -8,6 +8,7 @@ from ml.experiments.guardrails import tips_to_detect
 from ml.experiments.rollout_state import Kind, Position, RolloutEvent, Stage
 from ml.rollouts.gates import Evidence, GateResult, Step
 from ml.rollouts.moves import Move
+from ml.store.proposals import Proposal
 
 HARMS = (0.02, 0.05, 0.08)
 """The drops of the mean reward for which reports say how many tips it takes to find them."""
@@ -43,16 +44,33 @@ class RolloutReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ProposalReport:
+    """A proposal whose rollout has not begun, and the gates of its start."""
+
+    proposal: Proposal
+    gates: tuple[GateResult, ...]
+
+    @property
+    def version(self) -> str:
+        return self.proposal.version
+
+    @property
+    def can_start(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutOverview:
     """All rollouts.
 
-    `champions`: by kind. `open`: those in shadow and the canaries. `ended`: the last event of each other rollout, the
-    newest first. `not_gated`: sentences about what rollouts do not decide. `model`: of serving, as last
-    recorded; "" before. `event`: the id of the last event, to be passed as `expected`.
+    `champions`: by kind. `open`: those in shadow and the canaries. `proposals`: of batch jobs. `ended`: the last event
+    of each other rollout, the newest first. `not_gated`: sentences about what rollouts do not decide. `model`: of
+    serving, as last recorded; "" before. `event`: the id of the last event, to be passed as `expected`.
     """
 
     champions: Mapping[Kind, Position]
     open: tuple[RolloutReport, ...]
+    proposals: tuple[ProposalReport, ...]
     ended: tuple[RolloutEvent, ...]
     not_gated: tuple[str, ...]
     model: str

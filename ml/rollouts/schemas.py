@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ml.experiments.guardrails import Status
 from ml.experiments.rollout_state import Action, Kind, RolloutEvent, Stage
 from ml.rollouts.gates import Step
-from ml.rollouts.reports import RolloutOverview, RolloutReport
+from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport
 from ml.store.rollouts import time_of
 
 
@@ -149,12 +149,36 @@ class RolloutResponse(RolloutSummary):
         return cls.model_validate(_summary(report) | values)
 
 
+class ProposalResponse(BaseModel):
+    """A version that a batch job proposes for a rollout, which has not begun."""
+
+    kind: Kind
+    version: str
+    at: datetime
+    source: str = Field(description="Where serving finds the version, such as `models:/tips/3`.")
+    evidence: dict[str, Any] = Field(description="The figures that speak for it.")
+    gates: list[GateResponse] = Field(description="Of its start.")
+
+    @classmethod
+    def of(cls, report: ProposalReport) -> Self:
+        proposal = report.proposal
+        return cls(
+            kind=proposal.kind,
+            version=proposal.version,
+            at=proposal.at,
+            source=proposal.source,
+            evidence=dict(proposal.evidence),
+            gates=[GateResponse.model_validate(each) for each in report.gates],
+        )
+
+
 class RolloutsResponse(BaseModel):
     """All rollouts."""
 
     event: int = Field(description="The id of the last event; 0 without any.")
     champions: list[PositionResponse] = Field(description="Of each kind that has one.")
     open: list[RolloutSummary] = Field(description="In shadow, and canaries.")
+    proposals: list[ProposalResponse] = Field(description="Of batch jobs; an operator or the monitor starts them.")
     ended: list[RolloutEventResponse] = Field(description="The last event of each other rollout, the newest first.")
     not_gated: list[str] = Field(description="What rollouts do not decide.")
     model: str = Field(description="The language model of serving, as last recorded; empty before.")
@@ -165,6 +189,7 @@ class RolloutsResponse(BaseModel):
             event=overview.event,
             champions=[PositionResponse.model_validate(each) for each in overview.champions.values()],
             open=[RolloutSummary.model_validate(_summary(report)) for report in overview.open],
+            proposals=[ProposalResponse.of(each) for each in overview.proposals],
             ended=[RolloutEventResponse.of(event) for event in overview.ended],
             not_gated=list(overview.not_gated),
             model=overview.model,

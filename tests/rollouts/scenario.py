@@ -42,6 +42,16 @@ LENIENT = GateSettings(
 )
 """Bounds that a hundred tips can meet."""
 
+LEARNED_FIGURES: dict[str, Any] = {
+    "training": Training(
+        since=NOW, until=NOW, decisions=1_000, learned_from=1_000, dataset_sha256="0" * 64, window_days=7
+    ),
+    "metrics": (Metric(name="gain", value=0.03, low=-0.01, high=0.07, n=900, source="held-out days"),),
+    "calibration": (CalibrationBin(predicted=0.2, observed=0.25, low=0.1, high=0.4, n=900),),
+    "slices": (Slice(name="mood:low", n=90, value=0.01, low=-0.1, high=0.2, status="unknown"),),
+}
+"""What the card of a learned policy has in addition."""
+
 
 def a_card(kind: Kind, version: str, **fields: Any) -> ModelCard:
     """Return a complete card."""
@@ -58,14 +68,7 @@ def a_card(kind: Kind, version: str, **fields: Any) -> ModelCard:
         "contact": "ml@example.org",
     }
     if version == LEARNED:
-        complete |= {
-            "training": Training(
-                since=NOW, until=NOW, decisions=1_000, learned_from=1_000, dataset_sha256="0" * 64, window_days=7
-            ),
-            "metrics": (Metric(name="gain", value=0.03, low=-0.01, high=0.07, n=900, source="held-out days"),),
-            "calibration": (CalibrationBin(predicted=0.2, observed=0.25, low=0.1, high=0.4, n=900),),
-            "slices": (Slice(name="mood:low", n=90, value=0.01, low=-0.1, high=0.2, status="unknown"),),
-        }
+        complete |= LEARNED_FIGURES
     return ModelCard(**complete | fields)
 
 

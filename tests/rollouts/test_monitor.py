@@ -16,11 +16,12 @@ from ml.platform.errors import StorageUnavailable, UpstreamUnreachable
 from ml.rollouts.aliases import Aliases
 from ml.rollouts.monitor import Monitor
 from ml.store.evidence import EvidenceLog
+from ml.store.proposals import Proposal, Proposals
 from tests.conftest import eventually
 from tests.databases import Database
 from tests.fake_serving import TIP_RESPONSE, FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender
-from tests.rollouts.scenario import CATALOGUE, LEARNED, OPERATOR, Scenario, opened
+from tests.rollouts.scenario import CATALOGUE, LEARNED, LEARNED_FIGURES, OPERATOR, Scenario, a_card, opened
 
 
 class Registry:
@@ -391,3 +392,48 @@ def test_a_running_recommender_rolls_a_failing_version_back(
     assert row["actor"] == "monitor"
     assert row["reason"].startswith("The gate no_excess_unusable fails.")
     assert database.count("leases") == 1
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("auto_ramp", [False, True])
+def test_a_proposed_rollout_starts_by_itself_only_with_auto_ramp_and_when_all_gates_pass(
+    database: Database, auto_ramp: bool
+) -> None:
+    async def run() -> None:
+        async with opened(database) as scenario:
+            proposal = Proposal("policy", LEARNED, scenario.clock(), "models:/tips/3", {"gain": {"low": 0.01}})
+            await Proposals(scenario.store.database).put(proposal)
+            cards, scenario.cards = scenario.cards, []
+            monitor = a_monitor(scenario, auto_ramp=auto_ramp)
+            assert await monitor.check() == []
+            scenario.cards = cards
+            started = [(event.actor, event.action, event.to_stage) for event in await monitor.check()]
+            expected = [("environment", "initial", "champion"), ("monitor", "start", "shadow")]
+            assert started == (expected if auto_ramp else [])
+            assert await monitor.check() == []
+
+    asyncio.run(run())
+
+
+@ON_SQLITE
+def test_a_proposal_waits_while_another_rollout_of_its_kind_runs(database: Database) -> None:
+    async def run() -> None:
+        async with opened(database) as scenario:
+            scenario.catalogue = replace(CATALOGUE, policies={**CATALOGUE.policies, "ba9876543210": "tips"})
+            scenario.cards.append(a_card("policy", "ba9876543210", **LEARNED_FIGURES))
+            await scenario.rollouts.start("policy", LEARNED, **OPERATOR)
+            proposal = Proposal("policy", "ba9876543210", scenario.clock(), "models:/tips/4", {})
+            await Proposals(scenario.store.database).put(proposal)
+            monitor = a_monitor(scenario, auto_ramp=True)
+            await monitor.check()
+            assert await actions(scenario) == [("environment", "initial"), ("ada", "start")]
+            await scenario.rollouts.rollback(2, **OPERATOR)
+            await monitor.check()
+            assert await actions(scenario) == [
+                ("environment", "initial"),
+                ("ada", "start"),
+                ("ada", "rollback"),
+                ("monitor", "start"),
+            ]
+
+    asyncio.run(run())

@@ -19,6 +19,7 @@ from ml.platform.errors import (
 )
 from ml.rollouts.operations import Rollouts
 from ml.rollouts.reports import detectable_harms
+from ml.store.proposals import Proposal, Proposals
 from tests.databases import Database
 from tests.example_tips import DIGEST, NOW
 from tests.fixtures import ON_SQLITE
@@ -413,5 +414,40 @@ def test_a_report_names_the_rate_of_the_champion(database: Database) -> None:
             assert report.detectable[0].startswith("At a share of 1%, a drop of the mean reward from 25.0% to 23.0%")
             assert replace(report.events[0], at=0) == replace(event, at=0)
             assert report.events[0].at == NOW.timestamp()
+
+    asyncio.run(run())
+
+
+def a_proposal(version: str = LEARNED) -> Proposal:
+    return Proposal("policy", version, NOW, "models:/tips/3", {"gain": {"low": 0.01}})
+
+
+def test_a_proposal_waits_for_the_gates_of_its_start_and_its_evidence_is_in_the_event(database: Database) -> None:
+    async def run() -> None:
+        async with opened(database) as scenario:
+            await Proposals(scenario.store.database).put(a_proposal())
+            (report,) = (await scenario.rollouts.overview()).proposals
+            assert (report.version, report.can_start) == (LEARNED, True)
+            scenario.cards.clear()
+            (report,) = (await scenario.rollouts.overview()).proposals
+            assert [gate.name for gate in report.gates if not gate.passed] == ["card"]
+            scenario.serving_error = UpstreamUnreachable("")
+            (report,) = (await scenario.rollouts.overview()).proposals
+            assert [gate.name for gate in report.gates if not gate.passed] == ["card", "listed"]
+            scenario.serving_error = None
+            event = await scenario.rollouts.start("policy", LEARNED, **FORCED)
+            assert event.evidence["proposal"] == {"gain": {"low": 0.01}}
+            assert (await scenario.rollouts.overview()).proposals == ()
+
+    asyncio.run(run())
+
+
+@ON_SQLITE
+def test_a_rollout_that_nobody_proposed_has_no_evidence_of_a_proposal(database: Database) -> None:
+    async def run() -> None:
+        async with opened(database) as scenario:
+            await Proposals(scenario.store.database).put(a_proposal("ba9876543210"))
+            event = await scenario.rollouts.start("policy", LEARNED, **OPERATOR)
+            assert "proposal" not in event.evidence
 
     asyncio.run(run())

@@ -1,5 +1,6 @@
 """The page of rollouts: what it shows, its forms, and whose forms it accepts."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
+from ml.store.proposals import Proposal, Proposals
 from tests.browser import serious_problems
 from tests.databases import Database
 from tests.example_tips import SetClock
@@ -251,6 +253,50 @@ def test_without_rollouts_the_page_says_what_is_not_gated_and_what_could_start(
         prompts.get_by_role("button", name="Start").click()
         assert page.url.endswith("/admin/rollouts?event=2#rollout-2")
         assert page.locator("#prompt .champion").inner_text().split()[:2] == ["champion", "v1"]
+        page.context.close()
+
+
+async def _propose(scenario: Scenario) -> None:
+    evidence = {"held_out": {"gain": {"value": 0.12, "low": 0.04, "high": 0.2}}, "day": HOSTILE}
+    proposal = Proposal("policy", LEARNED, scenario.clock(), "models:/tips/3", evidence)
+    await Proposals(scenario.store.database).put(proposal)
+
+
+def test_a_proposal_is_shown_with_its_gates_and_evidence_and_started_by_its_form(
+    browser: Browser, sqlite_database: Database
+) -> None:
+    clock = SetClock()
+    fill(sqlite_database.url, clock, _propose)
+    with running_app(sqlite_database.url, clock) as url:
+        page = open_page(browser, url, java_script_enabled=False, viewport={"width": 390, "height": 844})
+        proposal = page.get_by_role("article").filter(has_text="models:/tips/3")
+        assert proposal.get_by_role("heading").inner_text().split() == [LEARNED, "proposed"]
+        (gates,) = [each["gates"] for each in httpx.get(f"{url}/rollouts").json()["proposals"]]
+        assert proposal.locator("table.gates tbody tr").count() == len(gates) > 0
+        proposal.get_by_text("Evidence of the proposal").click()
+        assert '"low": 0.04' in proposal.locator("pre").inner_text()
+        assert HOSTILE in proposal.locator("pre").inner_text()
+        proposal.get_by_text("Start the rollout").click()
+        proposal.locator("textarea:visible").fill("The nightly policy.")
+        proposal.get_by_role("button", name="Start").click()
+        assert page.get_by_role("status").inner_text().startswith("Recorded as event 2")
+        assert page.get_by_text("models:/tips/3").count() == 0  # its rollout has begun
+        assert page.locator("#rollout-2").get_by_text("shadow", exact=True).first.is_visible()
+        page.context.close()
+    (event,) = sqlite_database.rows("SELECT * FROM rollout_events WHERE id = 2")
+    assert (event["kind"], event["version"], event["action"], event["actor"]) == ("policy", LEARNED, "start", "ada")
+    assert json.loads(event["evidence"])["proposal"]["day"] == HOSTILE
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_with_a_proposal_is_accessible(browser: Browser, sqlite_database: Database, width: int) -> None:
+    clock = SetClock()
+    fill(sqlite_database.url, clock, _propose)
+    with running_app(sqlite_database.url, clock) as url:
+        page = open_page(browser, url, viewport={"width": width, "height": 844})
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert serious_problems(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.context.close()
 
 
