@@ -4,24 +4,24 @@ The policy was fitted to the days before. All intervals are confidence sequences
 the slices) misses with a probability of at most `ALPHA` at any number of decisions. They are about these decisions.
 """
 
-import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 
 import numpy as np
 
 from ml.experiments.arrays import Floats
+from ml.experiments.assignment import hash_to_unit_interval
 from ml.experiments.confidence_sequence import rate
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.experiments.regression_statistics import interaction_features
+from ml.experiments.decisions import DAY_SECONDS, DecisionLog, LoggedDecision
+from ml.experiments.gain_sequence import GainSequence
+from ml.experiments.off_policy_sums import OffPolicySums
 from ml.experiments.statistics import Interval, Sample
 from ml.features.definitions import segments
-from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
-from ml.pipelines.evaluation import EvaluationData, NothingToEvaluate, evaluation_data
+from ml.features.encoder import candidate_row
+from ml.pipelines.evaluated_decisions import EvaluatedDecisions, NothingToEvaluate
+from ml.pipelines.evaluation import gain_refusal
 from ml.pipelines.targets import RankingTarget
 from ml.registry.artifacts import MAX_SLICES, HeldOutFigures, RankingPolicy
 from ml.registry.cards import CalibrationBin, Metric, Slice, SliceStatus
@@ -35,54 +35,30 @@ MIN_SLICE_DECISIONS = 30
 """A slice with fewer decisions on the days before has the status unknown, and no interval."""
 SLICE_MARGIN = 0.05
 """A slice is not harmed if its gain is above minus this."""
-CHUNK_DECISIONS = 1_024
-"""Decisions whose features are in memory at a time."""
+EARLIER_DAYS = 28
+"""The days before the held-out days that determine the bins and the slices with an interval."""
+EARLIER_PREDICTIONS = 100_000
+"""The predictions for these days that determine the bins; of more decisions, those with the lowest hashes are used."""
 DIGITS = 6
 """Figures are rounded, so that they are the same on all machines."""
-_DAY = 86_400.0
-
-
-def day_of(decision: LoggedDecision) -> int:
-    """Return the day of a decision, in days since 1970 (UTC)."""
-    return int(decision.at // _DAY)
-
-
-def dataset_digest(decisions: Sequence[LoggedDecision]) -> str:
-    """Return the SHA-256 (hex) of decisions, the same for any order.
-
-    Each decision is written as JSON in ASCII (all fields of `LoggedDecision`, keys sorted, no spaces) and hashed; the
-    digest is that of the sorted hashes (hex), one after the other.
-    """
-    hashes = sorted(hashlib.sha256(_canonical_json(decision)).hexdigest() for decision in decisions)
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def _canonical_json(decision: LoggedDecision) -> bytes:
-    def as_dict(value: LoggedDecision | LoggedCandidate | Mapping[str, Any]) -> dict[str, Any]:
-        if isinstance(value, Mapping):
-            return dict(value)
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-
-    return json.dumps(decision, default=as_dict, separators=(",", ":"), sort_keys=True).encode()
 
 
 def held_out_figures(
-    policy: RankingPolicy,
-    earlier: Sequence[LoggedDecision],
-    held_out: Sequence[LoggedDecision],
-    *,
-    contrast_error: float,
+    policy: RankingPolicy, log: DecisionLog, *, since: float, until: float, contrast_error: float
 ) -> HeldOutFigures:
-    """Return the figures of a policy that was fitted to `earlier`, on the decisions of later days.
+    """Return the figures of a policy on the days from `since` (included) to `until` (excluded), in Unix seconds.
 
-    Both have at least one decision, in the order of time. `contrast_error`: the mean squared error of contrasts within
-    the held-out days (`DayAdjustedStatistics.contrast_error`).
+    `log`: of decisions that `NewestPrompts` keeps, with at least one in this period. The policy was fitted to those
+    before. It is read in chunks, whose sizes do not change the figures. `contrast_error`: the mean squared error of
+    contrasts within the held-out days (`DayAdjustedStatistics.contrast_error`).
     """
-    first, last = (datetime.fromtimestamp(held_out[index].at, UTC).date() for index in (0, -1))
-    source = f"tips train, held-out days {first} to {last} (UTC)"
-    n = len(held_out)
-    predicted, rewards = predict(policy, held_out), np.array([decision.reward for decision in held_out])
-    calibration = _calibration(predict(policy, earlier), predicted, rewards, held_out)
+    ranker = LearnedPolicy(policy)
+    earlier = _earlier(ranker, log.chunks(since - EARLIER_DAYS * DAY_SECONDS, since))
+    predicted = _Predicted(earlier.edges)
+    for chunk in log.chunks(since, until):
+        predicted.add(predict(ranker, chunk), chunk)
+    source = f"tips train, held-out days {_date(predicted.first)} to {_date(predicted.last)} (UTC)"
+    n, calibration = predicted.n, predicted.calibration
 
     def metric(name: str, value: float | Interval, n: int = n) -> Metric:
         if isinstance(value, Interval):
@@ -92,83 +68,142 @@ def held_out_figures(
 
     metrics = [
         metric("contrast_error", contrast_error),
-        metric("squared_error", rate(_by_day((predicted - rewards) ** 2, held_out), alpha=ALPHA)),
+        metric("squared_error", rate(predicted.squared_errors, alpha=ALPHA)),
         metric("calibration_error", sum(each.n / n * abs(each.predicted - each.observed) for each in calibration)),
-        metric("logged_reward", rate(_by_day(rewards, held_out), alpha=ALPHA)),
+        metric("logged_reward", rate(predicted.rewards, alpha=ALPHA)),
     ]
     slices: list[Slice] = []
     try:
-        data = evaluation_data(held_out, RankingTarget(LearnedPolicy(policy)))
+        evaluated = EvaluatedDecisions(log, RankingTarget(ranker), since=since, before=until)
     except NothingToEvaluate:
-        data = None
-    if data is not None and data.gain_refusal is None:
-        n_counted = int(data.drawn_anew.sum())
-        metrics.append(metric("gain", data.gain(alpha=ALPHA), n_counted))
-        metrics.append(metric("effective_sample_size", data.log.effective_sample_size, len(data.decisions)))
-        slices = _slices(earlier, data)
+        evaluated = None
+    if evaluated is not None:
+        sums, gain, gains = _gains(evaluated)
+        if gain_refusal(gain, sums) is None:
+            metrics.append(metric("gain", gain.interval(alpha=ALPHA), gain.decisions))
+            metrics.append(metric("effective_sample_size", sums.effective_sample_size, evaluated.n))
+            slices = _slices(earlier.tested, gains)
     return HeldOutFigures(decisions=n, metrics=tuple(metrics), calibration=tuple(calibration), slices=tuple(slices))
 
 
-def predict(policy: RankingPolicy, decisions: Sequence[LoggedDecision]) -> Floats:
+def predict(ranker: LearnedPolicy, decisions: Sequence[LoggedDecision]) -> Floats:
     """Return the expected reward of the tip that was shown at each decision, shape (n,), in [0, 1]."""
-    encoder, predicted = candidate_encoder(policy.card.versions), []
-    for start in range(0, len(decisions), CHUNK_DECISIONS):
-        chunk = decisions[start : start + CHUNK_DECISIONS]
-        shown = [decision.candidates[decision.chosen] for decision in chunk]
-        features = interaction_features(
-            CONTEXT_ENCODER.encode_rows([{**decision.signals, **decision.aggregates} for decision in chunk]),
-            encoder.encode_rows([candidate_row(candidate.prompt_version, candidate.tip) for candidate in shown]),
-        )
-        predicted.append(features @ policy.model.weights.ravel())
-    return np.clip(np.concatenate(predicted), 0.0, 1.0).round(DIGITS)
+    shown = [decision.candidates[decision.chosen] for decision in decisions]
+    rankings = ranker.rank_each(
+        [{**decision.signals, **decision.aggregates} for decision in decisions],
+        [[candidate_row(candidate.prompt_version, candidate.tip)] for candidate in shown],
+    )
+    return np.array([float(ranking.scores[0]) for ranking in rankings]).round(DIGITS)
 
 
-def _by_day(values: Floats, decisions: Sequence[LoggedDecision]) -> dict[int, Sample]:
-    """Return the values, in [0, 1], as one sample for each day."""
-    days: dict[int, Sample] = defaultdict(Sample)
-    for value, decision in zip(values.tolist(), decisions, strict=True):
-        days[day_of(decision)] += Sample(1, value, value**2)
-    return days
+@dataclass(frozen=True, slots=True, eq=False)
+class _Earlier:
+    """What the days before determine, so that intervals are valid.
 
-
-def _calibration(
-    earlier: Floats, predicted: Floats, rewards: Floats, held_out: Sequence[LoggedDecision]
-) -> list[CalibrationBin]:
-    """Return the bins that have decisions. Their edges are known before the held-out days, so intervals are valid."""
-    edges = np.unique(np.quantile(earlier, np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS).round(DIGITS))
-    indices = np.searchsorted(edges, predicted, side="right")
-    bins = []
-    for index in np.unique(indices).tolist():
-        rows = indices == index
-        decisions = [held_out[row] for row in np.flatnonzero(rows).tolist()]
-        observed = rate(_by_day(rewards[rows], decisions), alpha=ALPHA / (edges.size + 1))
-        estimate, low, high = _rounded(observed)
-        mean = _round(predicted[rows].mean())
-        bins.append(CalibrationBin(predicted=mean, observed=estimate, low=low, high=high, n=len(decisions)))
-    return bins
-
-
-def _slices(earlier: Sequence[LoggedDecision], data: EvaluationData) -> list[Slice]:
-    """Return the gain in each segment with limits that hold for all of them, the largest `MAX_SLICES` segments.
-
-    Which segments get an interval is known before the held-out days.
+    `edges`: of the bins of the calibration. `tested`: the slices that get an interval.
     """
-    sizes = Counter(name for decision in earlier for name in _segments(decision))
-    tested = {name for name, n in sizes.items() if n >= MIN_SLICE_DECISIONS}
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(data.drawn_anew).tolist():
-        for name in _segments(data.decisions[row]):
-            rows[name].append(row)
-    largest = sorted(rows, key=lambda name: (-len(rows[name]), name))[:MAX_SLICES]
+
+    edges: Floats
+    tested: frozenset[str]
+
+
+def _earlier(ranker: LearnedPolicy, chunks: Iterable[Sequence[LoggedDecision]]) -> _Earlier:
+    sizes: Counter[str] = Counter()
+    hashes, predictions, highest = np.empty(0), np.empty(0), 1.0
+    for chunk in chunks:
+        sizes.update(name for decision in chunk for name in _segments(decision))
+        hashed = [(hash_to_unit_interval("calibration", decision.id), decision) for decision in chunk]
+        sampled = [decision for value, decision in hashed if value <= highest]
+        hashes = np.concatenate((hashes, [value for value, _ in hashed if value <= highest]))
+        predictions = np.concatenate((predictions, predict(ranker, sampled)))
+        if hashes.size > EARLIER_PREDICTIONS:
+            highest = float(np.partition(hashes, EARLIER_PREDICTIONS - 1)[EARLIER_PREDICTIONS - 1])
+            hashes, predictions = hashes[hashes <= highest], predictions[hashes <= highest]
+    quantiles = np.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    edges = np.unique(np.quantile(predictions, quantiles).round(DIGITS)) if predictions.size else predictions
+    return _Earlier(edges, frozenset(name for name, n in sizes.items() if n >= MIN_SLICE_DECISIONS))
+
+
+class _Days(defaultdict[int, Sample]):
+    """Values in [0, 1] by day: one sample for each."""
+
+    def __init__(self) -> None:
+        super().__init__(Sample)
+
+    def add(self, day: int, value: float) -> None:
+        self[day] += Sample(1, value, value**2)
+
+
+@dataclass(slots=True)
+class _Bin:
+    """One bin of the calibration: the sum of its predictions, and its rewards by day."""
+
+    predicted: float = 0.0
+    rewards: _Days = field(default_factory=_Days)
+
+
+class _Predicted:
+    """The predictions for held-out decisions, and their rewards, which are added in the order of time."""
+
+    def __init__(self, edges: Floats) -> None:
+        self.n, self.first, self.last = 0, 0.0, 0.0
+        self.squared_errors, self.rewards = _Days(), _Days()
+        self._edges = edges
+        self._bins: dict[int, _Bin] = defaultdict(_Bin)
+
+    def add(self, predictions: Floats, decisions: Sequence[LoggedDecision]) -> None:
+        """Add decisions, with their predictions, shape (n,)."""
+        indices = np.searchsorted(self._edges, predictions, side="right")
+        for decision, prediction, index in zip(decisions, predictions.tolist(), indices.tolist(), strict=True):
+            day = decision.day
+            self.squared_errors.add(day, (prediction - decision.reward) ** 2)
+            self.rewards.add(day, decision.reward)
+            self._bins[index].predicted += prediction
+            self._bins[index].rewards.add(day, decision.reward)
+        if decisions:
+            self.first, self.last = self.first if self.n else decisions[0].at, decisions[-1].at
+            self.n += len(decisions)
+
+    @property
+    def calibration(self) -> list[CalibrationBin]:
+        """The bins that have decisions."""
+        bins = []
+        for _, each in sorted(self._bins.items()):
+            n = sum(sample.n for sample in each.rewards.values())
+            estimate, low, high = _rounded(rate(each.rewards, alpha=ALPHA / (self._edges.size + 1)))
+            bins.append(
+                CalibrationBin(predicted=_round(each.predicted / n), observed=estimate, low=low, high=high, n=n)
+            )
+        return bins
+
+
+def _gains(evaluated: EvaluatedDecisions) -> tuple[OffPolicySums, GainSequence, dict[str, GainSequence]]:
+    """Return the sums of all decisions, and the gain over those that count: over all, and in each segment."""
+    sums, gain = OffPolicySums(evaluated.n_users), GainSequence()
+    gains: dict[str, GainSequence] = defaultdict(GainSequence)
+    for chunk in evaluated.chunks():
+        sums.add(chunk.log, chunk.model)
+        counted = chunk.drawn_anew
+        gain.add(chunk.gain_terms[counted])
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row in np.flatnonzero(counted).tolist():
+            for name in _segments(chunk.decisions[row]):
+                rows[name].append(row)
+        for name, of_segment in rows.items():
+            gains[name].add(chunk.gain_terms[of_segment])
+    return sums, gain, gains
+
+
+def _slices(tested: frozenset[str], gains: Mapping[str, GainSequence]) -> list[Slice]:
+    """Return the gain in each segment with limits that hold for all of them, the largest `MAX_SLICES` segments."""
+    largest = sorted(gains, key=lambda name: (-gains[name].decisions, name))[:MAX_SLICES]
     slices = []
     for name in sorted(largest):
-        n = len(rows[name])
+        n = gains[name].decisions
         if name not in tested:
             slices.append(Slice(name=name, n=n, status="unknown"))
             continue
-        is_in_slice = np.zeros(len(data.decisions), np.bool_)
-        is_in_slice[rows[name]] = True
-        gain, low, high = _rounded(data.gain(is_in_slice, alpha=ALPHA / len(tested)))
+        gain, low, high = _rounded(gains[name].interval(alpha=ALPHA / len(tested)))
         status: SliceStatus = "harmed" if high < 0 else "not harmed" if low > -SLICE_MARGIN else "unknown"
         slices.append(Slice(name=name, n=n, value=gain, low=low, high=high, status=status))
     return slices
@@ -177,6 +212,10 @@ def _slices(earlier: Sequence[LoggedDecision], data: EvaluationData) -> list[Sli
 def _segments(decision: LoggedDecision) -> tuple[str, ...]:
     """Return the stored segments, among which is whether the user was new; or else those of the signals."""
     return decision.segments or segments(decision.signals)
+
+
+def _date(at: float) -> date:
+    return datetime.fromtimestamp(at, UTC).date()
 
 
 def _rounded(interval: Interval) -> tuple[float, float, float]:

@@ -1,11 +1,13 @@
-"""The figure of an off-policy evaluation: all estimates with their intervals, below the verdict."""
+"""The figures of batch jobs: an off-policy evaluation, and the policies of the last nights."""
 
 import textwrap
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.experiments.evaluation import Estimate
-from ml.pipelines.evaluation import BEST, EvaluationReport, percent
+from ml.pipelines.evaluation_report import BEST, EvaluationReport, percent
 from ml.platform.plot_style import PRINT_PALETTE, plot_settings, save_figure
 
 if TYPE_CHECKING:
@@ -77,3 +79,34 @@ def _format_reward_axis(axes: "Axes") -> None:
     axes.locator_params("x", nbins=7)
     axes.xaxis.set_major_formatter(lambda reward, _: f"{100 * reward:g}%")
     axes.grid(axis="x")
+
+
+def draw_nights(nights: Mapping[date, Mapping[str, Mapping[str, Any]]], file: Path) -> None:
+    """Draw the gain of each night's policy on held-out days, and how much the log says about it, by night.
+
+    `nights`: the metrics on held-out days, by name. Raises OSError for a file that cannot be written.
+    """
+    import matplotlib as mpl  # as above
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(plot_settings(PRINT_PALETTE, _FONT)):
+        figure = Figure(figsize=(_WIDTH / 72, 5), dpi=144)
+        gains, sizes = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+        for night, metrics in nights.items():
+            if gain := metrics.get("gain"):
+                gains.vlines(night, 100 * gain["low"], 100 * gain["high"], _OTHER_COLOUR, linewidth=3)
+                gains.plot(night, 100 * gain["value"], "o", color=_BEST_COLOUR)
+            if size := metrics.get("effective_sample_size"):
+                sizes.bar(night, size["value"], color=_OTHER_COLOUR)
+        gains.axhline(0, color=PRINT_PALETTE.secondary, linewidth=1, linestyle=(0, (2, 3)))
+        gains.set_ylabel("gain in points")
+        gains.set_title("What the policy of each night gains", loc="left", weight="bold")
+        gains.margins(y=0.1)
+        sizes.set_ylabel("effective\nsample size")
+        sizes.xaxis.set_major_locator(locator := AutoDateLocator(maxticks=8))  # type: ignore[no-untyped-call]
+        sizes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        caption = "over the log, on 3 held-out days; 95% intervals that hold at every look; no mark: not known"
+        figure.text(0.01, 0.01, caption, size=10)
+        figure.tight_layout(rect=(0, 0.04, 1, 1))
+        save_figure(figure, file)

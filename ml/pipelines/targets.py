@@ -1,8 +1,10 @@
 """Target policies of off-policy evaluation: the distribution over the candidates of each logged decision."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -24,11 +26,20 @@ MAX_UPDATES = 200
 MIN_UPDATE_INTERVAL = 3600.0
 """The minimum time between two updates, in seconds."""
 
-_DAY = 86_400.0
+_CACHED_DISTRIBUTIONS = 4_096
+"""Distributions that are kept, by the prompt versions of the candidates."""
 
+_DAY = 86_400.0
 
 _FILE_SUFFIXES = (".npz", ".zip")
 """The endings of policy files, of this and of earlier releases; a value that has one is not a prompt version."""
+
+
+Distribute = Callable[[Sequence[LoggedDecision]], Sequence[Floats | None]]
+"""Returns the distribution over the candidates of each decision of the next chunk of a log.
+
+Its shape is (number of candidates,). None for a decision that the policy is not evaluated with.
+"""
 
 
 class Target(Protocol):
@@ -41,10 +52,11 @@ class Target(Protocol):
     def exclusion_reason(self) -> str:
         """The reason for leaving out decisions, as the end of a sentence after "because"."""
 
-    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
-        """Yield the probability of each candidate, shape (number of candidates,), for each decision.
+    def replay(self, duration: float) -> Distribute:
+        """Return a function for one pass over a log, which is called with each of its chunks, in the order of time.
 
-        `decisions`: in the order of time. None for a decision that the policy is not evaluated with.
+        `duration`: of the log, from its first to its last decision, in seconds. The sizes of the chunks do not change
+        the distributions.
         """
 
 
@@ -65,26 +77,36 @@ class PromptPolicyTarget:
         self._reaction_window = reaction_window
         self._half_life_days = half_life_days
 
-    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
+    def replay(self, duration: float) -> Distribute:
         days: dict[int, dict[str, Sample]] = defaultdict(lambda: defaultdict(Sample))
-        cache: dict[tuple[str, ...], Mapping[str, float]] = {}
-        n_mature, next_update, history = 0, -np.inf, RewardHistory()
-        duration = decisions[-1].at - decisions[0].at if decisions else 0.0
+        # The time, version and reward of the decisions whose reward is not known yet.
+        unknown: deque[tuple[float, str, float]] = deque()
+        cache: dict[tuple[str, ...], Floats] = {}
+        next_update, history = -np.inf, RewardHistory()
         interval = max(duration / MAX_UPDATES, MIN_UPDATE_INTERVAL)
-        for decision in decisions:
-            if self._policy.learns and decision.at >= next_update:
-                next_update = decision.at + interval
-                while (mature := decisions[n_mature]).at + self._reaction_window < decision.at:
-                    prompt_version, reward = mature.candidates[mature.chosen].prompt_version, mature.reward_in_window
-                    days[int(mature.at // _DAY)][prompt_version] += Sample(1, reward, reward**2)
-                    n_mature += 1
-                known_until = int((decision.at - self._reaction_window) // _DAY)
-                history = RewardHistory(days, today=known_until, half_life_days=self._half_life_days)
-                cache.clear()
-            prompt_versions = tuple(candidate.prompt_version for candidate in decision.candidates)
+
+        def distribution(decision: LoggedDecision) -> Floats:
+            nonlocal next_update, history
+            if self._policy.learns:
+                if decision.at >= next_update:
+                    next_update = decision.at + interval
+                    while unknown and unknown[0][0] + self._reaction_window < decision.at:
+                        at, prompt_version, reward = unknown.popleft()
+                        days[int(at // _DAY)][prompt_version] += Sample(1, reward, reward**2)
+                    known_until = int((decision.at - self._reaction_window) // _DAY)
+                    history = RewardHistory(days, today=known_until, half_life_days=self._half_life_days)
+                    cache.clear()
+                shown = decision.candidates[decision.chosen].prompt_version
+                unknown.append((decision.at, shown, decision.reward_in_window))
+            prompt_versions = _prompt_versions(decision)
             if prompt_versions not in cache:
-                cache[prompt_versions] = self._policy.distribution(Counter(prompt_versions), history)
-            yield _distribute(decision, cache[prompt_versions])
+                if len(cache) >= _CACHED_DISTRIBUTIONS:
+                    cache.clear()
+                weights = self._policy.distribution(Counter(prompt_versions), history)
+                cache[prompt_versions] = _distribute(prompt_versions, weights)
+            return cache[prompt_versions]
+
+        return lambda chunk: [distribution(decision) for decision in chunk]
 
 
 class VersionTarget:
@@ -99,11 +121,14 @@ class VersionTarget:
         self.exclusion_reason = f"{' or '.join(weights)} was not a candidate"
         self.weights = dict(weights)
 
-    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
-        for decision in decisions:
-            present = self.weights.keys() & {candidate.prompt_version for candidate in decision.candidates}
-            needed = 1 if decision.ranked else len(self.weights)
-            yield _distribute(decision, self.weights) if len(present) >= needed else None
+    def replay(self, duration: float) -> Distribute:  # noqa: ARG002
+        @lru_cache(_CACHED_DISTRIBUTIONS)
+        def distribution(prompt_versions: tuple[str, ...], *, ranked: bool) -> Floats | None:
+            present = self.weights.keys() & {*prompt_versions}
+            needed = 1 if ranked else len(self.weights)
+            return _distribute(prompt_versions, self.weights) if len(present) >= needed else None
+
+        return lambda chunk: [distribution(_prompt_versions(each), ranked=each.ranked) for each in chunk]
 
 
 class RankingTarget:
@@ -118,16 +143,27 @@ class RankingTarget:
         self.exclusion_reason = f"{policy.name} has learned from decisions up to {until:%Y-%m-%d %H:%M} UTC"
         self._policy = policy
 
-    def distributions(self, decisions: Sequence[LoggedDecision]) -> Iterator[Floats | None]:
-        for decision in decisions:
-            if decision.at <= self._policy.trained_until:
-                yield None
-                continue
-            rows = [
-                candidate_row(candidate.prompt_version, candidate.tip if decision.ranked else None)
-                for candidate in decision.candidates
-            ]
-            yield self._policy.rank({**decision.signals, **decision.aggregates}, rows).probabilities
+    def replay(self, duration: float) -> Distribute:  # noqa: ARG002
+        return self._distributions
+
+    def _distributions(self, chunk: Sequence[LoggedDecision]) -> list[Floats | None]:
+        later = [decision for decision in chunk if decision.at > self._policy.trained_until]
+        # The chunk is in the order of time.
+        return [*repeat(None, len(chunk) - len(later)), *self.probabilities(later)]
+
+    def probabilities(self, decisions: Sequence[LoggedDecision]) -> list[Floats]:
+        """Return the probability of each candidate of each decision, whether the policy has learned from it or not."""
+        rankings = self._policy.rank_each(
+            [{**decision.signals, **decision.aggregates} for decision in decisions],
+            [
+                [
+                    candidate_row(candidate.prompt_version, candidate.tip if decision.ranked else None)
+                    for candidate in decision.candidates
+                ]
+                for decision in decisions
+            ],
+        )
+        return [ranking.probabilities for ranking in rankings]
 
 
 def parse_target(
@@ -158,9 +194,12 @@ def parse_target(
         ) from None
 
 
-def _distribute(decision: LoggedDecision, weights: Mapping[str, float]) -> Floats:
-    """Return the distribution over the candidates by version weight; candidates of one version share its weight."""
-    prompt_versions = [candidate.prompt_version for candidate in decision.candidates]
+def _prompt_versions(decision: LoggedDecision) -> tuple[str, ...]:
+    return tuple([candidate.prompt_version for candidate in decision.candidates])
+
+
+def _distribute(prompt_versions: Sequence[str], weights: Mapping[str, float]) -> Floats:
+    """Return the distribution over candidates by version weight; candidates of one version share its weight."""
     counts = Counter(prompt_versions)
     shares = np.array([weights.get(prompt_version, 0.0) / counts[prompt_version] for prompt_version in prompt_versions])
     distribution: Floats = shares / shares.sum()

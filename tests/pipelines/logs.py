@@ -1,11 +1,16 @@
 """Simulated decision logs with known mean rewards of each prompt version."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
+from ml.experiments.arrays import Floats
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
+from ml.pipelines import evaluation
+from ml.pipelines.evaluation_report import EvaluationReport
+from ml.pipelines.targets import Target
 
 HOUR, DAY = 3_600.0, 86_400.0
 MOODS = ("great", "low")
@@ -97,3 +102,31 @@ def ranked_log_of(n: int, *, k: int = 3, users: int = 300, seed: int = 1) -> lis
             )
         )
     return decisions
+
+
+def with_digests(log: Sequence[LoggedDecision], digest: str, *, reward: float | None = None) -> list[LoggedDecision]:
+    """Return the decisions with the digest of the chosen prompt version, and optionally another reward."""
+    return [
+        replace(
+            one,
+            candidates=tuple(
+                replace(candidate, prompt_digest=digest if index == one.chosen or one.ranked else None)
+                for index, candidate in enumerate(one.candidates)
+            ),
+            reward=one.reward if reward is None else reward,
+        )
+        for one in log
+    ]
+
+
+def evaluate(decisions: Sequence[LoggedDecision], target: Target, *, chunk_size: int = 4_096) -> EvaluationReport:
+    """Return the report of an evaluation with these decisions, which are read in chunks of `chunk_size`."""
+    return evaluation.evaluate(InMemoryDecisionLog(decisions, chunk_size), target)
+
+
+def distributions_of(
+    target: Target, decisions: Sequence[LoggedDecision], *, chunk_size: int = 4_096
+) -> list[Floats | None]:
+    """Return the distribution of a target at each decision, which it is given in chunks of `chunk_size`."""
+    distribute = target.replay(decisions[-1].at - decisions[0].at if decisions else 0.0)
+    return [each for chunk in InMemoryDecisionLog(decisions, chunk_size).chunks() for each in distribute(chunk)]

@@ -12,14 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
 from ml.experiments.statistics import Interval, Sample
 from ml.experiments.thompson import RewardHistory, thompson_distribution
-from ml.pipelines.evaluation import EvaluationReport, NothingToEvaluate, evaluate
+from ml.pipelines import evaluation
+from ml.pipelines.evaluated_decisions import NothingToEvaluate
+from ml.pipelines.evaluation_report import EvaluationReport
 from ml.pipelines.targets import PromptPolicyTarget, RankingTarget, Target, VersionTarget, parse_target
 from ml.pipelines.training import train
 from ml.platform.settings import ConfigurationError
-from tests.pipelines.logs import ALIKE, APART, DAY, HOUR, VERSIONS, decision, log_of, ranked_log_of
+from tests.pipelines.logs import (
+    ALIKE,
+    APART,
+    DAY,
+    HOUR,
+    VERSIONS,
+    decision,
+    distributions_of,
+    evaluate,
+    log_of,
+    ranked_log_of,
+)
 
 MEANS = ALIKE["low"]
 
@@ -31,7 +44,7 @@ def target(policy: str, window: float = DAY) -> Target:
 def trained_target(decisions: Sequence[LoggedDecision], folder: Path) -> Target:
     """Return a policy that was trained on these decisions, loaded from a file."""
     file = folder / "policy.npz"
-    file.write_bytes(train(decisions, name="learner"))
+    file.write_bytes(train(InMemoryDecisionLog(decisions), name="learner"))
     return target(str(file))
 
 
@@ -154,7 +167,7 @@ def test_candidates_share_the_weight_of_their_version_and_weights_of_absent_vers
     )
     two = replace(three, candidates=(LoggedCandidate("v3", 0.5, "Rest."), LoggedCandidate("v2", 0.5, "Walk.")))
     none = replace(three, candidates=(LoggedCandidate("v2", 1.0, "Walk."),))
-    spread = [*target("v1=60,v3=40").distributions([three, two, none])]
+    spread = distributions_of(target("v1=60,v3=40"), [three, two, none])
     assert [None if one is None else one.tolist() for one in spread] == [
         pytest.approx([0.3, 0.4, 0.3, 0]),
         pytest.approx([1, 0]),
@@ -195,7 +208,7 @@ def test_thompson_sampling_learns_from_rewards_only_after_the_reaction_window() 
     log[100:] = [replace(one, candidates=one.candidates[:2], chosen=one.chosen % 2) for one in log[100:]]
     for window in (0.0, DAY):
         distributions = [
-            [] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", window).distributions(log)
+            [] if one is None else one.tolist() for one in distributions_of(PromptPolicyTarget("thompson", window), log)
         ]
         assert distributions == [pytest.approx(each) for each in compute_directly(log, window)]
 
@@ -209,7 +222,7 @@ def test_thompson_sampling_never_uses_rewards_that_were_unknown_at_the_time(seed
         for one in log
     ]
     before, after = (
-        [[] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", window).distributions(each)]
+        [[] if one is None else one.tolist() for one in distributions_of(PromptPolicyTarget("thompson", window), each)]
         for each in (log, other_rewards)
     )
     assert before == after
@@ -219,7 +232,7 @@ def test_thompson_sampling_does_not_use_reactions_that_were_received_after_the_r
     log = log_of(300)
     corrected = [replace(one, reward=1 - one.reward) for one in log]
     before, after = (
-        [[] if one is None else one.tolist() for one in PromptPolicyTarget("thompson", 0.0).distributions(each)]
+        [[] if one is None else one.tolist() for one in distributions_of(PromptPolicyTarget("thompson", 0.0), each)]
         for each in (log, corrected)
     )
     assert before == after
@@ -233,7 +246,7 @@ def test_thompson_sampling_forgets_with_the_half_life_that_it_is_given() -> None
         forgetting = parse_target(
             "thompson", reaction_window=timedelta(0), half_life_days=half_life_days, tracking_uri="sqlite:///missing.db"
         )
-        *_, distribution = forgetting.distributions(log)
+        *_, distribution = distributions_of(forgetting, log)
         assert distribution is not None
         last.append(distribution[2])
     # The last version is the best one: the less is forgotten, the more certain is that.
@@ -241,10 +254,10 @@ def test_thompson_sampling_forgets_with_the_half_life_that_it_is_given() -> None
 
 
 def test_thompson_sampling_starts_with_equal_probabilities() -> None:
-    first = next(iter(PromptPolicyTarget("thompson", 0.0).distributions(log_of(3))))
+    first = distributions_of(PromptPolicyTarget("thompson", 0.0), log_of(3))[0]
     assert first is not None
     assert first.tolist() == pytest.approx([1 / 3] * 3, abs=0.01)
-    assert [*PromptPolicyTarget("thompson", 0.0).distributions([])] == []
+    assert distributions_of(PromptPolicyTarget("thompson", 0.0), []) == []
 
 
 # Learned policies
@@ -260,7 +273,7 @@ def test_a_learned_policy_is_evaluated_with_later_decisions_and_has_a_significan
     assert sentence == (
         "4,000 of 8,000 decisions are left out, because learner has learned from decisions up to 1970-01-28 18:30 UTC."
     )
-    distributions = [one for one in policy.distributions(log) if one is not None]
+    distributions = [one for one in distributions_of(policy, log) if one is not None]
     rates = [[APART[one.signals["mood"]][version] for version in VERSIONS] for one in log[4_000:]]
     truth = float((np.array(distributions) * rates).sum(axis=1).mean())
     assert truth > 0.55
@@ -440,6 +453,45 @@ def test_any_log_gives_finite_estimates_or_one_sentence(log: list[LoggedDecision
                 assert one.low <= one.value <= one.high
                 assert one.gain.low <= one.gain.estimate <= one.gain.high
                 assert all(math.isfinite(each) for each in (one.low, one.high, one.gain.low, one.gain.high))
+
+
+# Logs that are larger than memory
+
+
+def changed_log() -> list[LoggedDecision]:
+    """Return decisions of two digests, among versions and among tips, some of whose versions were drawn per user."""
+    versions = with_digests(log_of(200, seed=4), "old") + with_digests(log_of(300, start=200 * 600.0, seed=5), "new")
+    tips = [replace(one, at=one.at + 500 * 600.0) for one in ranked_log_of(300)]
+    return [replace(one, per_user=index % 7 == 0) for index, one in enumerate([*versions, *tips])]
+
+
+def test_the_sizes_of_the_chunks_do_not_change_a_bit_of_the_report(tmp_path: Path) -> None:
+    log = changed_log()
+    for policy in (
+        *(target(name) for name in ("v3", "v1=90,v3=10", "uniform", "thompson")),
+        trained_target(log[:400], tmp_path),
+    ):
+        report = evaluate(log, policy, chunk_size=len(log))
+        assert 0 < report.decisions < len(log)
+        assert report.gain
+        for chunk_size in (1, 340):
+            assert evaluate(log, policy, chunk_size=chunk_size) == report
+
+
+@given(small_logs(), st.integers(1, 25))
+@settings(max_examples=10, deadline=None)
+def test_the_sizes_of_the_chunks_change_nothing_in_any_log(log: list[LoggedDecision], chunk_size: int) -> None:
+    for policy in ("v1", "uniform", "thompson"):
+        with suppress(NothingToEvaluate):
+            assert evaluate(log, target(policy), chunk_size=chunk_size) == evaluate(log, target(policy))
+
+
+def test_a_period_of_a_log_is_evaluated_as_if_it_were_the_whole_log() -> None:
+    log = log_of(1_000)
+    since, before = log[200].at, log[900].at
+    for policy in ("v3", "thompson"):
+        report = evaluation.evaluate(InMemoryDecisionLog(log), target(policy), since=since, before=before)
+        assert report == evaluate(log[200:900], target(policy))
 
 
 # Parsing of targets

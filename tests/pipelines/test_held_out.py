@@ -1,6 +1,5 @@
 """The figures of a policy on held-out days, and the digest of the decisions it has learned from."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,22 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ml.cli import train as train_command
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
-from ml.pipelines.evaluation import evaluate
-from ml.pipelines.held_out import ALPHA, dataset_digest, predict
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
+from ml.features.offline_store import OfflineStore
+from ml.pipelines import held_out
+from ml.pipelines.held_out import ALPHA, held_out_figures, predict
+from ml.pipelines.offline_log import OfflineDecisionLog
 from ml.pipelines.targets import RankingTarget
-from ml.pipelines.training import HELD_OUT_DAYS, train
+from ml.pipelines.training import HELD_OUT_DAYS, train, training_data
 from ml.registry.artifacts import HeldOutFigures, RankingPolicy
 from ml.registry.cards import Metric, Slice, missing
 from ml.registry.policies import LearnedPolicy
 from ml.registry.ranking_cards import ranking_card
 from ml.store.recount import prepare_database
 from tests.example_tips import WINDOW
-from tests.pipelines.logs import DAY, log_of, ranked_log_of
+from tests.offline import write_decisions
+from tests.pipelines.logs import DAY, evaluate
 from tests.policies import policy
 from tests.registry.test_artifacts import with_card
 
@@ -60,7 +60,7 @@ def better_by_mood(_: int, version: str, mood: str) -> float:
 
 
 def figures_of(log: list[LoggedDecision]) -> HeldOutFigures:
-    figures = RankingPolicy.from_bytes(train(log)).card.held_out
+    figures = RankingPolicy.from_bytes(train(InMemoryDecisionLog(log))).card.held_out
     assert figures is not None
     return figures
 
@@ -77,7 +77,9 @@ def command_output(
     log: list[LoggedDecision], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
     """Return what `tips train` prints about these decisions before its last line."""
-    monkeypatch.setattr(train_command, "mature_decisions", lambda **_: log)
+    store = OfflineStore.open(str(tmp_path / "offline"))
+    write_decisions(store, log)
+    monkeypatch.setattr(train_command, "decision_log", lambda: OfflineDecisionLog(store, seen_only=False))
     url = f"sqlite+aiosqlite:///{tmp_path / 'tips.db'}"
     prepare_database(url, WINDOW)
     monkeypatch.setenv("DATABASE_URL", url)
@@ -97,61 +99,16 @@ def figures() -> HeldOutFigures:
 
 @pytest.fixture(scope="module")
 def earlier_policy() -> RankingPolicy:
-    return RankingPolicy.from_bytes(train(LOG[:N_EARLIER]))
-
-
-# The digest of the decisions
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.permutations([*log_of(20), *ranked_log_of(20)]))
-def test_the_digest_does_not_depend_on_the_order(shuffled: list[LoggedDecision]) -> None:
-    assert dataset_digest(shuffled) == dataset_digest([*log_of(20), *ranked_log_of(20)])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"id": "other"},
-        {"user_id": "other"},
-        {"at": 1.5},
-        {"signals": {"mood": "awful"}},
-        {"aggregates": {"tips_7d": 1.0}},
-        {"chosen": 1},
-        {"reward": 0.25},
-        {"reward_in_window": 0.25},
-        {"ranked": True},
-        {"per_user": True},
-        {"segments": ("visits:new",)},
-        {"candidates": (LoggedCandidate("v1", 0.4), LoggedCandidate("v2", 0.6))},
-    ],
-)
-def test_the_digest_depends_on_every_field_of_a_decision(change: dict[str, Any]) -> None:
-    first, *others = LOG[:3]
-    changed = replace(replace(first, chosen=0), **change)
-    assert dataset_digest([changed, *others]) != dataset_digest([replace(first, chosen=0), *others])
-
-
-def test_the_digest_is_the_one_that_the_documentation_describes() -> None:
-    (decision,) = ranked_log_of(1)
-    fields = ("aggregates", "at", "candidates", "chosen", "id", "per_user", "ranked", "reward", "reward_in_window")
-    values = {name: getattr(decision, name) for name in (*fields, "segments", "signals", "user_id")}
-    values["candidates"] = [
-        {name: getattr(candidate, name) for name in ("probability", "prompt_digest", "prompt_version", "tip")}
-        for candidate in decision.candidates
-    ]
-    line = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    inner = hashlib.sha256(line.encode("ascii")).hexdigest()
-    assert dataset_digest([decision]) == hashlib.sha256(inner.encode("ascii")).hexdigest()
+    return RankingPolicy.from_bytes(train(InMemoryDecisionLog(LOG[:N_EARLIER])))
 
 
 def test_the_card_names_the_decisions_that_it_was_trained_with() -> None:
-    card = RankingPolicy.from_bytes(train(LOG)).card
+    card = RankingPolicy.from_bytes(train(InMemoryDecisionLog(LOG))).card
     assert card.training is not None
     assert card.training.decisions == card.training.learned_from == card.learned_from == len(LOG)
     assert card.training.until.timestamp() == card.trained_until
     assert card.training.since.timestamp() == LOG[0].at
-    assert card.training.dataset_sha256 == dataset_digest(LOG)
+    assert card.training.dataset_sha256 == training_data(InMemoryDecisionLog(LOG)).sha256
 
 
 def test_the_decisions_that_a_window_was_chosen_with_are_named_and_not_reported_as_left_out(
@@ -161,11 +118,14 @@ def test_the_decisions_that_a_window_was_chosen_with_are_named_and_not_reported_
         return better_by_mood(day, version, mood if day < 20 else {"low": "great", "great": "low"}[mood])
 
     log = days_of(30, 200, changes)
-    card = RankingPolicy.from_bytes(train(log)).card
+    card = RankingPolicy.from_bytes(train(InMemoryDecisionLog(log))).card
     assert card.window_days == 7
     assert card.training is not None
     assert (card.training.window_days, card.training.learned_from) == (7, 7 * 200)
-    assert (card.training.decisions, card.training.dataset_sha256) == (len(log), dataset_digest(log))
+    assert (card.training.decisions, card.training.dataset_sha256) == (
+        len(log),
+        training_data(InMemoryDecisionLog(log)).sha256,
+    )
     assert command_output(log, tmp_path, monkeypatch, capsys) == []
 
 
@@ -176,9 +136,9 @@ def test_the_figures_are_those_of_the_policy_of_the_days_before(
     figures: HeldOutFigures, earlier_policy: RankingPolicy
 ) -> None:
     """They are what `tips evaluate` says about a policy that was trained without the newest days."""
-    held_out = LOG[N_EARLIER:]
-    assert figures.decisions == HELD_OUT_DAYS * 400 == len(held_out)
-    report = evaluate(held_out, RankingTarget(LearnedPolicy(earlier_policy)))
+    newest = LOG[N_EARLIER:]
+    assert figures.decisions == HELD_OUT_DAYS * 400 == len(newest)
+    report = evaluate(newest, RankingTarget(LearnedPolicy(earlier_policy)))
     gain = metrics_of(figures)["gain"]
     assert report.gain is not None
     assert (gain.value, gain.low, gain.high) == pytest.approx(
@@ -186,7 +146,7 @@ def test_the_figures_are_those_of_the_policy_of_the_days_before(
     )
     sample_size = metrics_of(figures)["effective_sample_size"].value
     assert sample_size == pytest.approx(report.best.effective_sample_size, abs=1e-6)
-    errors = (predict(earlier_policy, held_out) - [one.reward for one in held_out]) ** 2
+    errors = (predict(LearnedPolicy(earlier_policy), newest) - [one.reward for one in newest]) ** 2
     assert metrics_of(figures)["squared_error"].value == pytest.approx(errors.mean(), abs=1e-6)
 
 
@@ -207,7 +167,7 @@ def test_the_intervals_contain_the_true_values(figures: HeldOutFigures) -> None:
 
 def test_predictions_are_those_of_the_policy(earlier_policy: RankingPolicy) -> None:
     ranker = LearnedPolicy(earlier_policy)
-    for decision, predicted in zip(LOG[:20], predict(earlier_policy, LOG[:20]), strict=True):
+    for decision, predicted in zip(LOG[:20], predict(ranker, LOG[:20]), strict=True):
         shown = decision.candidates[decision.chosen]
         scores = ranker.rank(decision.signals, [{"prompt_version": shown.prompt_version, "tip": shown.tip}]).scores
         assert predicted == pytest.approx(scores[0], abs=1e-6)
@@ -215,7 +175,7 @@ def test_predictions_are_those_of_the_policy(earlier_policy: RankingPolicy) -> N
 
 def test_without_draws_for_each_decision_there_is_no_gain_and_the_card_is_incomplete() -> None:
     per_user = days_of(5, 60, better_by_mood, per_user=True)
-    trained = RankingPolicy.from_bytes(train(per_user))
+    trained = RankingPolicy.from_bytes(train(InMemoryDecisionLog(per_user)))
     assert trained.card.held_out is not None
     assert metrics_of(trained.card.held_out).keys() == {
         "contrast_error",
@@ -226,6 +186,34 @@ def test_without_draws_for_each_decision_there_is_no_gain_and_the_card_is_incomp
     assert missing(ranking_card(trained.card, trained.version, contact="us")) == (
         "slices: run `tips train` on tips of more than 3 days",
     )
+
+
+def test_the_sizes_of_the_chunks_do_not_change_the_figures(
+    figures: HeldOutFigures, earlier_policy: RankingPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figures_in_chunks(size: int) -> HeldOutFigures:
+        log = InMemoryDecisionLog(LOG, size)
+        return held_out_figures(earlier_policy, log, since=6 * DAY, until=9 * DAY, contrast_error=0.2)
+
+    whole = figures_in_chunks(len(LOG))
+    assert figures_in_chunks(70) == whole
+    assert whole.metrics[1:] == figures.metrics[1:]
+    assert (whole.calibration, whole.slices) == (figures.calibration, figures.slices)
+    # The same with a sample of the earlier predictions.
+    monkeypatch.setattr(held_out, "EARLIER_PREDICTIONS", 2)
+    sampled = figures_in_chunks(len(LOG))
+    assert figures_in_chunks(70) == sampled
+    assert [each.name for each in sampled.slices] == [each.name for each in whole.slices]
+    assert sum(each.n for each in sampled.calibration) == whole.decisions
+    assert len(sampled.calibration) < len(whole.calibration)
+
+
+def test_without_tips_in_the_days_before_there_is_one_bin_and_no_slice_is_tested(earlier_policy: RankingPolicy) -> None:
+    later = [replace(one, at=one.at + 40 * DAY) for one in LOG[N_EARLIER:]]
+    log = InMemoryDecisionLog([*LOG[:N_EARLIER], *later])
+    sparse = held_out_figures(earlier_policy, log, since=46 * DAY, until=49 * DAY, contrast_error=0.2)
+    assert [each.n for each in sparse.calibration] == [len(later)]
+    assert {each.status for each in sparse.slices} == {"unknown"}
 
 
 # Calibration
@@ -289,8 +277,8 @@ def test_a_slice_that_a_policy_harms_is_found_and_the_others_are_not_harmed() ->
 
 def test_limits_of_slices_hold_for_all_of_them(figures: HeldOutFigures, earlier_policy: RankingPolicy) -> None:
     """With two slices each has half of the error probability, so it is wider than alone."""
-    held_out = [one for one in LOG[N_EARLIER:] if one.signals["mood"] == "low"]
-    alone = evaluate(held_out, RankingTarget(LearnedPolicy(earlier_policy))).gain
+    in_low_mood = [one for one in LOG[N_EARLIER:] if one.signals["mood"] == "low"]
+    alone = evaluate(in_low_mood, RankingTarget(LearnedPolicy(earlier_policy))).gain
     together = slices_of(figures)["mood:low"]
     assert alone is not None
     assert together.low is not None
@@ -304,7 +292,7 @@ def test_limits_of_slices_hold_for_all_of_them(figures: HeldOutFigures, earlier_
 
 @pytest.mark.parametrize("days", [1, 3])
 def test_with_too_few_days_there_are_no_figures(days: int) -> None:
-    trained = RankingPolicy.from_bytes(train(days_of(days, 50, better_by_mood)))
+    trained = RankingPolicy.from_bytes(train(InMemoryDecisionLog(days_of(days, 50, better_by_mood))))
     assert trained.card.held_out is None
     assert [each.partition(":")[0] for each in missing(ranking_card(trained.card, trained.version, contact="us"))] == [
         "metrics",
@@ -314,7 +302,7 @@ def test_with_too_few_days_there_are_no_figures(days: int) -> None:
 
 
 def test_with_one_earlier_day_the_card_is_complete() -> None:
-    trained = RankingPolicy.from_bytes(train(days_of(4, 50, better_by_mood)))
+    trained = RankingPolicy.from_bytes(train(InMemoryDecisionLog(days_of(4, 50, better_by_mood))))
     assert missing(ranking_card(trained.card, trained.version, contact="us")) == ()
 
 

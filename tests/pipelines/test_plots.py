@@ -7,10 +7,10 @@ from xml.etree import ElementTree as ET
 import pytest
 from matplotlib.image import imread
 
-from ml.pipelines.evaluation import EvaluationReport, evaluate
+from ml.pipelines.evaluation_report import EvaluationReport
 from ml.pipelines.plots import draw
 from ml.pipelines.targets import PromptPolicyTarget, VersionTarget
-from tests.pipelines.logs import DAY, decision, log_of
+from tests.pipelines.logs import DAY, decision, evaluate, log_of
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Training on the decision log, and the quality of the policy on simulated users with known preferences."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from statistics import fmean
@@ -13,20 +13,27 @@ from hypothesis import strategies as st
 
 from ml.cli import train as train_command
 from ml.experiments.arrays import Floats
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
 from ml.experiments.regression_statistics import RegressionStatistics
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
-from ml.pipelines import training
-from ml.pipelines.training import shown_versions, sum_statistics, train
+from ml.features.offline_store import OfflineStore
+from ml.pipelines.day_statistics import shown_versions, sum_statistics
+from ml.pipelines.offline_log import OfflineDecisionLog
+from ml.pipelines.training import train
 from ml.registry.artifacts import RankingPolicy
 from ml.simulation.people import LISTED_VERSIONS, Visit, visits
 from ml.store.recount import prepare_database
 from tests.example_tips import WINDOW
-from tests.pipelines.logs import DAY, MOODS, VERSIONS, log_of, ranked_log_of
+from tests.offline import write_decisions
+from tests.pipelines.logs import DAY, MOODS, VERSIONS, log_of, ranked_log_of, with_digests
 from tests.policies import decisions
 from tests.simulation.oracle import expected_rewards
 
 MAIN_SHARE = 0.95
+
+
+def train_on(decisions: Sequence[LoggedDecision], *, name: str = "tips") -> bytes:
+    return train(InMemoryDecisionLog(decisions), name=name)
 
 
 def first_visits(day: int, n: int, seed: int) -> list[Visit]:
@@ -118,7 +125,7 @@ def measure(seeds: Sequence[int], n_held_out: int) -> list[tuple[float, float]]:
     for seed in seeds:
         held_out = HeldOut.of(n_held_out, seed)
         for main in LISTED_VERSIONS:
-            scores = held_out.scores(RankingPolicy.from_bytes(train(skewed_log(main, 4_000, seed))))
+            scores = held_out.scores(RankingPolicy.from_bytes(train_on(skewed_log(main, 4_000, seed))))
             results.append((held_out.share_of_oracle(scores), held_out.calibration_error(scores)))
     return results
 
@@ -142,13 +149,13 @@ ALL_VERSIONS = shown_versions(LOG)
 @settings(max_examples=8, deadline=None)
 @given(st.permutations(LOG))
 def test_the_same_decisions_in_any_order_give_the_same_bytes(shuffled: list[LoggedDecision]) -> None:
-    assert train(shuffled) == train(LOG)
+    assert train_on(shuffled) == train_on(LOG)
 
 
 def test_different_decisions_give_different_policies_and_an_empty_log_is_refused() -> None:
-    assert train(LOG) != train(LOG[:-1])
+    assert train_on(LOG) != train_on(LOG[:-1])
     with pytest.raises(ValueError, match="no decisions to learn from"):
-        train([])
+        train_on([])
 
 
 @settings(max_examples=10, deadline=None)
@@ -174,14 +181,8 @@ def test_statistics_of_days_with_different_versions_add_up() -> None:
     assert equal_statistics(summed, sum_statistics([decision for day in days for decision in day], versions))
 
 
-def test_the_size_of_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sum_statistics(LOG, ALL_VERSIONS)
-    monkeypatch.setattr(training, "CHUNK_DECISIONS", 37)
-    assert equal_statistics(sum_statistics(LOG, ALL_VERSIONS), whole)
-
-
 def test_the_card_describes_the_training_data() -> None:
-    card = RankingPolicy.from_bytes(train(LOG, name="mine")).card
+    card = RankingPolicy.from_bytes(train_on(LOG, name="mine")).card
     assert (card.name, card.learned_from) == ("mine", len(LOG))
     assert card.trained_until == max(decision.at for decision in LOG)
     assert card.versions == (*sorted({"v1", "v2-mentor", "v3-few-shot", *VERSIONS}),)
@@ -189,21 +190,6 @@ def test_the_card_describes_the_training_data() -> None:
 
 
 # Changes of a prompt version's content
-
-
-def with_digests(log: Sequence[LoggedDecision], digest: str, *, reward: float | None = None) -> list[LoggedDecision]:
-    """Return the decisions with the digest of the chosen prompt version, and optionally another reward."""
-    return [
-        replace(
-            one,
-            candidates=tuple(
-                replace(candidate, prompt_digest=digest if index == one.chosen or one.ranked else None)
-                for index, candidate in enumerate(one.candidates)
-            ),
-            reward=one.reward if reward is None else reward,
-        )
-        for one in log
-    ]
 
 
 @pytest.mark.parametrize("make_log", [log_of, ranked_log_of])
@@ -215,9 +201,9 @@ def test_rewards_of_an_earlier_digest_are_not_learned(make_log: Callable[..., li
     start = 0 if current[0].ranked else max(chosen_versions.index(prompt_version) for prompt_version in VERSIONS)
     expected = current[start:]
     assert 80 < len(expected) <= 100
-    assert train([*earlier, *current]) == train(expected)
-    assert train([*with_digests(log[:100], "old", reward=1.0), *current]) == train(expected)
-    assert RankingPolicy.from_bytes(train([*earlier, *current])).card.learned_from == len(expected)
+    assert train_on([*earlier, *current]) == train_on(expected)
+    assert train_on([*with_digests(log[:100], "old", reward=1.0), *current]) == train_on(expected)
+    assert RankingPolicy.from_bytes(train_on([*earlier, *current])).card.learned_from == len(expected)
 
 
 def test_the_command_reports_tips_with_an_earlier_digest(
@@ -228,7 +214,9 @@ def test_the_command_reports_tips_with_an_earlier_digest(
         *with_digests(log_of(30, shares=shares), "old"),
         *with_digests(log_of(70, shares=shares, start=DAY, seed=2), "new"),
     ]
-    monkeypatch.setattr(train_command, "mature_decisions", lambda **_: log)
+    store = OfflineStore.open(str(tmp_path / "offline"))
+    write_decisions(store, log)
+    monkeypatch.setattr(train_command, "decision_log", lambda: OfflineDecisionLog(store, seen_only=False))
     url = f"sqlite+aiosqlite:///{tmp_path / 'tips.db'}"
     prepare_database(url, WINDOW)
     monkeypatch.setenv("DATABASE_URL", url)

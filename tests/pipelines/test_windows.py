@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ml.experiments.arrays import Floats
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
 from ml.experiments.linear import DAY_EFFECT_ROWS, DayAdjustedStatistics
 from ml.experiments.regression_statistics import RegressionStatistics, interaction_features
-from ml.pipelines.training import fit_policy, sum_statistics, train
+from ml.pipelines.day_statistics import sum_statistics
+from ml.pipelines.training import fit_policy, train
 from ml.registry.artifacts import RankingPolicy
 from ml.registry.policies import LearnedPolicy
 
@@ -54,7 +55,7 @@ def log_of(
 
 
 def policy_of(log: list[LoggedDecision]) -> RankingPolicy:
-    return RankingPolicy.from_bytes(train(log))
+    return RankingPolicy.from_bytes(train(InMemoryDecisionLog(log)))
 
 
 def scores(policy: RankingPolicy, mood: str) -> dict[str, float]:
@@ -106,7 +107,7 @@ def test_the_choice_among_windows_does_not_depend_on_the_order_of_the_log() -> N
     log = log_of(35, lambda day, version, _: 0.5 if (day < 25) == (version == "v1") else 0.2)
     shuffled = [log[index] for index in np.random.default_rng(1).permutation(len(log))]
     assert policy_of(log).card.window_days == 7
-    assert train(shuffled) == train(log)
+    assert train(InMemoryDecisionLog(shuffled)) == train(InMemoryDecisionLog(log))
 
 
 def test_days_before_all_windows_are_summed_without_changing_the_policy() -> None:
