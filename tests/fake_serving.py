@@ -41,6 +41,7 @@ def ranking(request_body: dict[str, Any], **changes: Any) -> dict[str, Any]:
             for index, (candidate_id, probability) in enumerate(zip(ids, probabilities, strict=True))
         ],
         "aggregates": {"tips_7d": 3.0},
+        "aggregates_at": "2026-02-28T00:00:00Z",
     } | changes
 
 

@@ -17,6 +17,7 @@ from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import Telemetry, build_tracer
 from ml.recommender import start_page
 from ml.recommender.candidates import CandidateWriter
+from ml.recommender.drift_metrics import keep_drift_metrics
 from ml.recommender.live_rollouts import POLL_SECONDS, LiveRollouts
 from ml.recommender.ranking import CandidateRanker
 from ml.recommender.recommend import Recommender
@@ -207,6 +208,9 @@ async def open_state(
             set_aliases=set_aliases,
         )
         await stack.enter_async_context(keep_monitoring(monitor, background, every=refresh_seconds))
+        await stack.enter_async_context(
+            keep_drift_metrics(tip_store.database, telemetry, background, every=refresh_seconds)
+        )
         yield {
             "recommender": recommender,
             "tip_store": tip_store,

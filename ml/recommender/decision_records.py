@@ -76,6 +76,7 @@ def with_ranking(records: Sequence[TipRecord], ranked: RankedDecision) -> list[T
             score_policy_version=ranking.policy.version,
             candidates=candidate_ids,
             aggregates=ranking.aggregates,
+            aggregates_at=ranking.aggregates_at,
         )
         for record, scored in zip(records, ranking.scores, strict=True)
     ]

@@ -4,12 +4,13 @@ import asyncio
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from ml.experiments.rollout_state import Catalogue
 from ml.platform.dependencies import TIMEOUT_HEADER
@@ -40,6 +41,9 @@ _ROUNDING = 1e-6
 
 _CLIENT_FAULTS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
 """Statuses that this client causes, not its caller."""
+
+_BROKEN_CONNECTION = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+"""The errors of a request during which a replica of serving ended."""
 
 _SECONDS = re.compile(r"[0-9]{1,6}")
 
@@ -105,6 +109,7 @@ class CandidateRanking(BaseModel):
     chosen: str
     scores: list[RankedCandidate]
     aggregates: Annotated[dict[Name, float], Field(max_length=100)]
+    aggregates_at: AwareDatetime | None = None  # an older serving does not have it
 
     @model_validator(mode="after")
     def _check_distribution(self) -> Self:
@@ -260,9 +265,13 @@ class ServingClient:
         grace: float = 0,
     ) -> httpx.Response:
         headers = outgoing_headers() | {TIMEOUT_HEADER: str(max(1, int(timeout * 1000))), **headers}
+        send = partial(self._http.request, method, path, json=body, headers=headers, timeout=None)
         try:
             async with asyncio.timeout(timeout + grace):
-                return await self._http.request(method, path, json=body, headers=headers, timeout=None)
+                try:
+                    return await send()
+                except _BROKEN_CONNECTION:  # serving keeps no state, and another replica may answer
+                    return await send()
         except (TimeoutError, httpx.TimeoutException):
             raise DeadlineExceeded("Serving did not answer in time.") from None
         except httpx.TransportError:

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ml.experiments.assignment import draw_systematic, draw_weighted, hash_to_unit_interval
-from ml.experiments.decisions import LoggedDecision
 from ml.experiments.policies import SALT
+from ml.features.online_store import replace_all
 from ml.recommender import recommend
 from ml.recommender.app import create_app as create_recommender
 from ml.recommender.settings import RecommenderSettings
@@ -29,6 +30,7 @@ from tests.databases import Database, Row
 from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fake_serving import TIP_RESPONSE, FakeServing, hang, ranking
 from tests.fixtures import ON_SQLITE, StartRecommender
+from tests.offline import exported, logged_decisions
 from tests.policies import policy
 from tests.server import running
 from tests.store.rebuilt_counts import check_counts
@@ -58,6 +60,11 @@ def stored(database: Database) -> list[Row]:
     return sorted(
         rows, key=lambda row: (row["decision_id"], (row["candidates"] or [row["tip_id"]]).index(row["tip_id"]))
     )
+
+
+def utc(stored_time: Any) -> datetime:
+    """Return the time that a database holds: SQLite as text in UTC."""
+    return datetime.fromisoformat(stored_time).replace(tzinfo=UTC) if isinstance(stored_time, str) else stored_time
 
 
 def number_tips(fake_serving: FakeServing, fails: Callable[[int], bool] = lambda _: False) -> None:
@@ -99,6 +106,7 @@ def test_candidates_are_generated_ranked_and_stored_and_the_chosen_one_is_shown(
             "candidates": ids,
             "aggregates": {"tips_7d": 3.0},
         }
+        assert utc(row["aggregates_at"]) == datetime(2026, 2, 28, tzinfo=UTC)
         assert (row["user_id"], row["signals"], row["policy"]) == ("u-1", SIGNALS, "uniform")
         assert row["prompt_version"] == row["prompt_version_asked"]
     assert fake_serving.score_bodies == [
@@ -239,6 +247,8 @@ INVALID_RANKINGS: dict[str, Callable[[dict[str, Any]], Response]] = {
     ),
     "too many aggregates": changed(aggregates={str(number): 1.0 for number in range(101)}),
     "no aggregates": changed(aggregates=None),
+    "a time of the aggregates without a zone": changed(aggregates_at="2026-02-28T00:00:00"),
+    "a time of the aggregates that is a number": changed(aggregates_at=1_772_236_800),
     "no scores": changed(scores=[]),
     "a score missing": with_scores(lambda scores: scores.pop()),
     "a score twice": with_scores(lambda scores: scores.append(scores[0])),
@@ -281,6 +291,7 @@ def test_without_a_ranking_the_first_candidate_is_shown_and_the_row_says_so(
             "score_policy_version": None,
             "aggregates": None,
         }
+        assert row["aggregates_at"] is None
     check_counts(database)
 
 
@@ -393,7 +404,7 @@ def test_a_decision_is_stored_completely_or_not_at_all(database: Database) -> No
 
 
 def test_candidates_that_were_not_shown_are_forgotten_and_purged_with_the_shown_one(
-    start_recommender: StartRecommender, database: Database, clock: SetClock
+    start_recommender: StartRecommender, database: Database, clock: SetClock, tmp_path: Path
 ) -> None:
     http = start_recommender(tip_prompt_version=TWO_VERSIONS, tip_candidates=3)
     for user in ("u-1", "u-2", "u-1"):
@@ -403,7 +414,6 @@ def test_candidates_that_were_not_shown_are_forgotten_and_purged_with_the_shown_
     async def forget() -> None:
         async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
             assert await store.forget("u-1") == 6
-            assert [decision.user_id async for decision in store.decisions(clock())] == ["u-2"]
 
     async def purge() -> None:
         async with open_tip_store(database.url, clock, reaction_window=WINDOW) as store:
@@ -411,6 +421,7 @@ def test_candidates_that_were_not_shown_are_forgotten_and_purged_with_the_shown_
             assert await store.purge(clock()) == 3
 
     asyncio.run(forget())
+    assert [decision.user_id for decision in logged_decisions(exported(database.url, tmp_path))] == ["u-2"]
     check_counts(database)
     asyncio.run(purge())
     assert [database.count(table) for table in ("tip_scores", "reward_hours")] == [0, 0]
@@ -445,17 +456,54 @@ def test_the_reward_page_excludes_ranked_tips_and_says_how_many(
     assert http.get("/rewards").json()["dependent"] == 40
 
 
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("change", "stored_time"),
+    [
+        (lambda answer: answer.pop("aggregates_at"), None),  # an older serving
+        (lambda answer: answer.update(aggregates={}, aggregates_at=None), None),
+        (
+            lambda answer: answer.update(aggregates_at="2026-02-28T05:30:00.123456+05:00"),
+            datetime(2026, 2, 28, 0, 30, 0, 123_456, tzinfo=UTC),
+        ),
+    ],
+)
+def test_the_time_of_the_aggregates_is_stored_if_serving_names_it(
+    start_recommender: StartRecommender,
+    fake_serving: FakeServing,
+    database: Database,
+    change: Callable[[dict[str, Any]], Any],
+    stored_time: datetime | None,
+) -> None:
+    async def score(request: Request) -> Response:
+        answer = ranking(await request.json())
+        change(answer)
+        return JSONResponse(answer)
+
+    fake_serving.score = score
+    ask(start_recommender(tip_candidates=2))
+    for row in stored(database):
+        assert row["score_policy"] == "linear"
+        assert (row["aggregates_at"] and utc(row["aggregates_at"])) == stored_time
+
+
 # With the real serving
 
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("deployment", ["separate", "standalone"])
 def test_the_ranking_of_serving_can_be_drawn_again_from_the_rows(
-    upstream: Upstream, database: Database, tmp_path: Path, deployment: str, learned: bool
+    upstream: Upstream, database: Database, tmp_path: Path, redis_url: str, deployment: str, learned: bool
 ) -> None:
     file = tmp_path / "tips.policy"
     file.write_bytes(policy())
-    serving_settings = of_model(upstream, "good", **({"score_policy": str(file)} if learned else {}), api_keys="k-1")
+    if learned:
+        replace_all(redis_url, [("u-7", {"tips_7d": 3.0})], computed_at := datetime.now(UTC))
+        serving_settings = of_model(
+            upstream, "good", score_policy=str(file), online_store_url=redis_url, api_keys="k-1"
+        )
+    else:
+        serving_settings = of_model(upstream, "good", api_keys="k-1")
     settings: dict[str, Any] = {
         "tip_prompt_version": TWO_VERSIONS,
         "tip_candidates": 3,
@@ -487,16 +535,12 @@ def test_the_ranking_of_serving_can_be_drawn_again_from_the_rows(
     if learned:
         preferred = [row["score"] for row in rows if row["prompt_version"] == "v2-mentor"]
         assert min(preferred) > max(row["score"] for row in rows if row["prompt_version"] == "v1")
-    logged = read_decisions(database)
+        for row in rows:
+            known = row["user_id"] == "u-7"
+            assert row["aggregates"] == ({"tips_7d": 3.0} if known else {})
+            assert (row["aggregates_at"] and utc(row["aggregates_at"])) == (computed_at if known else None)
+    logged = logged_decisions(exported(database.url, tmp_path))
     assert len(logged) == 20
     for logged_decision in logged:
         assert logged_decision.ranked
         assert sum(candidate.probability for candidate in logged_decision.candidates) == pytest.approx(1)
-
-
-def read_decisions(database: Database) -> list[LoggedDecision]:
-    async def run() -> list[LoggedDecision]:
-        async with open_tip_store(database.url, SetClock(), reaction_window=WINDOW) as store:
-            return [decision async for decision in store.decisions(NOW.replace(year=2100))]
-
-    return asyncio.run(run())

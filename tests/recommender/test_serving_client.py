@@ -3,14 +3,14 @@
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from ml.experiments.rollout_state import Catalogue
 from ml.platform.errors import DeadlineExceeded, TipsError, UnknownVersion, UpstreamFailed, UpstreamUnreachable
@@ -123,6 +123,23 @@ def test_an_unreachable_serving_is_a_502(start_recommender: StartRecommender, da
     answer = start_recommender(serving_url="http://127.0.0.1:1").post("/tips", json={"user_id": "u-1"})
     assert (answer.status_code, answer.json()["type"]) == (502, f"{PROBLEM}upstream-unreachable")
     assert database.count("tip_scores") == 0
+
+
+async def _break_off() -> AsyncIterator[bytes]:
+    yield b'{"tip'
+    raise ConnectionAbortedError
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(("crashes", "expected"), [(1, (200, 2)), (5, (502, 2))])
+def test_a_serving_that_ends_during_a_request_is_asked_once_more(
+    recommender: httpx.Client, fake_serving: FakeServing, crashes: int, expected: tuple[int, int]
+) -> None:
+    answers = iter([StreamingResponse(_break_off()) for _ in range(crashes)])
+    fake_serving.respond(lambda: next(answers, None) or JSONResponse(TIP_RESPONSE))
+    answer = recommender.post("/tips", json={"user_id": "u-1"})
+    assert (answer.status_code, len(fake_serving.generate_bodies)) == expected
+    assert answer.is_success or answer.json()["type"] == f"{PROBLEM}upstream-unreachable"
 
 
 @ON_SQLITE
