@@ -11,6 +11,7 @@ import httpx
 import hypothesis
 import pytest
 
+from ml.pipelines.settings import PipelineSettings
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.app import create_app
 from ml.serving.litellm_adapter import import_litellm
@@ -27,6 +28,8 @@ from tests.fixtures import (
     postgres_template,
     postgresql_database,
     recommender,
+    redis_server,
+    redis_url,
     sqlite_database,
     sqlite_template,
     start_recommender,
@@ -44,6 +47,8 @@ __all__ = [
     "postgres_template",
     "postgresql_database",
     "recommender",
+    "redis_server",
+    "redis_url",
     "sqlite_database",
     "sqlite_template",
     "start_recommender",
@@ -76,7 +81,7 @@ def becomes_ready(http: httpx.Client) -> bool:
 
 @pytest.fixture(autouse=True)
 def _unset_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ServingSettings.model_fields | RecommenderSettings.model_fields:
+    for name in ServingSettings.model_fields | RecommenderSettings.model_fields | PipelineSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     for variable in (*chain(*KEY_VARIABLES.values()), *ADDRESS_VARIABLES):
         monkeypatch.delenv(variable, raising=False)

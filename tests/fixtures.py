@@ -10,11 +10,13 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import httpx
 import pytest
+import redis
 
+from ml.features import online_redis
 from ml.recommender.app import create_app
 from ml.recommender.settings import RecommenderSettings
 from ml.store.database import migrate_database
-from tests.databases import Database, on_server, postgres
+from tests.databases import REDIS_URL, Database, on_server, postgres, redis_database
 from tests.example_tips import SetClock
 from tests.fake_serving import FakeServing
 from tests.server import running
@@ -46,6 +48,27 @@ def postgres_server() -> None:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> None:
+    """Skip where no Redis server answers, but never in CI."""
+    try:
+        with redis.Redis.from_url(REDIS_URL) as client:
+            client.ping()
+    except redis.RedisError as error:
+        reason = f"no Redis server answers at TEST_REDIS_URL: {type(error).__name__}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def redis_url(redis_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:  # noqa: ARG001
+    """The URL of an empty Redis database, and time for its reads, since the machine can be busy."""
+    monkeypatch.setattr(online_redis, "READ_SECONDS", 60)
+    with redis_database() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -79,21 +79,29 @@ class Service:
         self._output.extend(self.process.stdout)  # appends each line when it arrives
 
 
-@contextmanager
-def service(*command: str, **settings: str) -> Iterator[Service]:
-    """Run a service, by default `tips serve`, on a free port until the block ends."""
+def free_port() -> int:
+    """Return a port that is free on every address of this machine."""
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+        unused.bind(("", 0))
+        return int(unused.getsockname()[1])
+
+
+@contextmanager
+def service(*command: str, address: str = "", **settings: str) -> Iterator[Service]:
+    """Run a service, by default `tips serve`, until the block ends.
+
+    `address`: HOST:PORT to listen on; by default a free port of 127.0.0.1.
+    """
+    host, _, port = address.partition(":") if address else ("127.0.0.1", "", str(free_port()))
     command = command or (TIPS, "serve")
     with subprocess.Popen(
-        [*command, "--port", str(port)],
+        [*command, "--port", port, *(["--host", host] if address else [])],
         env=environment(**settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        running = Service(process, f"http://127.0.0.1:{port}")
+        running = Service(process, f"http://{host}:{port}")
         try:
             with running.http:
                 running.wait_until_live()

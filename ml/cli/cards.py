@@ -18,13 +18,14 @@ from rich.text import Text
 from ml.cli.progress import working
 from ml.cli.stores import (
     database_name,
-    decisions_between,
+    decision_log,
     exposure_reported,
     needs_recommender_extra,
     recommender_settings,
+    training_data,
+    using_offline_store,
     with_tip_store,
 )
-from ml.experiments.decisions import with_newest_prompts
 from ml.platform.clock import utc_now
 from ml.platform.errors import UpstreamFailed, UpstreamRefused, UpstreamUnreachable
 from ml.platform.settings import ConfigurationError
@@ -101,20 +102,24 @@ def verify(
         raise ConfigurationError(f"The policy {source} {error}.") from None
     except ValueError as error:
         raise typer.BadParameter(f"{source!r} {error}") from None
-    with needs_recommender_extra():
-        from ml.pipelines.held_out import dataset_digest
-        from ml.pipelines.training import train
+    with using_offline_store():
+        from ml.pipelines.training import train_with
     training = policy.card.training
     if training is None:
         sys.exit(f"{policy.name} {policy.version} does not say what it was trained with: train it again.")
-    decisions = with_newest_prompts(decisions_between(training.since, training.until + timedelta(microseconds=1)))
-    if not decisions or dataset_digest(decisions) != training.dataset_sha256:
+    log = decision_log().sample(training.share)
+    with working("Reading decisions"):
+        # The first and the last decision are included.
+        before = training.until + timedelta(microseconds=1)
+        data = training_data(log, training.since.timestamp(), before.timestamp())
+    if data.sha256 != training.dataset_sha256:
         sys.exit(
-            f"The {len(decisions):,} tips in {database_name()} are not the {training.decisions:,} of the card as they "
-            "were: reactions have arrived since, tips were deleted, or the digest of a prompt version has changed."
+            f"The {data.decisions:,} tips in {database_name()} are not the {training.decisions:,} of the card as they "
+            "were: reactions have arrived since, tips were deleted, or the digest of a prompt version has changed. Or "
+            "the policy was trained by another release."
         )
-    with working("Training"):
-        version = RankingPolicy.from_bytes(train(decisions, name=policy.name)).version
+    with working("Training"), using_offline_store():
+        version = RankingPolicy.from_bytes(train_with(data, name=policy.name)).version
     if version != policy.version:
         sys.exit(
             f"{policy.name} {policy.version} was not trained from these tips alone, or by another release: {version}."

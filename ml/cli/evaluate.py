@@ -13,10 +13,12 @@ from ml.cli.options import check_figure_file, parse_age
 from ml.cli.progress import working
 from ml.cli.stores import (
     database_name,
-    mature_decisions,
+    decision_log,
+    mature_period,
     needs_recommender_extra,
     reaction_window,
     recommender_settings,
+    using_offline_store,
 )
 from ml.platform.settings import ConfigurationError
 from ml.serving.settings import ServingSettings
@@ -40,18 +42,19 @@ def evaluate(
 ) -> None:
     """Estimate from the logged decisions the mean reward that another policy would have earned."""
     with needs_recommender_extra():
-        from ml.pipelines import evaluation, plots, targets
+        from ml.pipelines import evaluated_decisions, evaluation, plots, targets
     target = targets.parse_target(
         policy,
         reaction_window=reaction_window(),
         half_life_days=recommender_settings().thompson_half_life_days,
         tracking_uri=ServingSettings.from_environment().mlflow_tracking_uri,
     )
-    decisions, database = mature_decisions(since=since), database_name()
+    database = database_name()
+    log, (start, end) = decision_log(), mature_period(since=since)
     try:
-        with working("Evaluating"):
-            report = evaluation.evaluate(decisions, target)
-    except evaluation.NothingToEvaluate as error:
+        with working("Evaluating"), using_offline_store():
+            report = evaluation.evaluate(log, target, since=start, before=end)
+    except evaluated_decisions.NothingToEvaluate as error:
         sys.exit(f"{error} The log is in {database}.")
     names, *rows = report.table
     table = Table(*(Column(name, justify="right" if index else "left") for index, name in enumerate(names)))

@@ -10,10 +10,12 @@ import typer
 from ml.cli import (
     cards,
     evaluate,
+    export,
     features,
     forget,
     generate,
     migrate,
+    nightly,
     prompts,
     purge,
     recount,
@@ -39,12 +41,14 @@ for command in (
     purge.purge,
     recount.recount,
     forget.forget,
-    features.features,
+    export.export,
     train.train,
     evaluate.evaluate,
+    nightly.nightly,
     simulate.simulate,
 ):
     app.command()(command)
+app.add_typer(features.app, name="features")
 app.add_typer(cards.app, name="cards", help="Show the model cards, or write them to files.")
 app.add_typer(rollout.app, name="rollout", help="Start, watch and move rollouts of prompt versions and policies.")
 app.add_typer(prompts.app, name="prompts", help="Show the prompt versions, or release new ones.")

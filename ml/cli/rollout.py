@@ -108,7 +108,19 @@ def status() -> None:
     print(*tables.status_lines(overview), sep="\n")
     for report in overview.open:
         print("", *tables.report_lines(report), sep="\n")
-        console.print(tables.gate_table(report))
+        console.print(tables.gate_table(report.gates))
+
+
+@app.command()
+def proposals() -> None:
+    """Show the versions that `tips nightly` proposes, with the gates of their starts."""
+    overview = with_rollouts(lambda rollouts: rollouts.overview())
+    if not overview.proposals:
+        sys.exit("There is no proposal.")
+    console = Console()
+    for report in overview.proposals:
+        print(*tables.proposal_lines(report), sep="\n")
+        console.print(tables.gate_table(report.gates))
 
 
 @app.command()

@@ -10,7 +10,8 @@ from rich.table import Table
 from ml.experiments.rollout_state import RolloutEvent, Stage
 
 if TYPE_CHECKING:
-    from ml.rollouts.reports import RolloutOverview, RolloutReport
+    from ml.rollouts.gates import GateResult
+    from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport
 
 _LIMITS = {
     "reward": "reward",
@@ -61,10 +62,17 @@ def report_lines(report: "RolloutReport") -> Iterator[str]:
     yield from report.detectable
 
 
-def gate_table(report: "RolloutReport") -> Table:
-    """Return the gates of the next step."""
+def proposal_lines(report: "ProposalReport") -> Iterator[str]:
+    """Yield what is proposed, and how its rollout is started."""
+    proposal = report.proposal
+    yield f"Proposed {_time(proposal.at.timestamp())}: the {proposal.kind} {proposal.version}, as {proposal.source}."
+    yield f"To start its rollout: tips rollout start {proposal.version} --why REASON"
+
+
+def gate_table(gates: "Iterable[GateResult]") -> Table:
+    """Return the gates of a step."""
     table = Table("gate", "passes", "figure", "bound")
-    for gate in report.gates:
+    for gate in gates:
         table.add_row(gate.name, "yes" if gate.passed else "no", escape(gate.figure), escape(gate.bound))
     return table
 

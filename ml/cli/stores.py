@@ -1,18 +1,28 @@
 """Access to the stored tips, and to the extra that this needs."""
 
 import asyncio
+import math
+import os
+import sys
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ml.cli.progress import counted
+from ml.cli.engines import spark_engine
+from ml.cli.progress import working
+from ml.pipelines.settings import PipelineSettings
 from ml.platform.clock import utc_now
-from ml.platform.errors import StorageUnavailable
+from ml.platform.errors import StorageUnavailable, TipsError
 from ml.platform.settings import ConfigurationError
 
 if TYPE_CHECKING:
-    from ml.experiments.decisions import LoggedDecision
+    from ml.features.offline_store import OfflineStore
+    from ml.pipelines.offline_log import OfflineDecisionLog
+    from ml.pipelines.training import TrainingData
     from ml.recommender.settings import RecommenderSettings
     from ml.store.tips import TipStore
 
@@ -56,21 +66,45 @@ def exposure_reported() -> bool:
     return recommender_settings().exposure_reported
 
 
-def mature_decisions(*, since: timedelta | None = None, until: timedelta | None = None) -> "list[LoggedDecision]":
-    """Return the mature logged decisions whose age is at most `since` and at least `until`, by TIP_EXPOSURE."""
+def decision_log() -> "OfflineDecisionLog":
+    """Export the tips of DATABASE_URL to OFFLINE_STORE, and return the decision log there, by TIP_EXPOSURE."""
+    store = open_offline_store()
+    with_tip_store(_is_ready)  # so that the tips were counted with this reaction window
+    with using_offline_store(), working("Exporting days") as show:
+        from ml.pipelines.export import export
+        from ml.pipelines.offline_log import OfflineDecisionLog
+
+        export(database_url(), store, show=show)
+        return OfflineDecisionLog(store, seen_only=exposure_reported())
+
+
+def mature_period(*, since: timedelta | None = None, until: timedelta | None = None) -> tuple[float, float]:
+    """Return from when to when tips are mature, and at most `since` and at least `until` old, in Unix seconds."""
     now, window = utc_now(), reaction_window()
-    return decisions_between(None if since is None else now - since, now - max(window, until or window))
+    return (now - since).timestamp() if since else -math.inf, (now - max(window, until or window)).timestamp()
 
 
-def decisions_between(since: datetime | None, before: datetime) -> "list[LoggedDecision]":
-    """Return the logged decisions from `since` (included; None: the first) to `before` (excluded), by TIP_EXPOSURE."""
-    seen_only = exposure_reported()
+def training_data(log: "OfflineDecisionLog", since: float, before: float) -> "TrainingData":
+    """Return the decisions of a period as sums; those of whole days are stored, computed on all cores or by Spark.
 
-    async def read(store: "TipStore") -> "list[LoggedDecision]":
-        decisions = store.decisions(before, since, seen_only=seen_only)
-        return [decision async for decision in counted("Reading decisions", decisions)]
+    Of a log with more than `MAX_ROWS` rows, only a share is used.
+    """
+    with using_offline_store(), spark_engine() as spark:
+        from ml.experiments.regression_statistics import MAX_ROWS
+        from ml.pipelines import training
+        from ml.pipelines.cached_statistics import cached_statistics
 
-    return with_tip_store(read)
+        compute = spark.store_statistics if spark else None
+        log = log.bounded(MAX_ROWS)
+        statistics = partial(cached_statistics, log, processes=os.cpu_count() or 1, compute=compute)
+        try:
+            return training.training_data(log, since=since, before=before, days_of=statistics, share=log.share)
+        except BrokenProcessPool:
+            sys.exit("A process was killed, perhaps for lack of memory. Run this again: the finished days are kept.")
+
+
+async def _is_ready(_: "TipStore") -> None:
+    """Do nothing: opening the store has checked it."""
 
 
 @contextmanager
@@ -82,6 +116,48 @@ def needs_recommender_extra() -> Iterator[None]:
         raise ConfigurationError(
             f"{error.name} is missing: this needs the `recommender` extra; `tips serve --only serving` does not."
         ) from None
+
+
+@contextmanager
+def using_offline_store() -> Iterator[None]:
+    """Raise ConfigurationError if the block needs the `pipelines` extra, or if the offline store fails."""
+    try:
+        from ml.features.offline_store import OfflineStoreUnavailable
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is missing: this needs the `pipelines` extra.") from None
+    try:
+        yield
+    except OfflineStoreUnavailable as error:
+        raise ConfigurationError(f"OFFLINE_STORE: {error}.") from None
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is missing: this needs the `pipelines` extra.") from None
+
+
+def open_offline_store() -> "OfflineStore":
+    """Open the store of OFFLINE_STORE. Raises ConfigurationError."""
+    with using_offline_store():
+        from ml.features.offline_store import OfflineStore
+
+        return OfflineStore.open(PipelineSettings.from_environment().offline_store)
+
+
+def existing_offline_store() -> "OfflineStore | None":
+    """Open the store of OFFLINE_STORE, if there is one; without it, the `pipelines` extra is not needed."""
+    url = PipelineSettings.from_environment().offline_store
+    if "://" not in url and not Path(url).is_dir():
+        return None
+    store = open_offline_store()
+    return store if store.exists else None
+
+
+@contextmanager
+def deleting_offline(database: str) -> Iterator[None]:
+    """Exit with a message that says what is left to do, if the block, which follows a deletion, fails."""
+    try:
+        with using_offline_store():
+            yield
+    except (ConfigurationError, TipsError) as error:
+        sys.exit(f"The data is removed from {database}, but not from OFFLINE_STORE; run this again. {error}")
 
 
 def database_url() -> str:

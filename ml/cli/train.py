@@ -10,7 +10,14 @@ from pydantic import ValidationError
 
 from ml.cli.options import parse_age
 from ml.cli.progress import working
-from ml.cli.stores import database_name, mature_decisions, needs_recommender_extra, reaction_window
+from ml.cli.stores import (
+    database_name,
+    decision_log,
+    mature_period,
+    reaction_window,
+    training_data,
+    using_offline_store,
+)
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import HeldOutFigures, RankingPolicy
 from ml.serving.settings import ServingSettings
@@ -36,15 +43,18 @@ def train(
     """Train a ranking policy for SCORE_POLICY on the logged decisions and their rewards."""
     if to and register:
         raise typer.BadParameter("a policy is written to a file or registered: leave out one of --to and --register")
-    with needs_recommender_extra():
-        from ml.pipelines.training import train as train_policy
+    with using_offline_store():
+        from ml.pipelines.training import train_with
 
-    decisions, database = mature_decisions(since=since, until=until), database_name()
-    if not decisions:
+    database = database_name()
+    log = decision_log()
+    with working("Reading decisions"):
+        data = training_data(log, *mature_period(since=since, until=until))
+    if not data.decisions:
         sys.exit(f"{database} has no tips old enough to learn from.")
     try:
-        with working("Training"):
-            artifact = train_policy(decisions, name=register or "tips")
+        with working("Training"), using_offline_store():
+            artifact = train_with(data, name=register or "tips")
         policy = RankingPolicy.from_bytes(artifact)
     except ValidationError as error:
         if all(detail["loc"] != ("name",) for detail in error.errors()):
@@ -56,10 +66,9 @@ def train(
             "unavailable",
             param_hint="--register",
         ) from None
-    trained_with = policy.card.training
-    if trained_with and (left_out := len(decisions) - trained_with.decisions):
-        reason = "the digest of a prompt version has changed since"
-        print(f"{left_out:,} of {len(decisions):,} tips are left out, because {reason}.")
+    if data.left_out:
+        total, reason = data.decisions + data.left_out, "the digest of a prompt version has changed since"
+        print(f"{data.left_out:,} of {total:,} tips are left out, because {reason}.")
     if lack := _why_incomplete(policy.card.held_out):
         print(f"The policy's model card is incomplete, since {lack}.")
     summary = f"learned from {policy.card.learned_from:,} tips of {database}: policy version {policy.version}"

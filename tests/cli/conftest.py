@@ -25,10 +25,11 @@ def simulated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(simulated_database: Path, tmp_path: Path) -> Mapping[str, str]:
-    """Settings with a copy of the simulated database, an online store and an MLflow registry, all in `tmp_path`."""
+    """Settings with a copy of the simulated database, both feature stores and an MLflow registry, all in `tmp_path`."""
     shutil.copy(simulated_database, tmp_path)
     return {
         "DATABASE_URL": database_url(tmp_path),
+        "OFFLINE_STORE": f"{tmp_path}/offline",
         "ONLINE_STORE_URL": f"sqlite:///{tmp_path}/features.db",
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "COLUMNS": "200",

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from ml.experiments.policies import POLICIES, selectable_policies
+from ml.pipelines.settings import PipelineSettings
 from ml.recommender.settings import RecommenderSettings
 from ml.serving.settings import ServingSettings
 
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text()
-SETTINGS = {name.upper() for name in ServingSettings.model_fields | RecommenderSettings.model_fields}
+CLASSES = (ServingSettings, RecommenderSettings, PipelineSettings)
+SETTINGS = {name.upper() for settings in CLASSES for name in settings.model_fields}
 
 
 def entries() -> dict[str, tuple[str, str]]:
@@ -30,8 +32,8 @@ def test_every_setting_has_a_comment() -> None:
 def test_the_values_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, (_, value) in entries().items():
         monkeypatch.setenv(name, value)
-    assert ServingSettings.from_environment() == ServingSettings()
-    assert RecommenderSettings.from_environment() == RecommenderSettings()
+    for settings in CLASSES:
+        assert settings.from_environment() == settings()
 
 
 def test_the_comment_of_the_prompt_policy_describes_every_selectable_policy() -> None:

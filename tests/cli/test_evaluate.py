@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ml.experiments.decisions import LoggedDecision
+from ml.pipelines.offline_log import OfflineDecisionLog
 from ml.pipelines.training import train
 from ml.registry.artifacts import RankingPolicy
 from ml.registry.models import register, set_aliases
@@ -21,6 +21,7 @@ from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.cli.commands import database_url
 from tests.example_tips import WINDOW, a_tip
+from tests.offline import exported
 from tests.pipelines.logs import APART, MOODS
 from tests.process import TIPS, run
 
@@ -50,27 +51,30 @@ def random_tips(now: datetime) -> Iterator[tuple[TipRecord, Reaction | None]]:
         yield tip, Reaction(tip.tip_id, "helpful", at + timedelta(minutes=5)) if helps else None
 
 
-async def fill(url: str) -> list[LoggedDecision]:
-    now = datetime.now(UTC)
+async def fill(url: str, now: datetime) -> None:
     async with open_tip_store(url, lambda: now, reaction_window=WINDOW) as store:
         tips = [*random_tips(now)]
         await asyncio.gather(*(store.add(tip) for tip, _ in tips))
         await store.react([reaction for _, reaction in tips if reaction])
-        return [decision async for decision in store.decisions(now - timedelta(days=1))]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a database, a policy that was trained on the first half of its decisions, and one on all."""
     directory = tmp_path_factory.mktemp("evaluate")
-    decisions = asyncio.run(fill(database_url(directory)))
-    (directory / "half.npz").write_bytes(train(decisions[: len(decisions) // 2]))
-    (directory / "all.npz").write_bytes(train(decisions))
+    now = datetime.now(UTC)
+    asyncio.run(fill(database_url(directory), now))
+    log = OfflineDecisionLog(exported(database_url(directory), directory), seen_only=False)
+    mature = now.timestamp() - WINDOW.total_seconds()
+    times = [decision.at for chunk in log.chunks(before=mature) for decision in chunk]
+    (directory / "half.npz").write_bytes(train(log, before=times[len(times) // 2]))
+    (directory / "all.npz").write_bytes(train(log, before=mature))
     return directory
 
 
 def evaluate(directory: Path, *arguments: str, **settings: str) -> CompletedProcess[str]:
-    return run(TIPS, "evaluate", *arguments, **{"DATABASE_URL": database_url(directory), "COLUMNS": "80", **settings})
+    environment = {"DATABASE_URL": database_url(directory), "OFFLINE_STORE": f"{directory}/offline", "COLUMNS": "80"}
+    return run(TIPS, "evaluate", *arguments, **{**environment, **settings})
 
 
 def output(ended: CompletedProcess[str]) -> str:

@@ -32,7 +32,9 @@ def test_without_the_libraries_one_sentence_names_the_extra(arguments: list[str]
 COMMANDS_ON_STORED_TIPS = (
     ("forget", "u"),
     ("purge", "--older-than", "1d"),
-    ("features",),
+    ("features", "materialize"),
+    ("export",),
+    ("nightly",),
     ("train",),
     ("evaluate", "--policy", "v1"),
 )

@@ -99,7 +99,7 @@ def test_a_terminal_shows_the_progress_and_no_other_output_has_it(settings: Mapp
     command = f"{TIPS} train --to {tmp_path}/policy.npz"
     ended = run("script", "-qec", command, "/dev/null", **settings)
     assert ended.returncode == 0, ended.stdout
-    for step in ("Reading decisions", "Training"):
+    for step in ("Exporting days", "Reading decisions", "Training"):
         assert step in ended.stdout
     ended = run(*command.split(), **settings)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -121,7 +121,11 @@ def test_a_policy_is_trained_again_from_the_stored_tips_to_the_last_bit(
     assert verified.stdout == f"tips {policy.version}: the model and all figures follow from {n} stored tips.\n"
     assert verified.exit_code == 0
     with closing(sqlite3.connect(tmp_path / "tips.db")) as connection, connection:
-        connection.execute("update tip_scores set user_id = user_id || '-'")
+        ((user,),) = connection.execute(
+            "select user_id from tip_scores where shown order by created_at desc limit 1 offset 150"
+        )
+    monkeypatch.delenv("ONLINE_STORE_URL")
+    assert CliRunner().invoke(app, ["forget", user]).exit_code == 0
     changed = CliRunner().invoke(app, ["cards", "verify", file])
     assert changed.exit_code == 1
-    assert f"are not the {n} of the card as they were: reactions have arrived since" in changed.output
+    assert f" are not the {n} of the card as they were: reactions have arrived since" in changed.output
