@@ -28,11 +28,14 @@ FROM ${BASE}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 tips
+    && useradd --create-home --uid 1000 tips \
+    && install --directory --owner tips /var/lib/tips
 COPY --from=build /opt/tips /opt/tips
 COPY --from=build /opt/cache /opt/cache
 ENV PATH=/opt/tips/bin:$PATH XDG_CACHE_HOME=/opt/cache PYTHONUNBUFFERED=1
 USER 1000
+# Where SQLite files and the offline store are by default: a volume, if they are to be kept.
+WORKDIR /var/lib/tips
 EXPOSE 8000
 HEALTHCHECK --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
