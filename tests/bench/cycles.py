@@ -24,7 +24,7 @@ from functools import partial
 import numpy as np
 
 from ml.experiments.arrays import Floats
-from ml.experiments.decisions import LoggedCandidate, LoggedDecision
+from ml.experiments.decisions import InMemoryDecisionLog, LoggedCandidate, LoggedDecision
 from ml.experiments.regression_statistics import interaction_features
 from ml.features.encoder import CONTEXT_ENCODER, candidate_encoder, candidate_row
 from ml.pipelines.evaluation import evaluate
@@ -91,9 +91,9 @@ def run(seed: int, users: int, days: int, exploration: str = "squarecb") -> list
             )
         log += [decision for decision, _ in decided]
         until = (first_day + days - HELD_OUT_DAYS) * _DAY
-        policy = RankingPolicy.from_bytes(train([decision for decision in log if decision.at < until]))
+        policy = RankingPolicy.from_bytes(train(InMemoryDecisionLog(log), before=until))
         learned = LearnedPolicy(policy)
-        best = evaluate([decision for decision in log if decision.at >= until], RankingTarget(learned)).best
+        best = evaluate(InMemoryDecisionLog(log), RankingTarget(learned), since=until).best
         predicted, window = (best.low, best.high), policy.card.window_days
         ranker = partial(ranked, learned) if exploration == "squarecb" else partial(drawn_from_posterior, policy)
     return outcomes

@@ -15,6 +15,7 @@ from ml.experiments.arrays import Floats, Integers
 from ml.experiments.evaluation import sndr
 from ml.experiments.gain_sequence import gain_sequence
 from ml.experiments.off_policy_log import Log
+from ml.experiments.off_policy_sums import OffPolicySums
 from ml.experiments.reward_model import RewardModel, cross_fitted_means, running_means
 
 _FLOOR = 0.02
@@ -111,7 +112,7 @@ def differs_at_single_look(log: Decisions) -> bool:
     """Return whether the single-look estimate is accepted, and the interval of its gain excludes 0."""
     means = cross_fitted_means(log.rewards, log.drawn, log.users % 5, n_options=2)
     off_policy = Log.from_policies(log.rewards, log.drawn, log.logging, log.target, log.users)
-    return sndr(off_policy, RewardModel(log.drawn, means, log.target)).gain_excludes_zero
+    return sndr(OffPolicySums.of(off_policy, RewardModel(log.drawn, means, log.target))).gain_excludes_zero
 
 
 def main() -> None:

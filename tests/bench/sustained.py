@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import typer
 
+from ml.experiments.decisions import InMemoryDecisionLog
 from ml.features.online_store import replace_all
 from ml.pipelines.training import train
 from tests.bench.figures import machine
@@ -196,7 +197,7 @@ OPERATIONS = {
 def services(users: Sequence[User], model: str, directory: Path) -> Server:
     """Return both services in one process, with their files in `directory`."""
     policy, store = directory / "policy", f"sqlite:///{directory / 'features.db'}"
-    policy.write_bytes(train([*decisions(users)], name="benchmark"))
+    policy.write_bytes(train(InMemoryDecisionLog([*decisions(users)]), name="benchmark"))
     replace_all(store, ((user.user_id, user.aggregates) for user in users), datetime.now(UTC))
     environment = {
         "API_KEYS": KEY,
