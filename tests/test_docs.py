@@ -1,6 +1,7 @@
 """README and the pages in docs/: their commands and snippets run, and what they list is complete."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from pydantic import SecretStr
 from ml.experiments.guardrails import TOKEN_FACTOR
 from ml.experiments.policies import POLICIES, selectable_policies
 from ml.features.definitions import SIGNALS
+from ml.pipelines.settings import PipelineSettings
 from ml.platform.errors import TipsError
 from ml.platform.settings import ServiceSettings
 from ml.platform.telemetry import Telemetry
@@ -118,8 +120,8 @@ def test_the_request_in_readme_is_answered(serve: Serve) -> None:
 
 def test_the_tree_in_readme_has_every_package_and_nothing_else() -> None:
     tree = README.partition("```\nml/\n")[2].partition("tests/  ")[0]
-    packages = sorted(path.parent.name for path in (ROOT / "ml").glob("*/__init__.py"))
-    assert sorted(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == packages
+    folders = sorted({path.parent.name for path in (ROOT / "ml").glob("*/*.py")})
+    assert sorted(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)) == folders
 
 
 def test_ci_runs_the_one_command_that_contributors_run() -> None:
@@ -215,6 +217,13 @@ def test_every_relative_link_resolves(page: str) -> None:
     assert broken == []
 
 
+@on_every_page
+def test_every_row_of_a_table_is_below_a_header(page: str) -> None:
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    assert [table for table in tables if not re.match(r".*\n\|[-|]+\n", table)] == []
+
+
 def defines(body: Sequence[ast.stmt], names: Sequence[str]) -> bool:
     """Return whether statements define a name, and in its class the next one."""
     if not names:
@@ -269,7 +278,11 @@ def default_text(value: object) -> str:
 
 def test_every_setting_has_a_row_with_its_default_and_service() -> None:
     expected: dict[str, tuple[str, str]] = {}
-    classes: Mapping[str, type[ServiceSettings]] = {"serving": ServingSettings, "recommender": RecommenderSettings}
+    classes: Mapping[str, type[ServiceSettings]] = {
+        "serving": ServingSettings,
+        "recommender": RecommenderSettings,
+        "commands": PipelineSettings,
+    }
     for name, settings in classes.items():
         for field, info in settings.model_fields.items():
             reader = "both" if field in ServiceSettings.model_fields else name
@@ -342,11 +355,12 @@ def test_every_error_has_a_row_with_its_status() -> None:
 
 
 def test_every_attack_names_tests_that_exist() -> None:
-    cells = [row.rsplit("|", 2)[1] for row in PAGES["docs/security.md"].splitlines() if row.endswith("` |")]
-    named = [name.partition("::") for cell in cells for name in re.findall(r"`(\S+)`", cell)]
+    cells = re.findall(r"^\|(?! attack |[-|]+$).* \| (.+) \|$", PAGES["docs/security.md"], re.MULTILINE)
+    named = [re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", cell) for cell in cells]
     assert len(named) > 40
-    for file, _, function in named:
-        assert f"def {function}" in (ROOT / "tests" / file).read_text()
+    assert [] not in named
+    for file, function in itertools.chain.from_iterable(named):
+        assert re.search(rf"def {function}\b", (ROOT / "tests" / file).read_text()), function
 
 
 def test_every_route_is_named() -> None:
