@@ -119,7 +119,8 @@ def _drift(type_: FeatureType | None, today: Iterable[Any], before: Iterable[Any
         edges = np.unique(np.quantile([value for value in old if isinstance(value, float)] or [0.0], _LEVELS))
         new, old = _binned(new, edges), _binned(old, edges)
     else:
-        unseen = Counter(str(value) for value in new if value not in {*old})
+        known = {*old}
+        unseen = Counter(str(value) for value in new if value not in known)
     counts, reference = Counter(new), Counter(old)
     bins = sorted({*counts, *reference}, key=str)
     p, q = (_shares(of, bins) for of in (counts, reference))
