@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 STEPS = {
     "export": None,
     "aggregates": "export",
-    "materialise": "aggregates",
+    "materialize": "aggregates",
     "train": "aggregates",
     "evaluate": "train",
     "monitor": "train",

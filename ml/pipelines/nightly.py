@@ -1,6 +1,6 @@
 """The nightly batch job: from the tips of a day to a policy that is proposed for a rollout.
 
-    export → aggregates → materialise → train → evaluate → monitor → card → register → propose
+    export → aggregates → materialize → train → evaluate → monitor → card → register → propose
 
 Each step is a function of the day and of the URI that an earlier step returned, and returns a URI: a path in the
 offline store, the online store, or the version in MLflow. A step can be repeated: the same data gives the same files,
@@ -130,7 +130,7 @@ def aggregates(job: NightlyJob, day: int, uri: str) -> str:  # noqa: ARG001
     return job.offline.days("snapshots")[day].path
 
 
-def materialise(job: NightlyJob, day: int, uri: str) -> str:  # noqa: ARG001
+def materialize(job: NightlyJob, day: int, uri: str) -> str:  # noqa: ARG001
     """Write the users' aggregates at the end of the day to the online store; return its name.
 
     Without an online store, and about a day before yesterday, it writes nothing and returns "".
@@ -257,7 +257,7 @@ STEPS: Mapping[str, Step] = MappingProxyType(
     {
         "export": export,
         "aggregates": aggregates,
-        "materialise": materialise,
+        "materialize": materialize,
         "train": train,
         "evaluate": evaluate,
         "monitor": monitor,
@@ -269,7 +269,7 @@ STEPS: Mapping[str, Step] = MappingProxyType(
 INPUTS: Mapping[str, str] = MappingProxyType(
     {
         "aggregates": "export",
-        "materialise": "aggregates",
+        "materialize": "aggregates",
         "train": "aggregates",
         "evaluate": "train",
         "monitor": "train",

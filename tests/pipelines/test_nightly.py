@@ -115,7 +115,7 @@ def test_each_step_returns_the_uri_of_its_output(two_nights: Nights) -> None:
     assert [*outputs] == [*STEPS]
     assert outputs["export"] == "tip_scores"
     assert outputs["aggregates"] in two_nights.files
-    assert outputs["materialise"] == f"{two_nights.folder}/features.db"
+    assert outputs["materialize"] == f"{two_nights.folder}/features.db"
     nightly = [f"{NIGHT}/{name}" for name in ("policy.npz", "evaluation.json", "drift.json", "card.json")]
     assert [outputs[step] for step in ("train", "evaluate", "monitor", "card")] == nightly
     assert {*nightly} <= two_nights.files.keys()
@@ -185,7 +185,7 @@ def test_a_newer_policy_is_proposed_instead_and_no_other_alias_moves(two_nights:
 def test_a_second_run_changes_nothing(nights: Nights) -> None:
     before = nights.files, nights.registered(), nights.aliases(), nights.proposals()
     outputs = nights.run(clock=SetClock(start_of_day(LAST_DAY + 1) + timedelta(hours=1)))
-    assert outputs == {**nights.outputs, "materialise": f"{nights.folder}/features.db"}
+    assert outputs == {**nights.outputs, "materialize": f"{nights.folder}/features.db"}
     assert (nights.files, nights.registered(), nights.aliases(), nights.proposals()) == before
     assert nights.database.count("rollout_evidence") == 1
     assert nights.database.count("batch_reports") == 2
@@ -196,7 +196,7 @@ def test_an_earlier_day_again_gives_the_same_files_and_leaves_the_online_store(n
     (nights.folder / "features.db").unlink()
     shutil.rmtree(nights.folder / "offline" / "nightly" / f"day={start_of_day(FIRST_NIGHT).date()}")
     steps = dict(run_steps(nights.job(), FIRST_NIGHT))
-    assert steps["materialise"] == ""
+    assert steps["materialize"] == ""
     assert not (nights.folder / "features.db").exists()
     # Only what rollouts have gained by now is different: there were none in that night.
     others = {path for path, content in nights.files.items() if before[path] != content}

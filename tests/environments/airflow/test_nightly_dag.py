@@ -15,7 +15,7 @@ import pytest
 DAGS = Path(__file__).parents[3] / "deploy" / "airflow"
 AIRFLOW = (sys.executable, "-m", "airflow")
 DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
-STEPS = ("export", "aggregates", "materialise", "train", "evaluate", "monitor", "card", "register", "propose")
+STEPS = ("export", "aggregates", "materialize", "train", "evaluate", "monitor", "card", "register", "propose")
 TIPS = os.environ.get("TIPS_COMMAND") or shutil.which("tips") or "tips"
 """The command of the project's own environment."""
 

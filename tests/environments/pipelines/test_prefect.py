@@ -148,4 +148,4 @@ def test_a_night_without_anything_to_learn_from_completes(prefect_url: str, fill
     assert ended.returncode == 0, ended.stderr
     assert "No tip is old enough to learn from at the end of 2026-01-22." in ended.stderr
     state, tasks = newest_run(prefect_url)
-    assert (state, [*tasks]) == ("COMPLETED", ["export", "aggregates", "materialise", "train"])
+    assert (state, [*tasks]) == ("COMPLETED", ["export", "aggregates", "materialize", "train"])
