@@ -12,6 +12,7 @@ from ml.features.online_store import OnlineStoreUnavailable, check_online_store,
 from ml.platform import api_docs
 from ml.platform.app_factory import build_service, freeze_gc_again, warn_if_unauthenticated
 from ml.platform.background import BackgroundTasks
+from ml.platform.clock import Clock, utc_now
 from ml.platform.errors import NotReady, PolicyReloadFailed
 from ml.platform.middleware.route_rules import InFlightLimit
 from ml.platform.settings import ConfigurationError
@@ -49,9 +50,12 @@ def create_app(settings: ServingSettings) -> FastAPI:
 
 @asynccontextmanager
 async def open_state(
-    settings: ServingSettings, telemetry: Telemetry, sources: PolicySources
+    settings: ServingSettings, telemetry: Telemetry, sources: PolicySources, *, clock: Clock = utc_now
 ) -> AsyncIterator[ServingState]:
-    """Open the resources that the routes need; close them when the block ends, also if opening one of them fails."""
+    """Open the resources that the routes need; close them when the block ends, also if opening one of them fails.
+
+    `clock`: by which aggregates are too old.
+    """
     background = BackgroundTasks(telemetry.background_task_failures)
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(build_gateway(settings).running())
@@ -77,7 +81,7 @@ async def open_state(
         yield {
             "serving_settings": settings,
             "generator": build_generator(settings, gateway, telemetry),
-            "scorer": Scorer(policies, online_store, telemetry),
+            "scorer": Scorer(policies, online_store, telemetry, clock),
             "policies": policies,
             "ready": [check_ready, background.check_ready],
         }

@@ -3,13 +3,13 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from ml.experiments.assignment import Assignment, draw_weighted, hash_to_unit_interval
 from ml.experiments.exploration import Ranking
 from ml.features.online_store import OnlineStore, OnlineStoreUnavailable
 from ml.features.user_aggregates import NO_AGGREGATES, UserAggregates
+from ml.platform.clock import Clock, utc_now
 from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.platform.telemetry import Telemetry, add_to_request_log
 from ml.registry.policies import Ranker
@@ -31,9 +31,12 @@ class ScoreResult:
 class Scorer:
     """Ranks candidates with the active policies."""
 
-    def __init__(self, policies: ActivePolicies, online_store: OnlineStore, telemetry: Telemetry) -> None:
+    def __init__(
+        self, policies: ActivePolicies, online_store: OnlineStore, telemetry: Telemetry, clock: Clock = utc_now
+    ) -> None:
         self._policies = policies
         self._online_store = online_store
+        self._clock = clock
         self._telemetry = telemetry
 
     async def score(
@@ -72,7 +75,7 @@ class Scorer:
     async def _read_aggregates(self, user_id: str) -> UserAggregates:
         """Return the user's aggregates; none if the store fails: a ranking without them is better than none."""
         try:
-            return await self._online_store.read(user_id, datetime.now(UTC))
+            return await self._online_store.read(user_id, self._clock())
         except OnlineStoreUnavailable:
             self._telemetry.online_store_failures.inc()
             return NO_AGGREGATES

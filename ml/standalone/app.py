@@ -61,7 +61,9 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         warn_if_unauthenticated(settings)
         async with AsyncExitStack() as stack:
-            serving_state = await stack.enter_async_context(serving.open_state(settings, telemetry, sources))
+            serving_state = await stack.enter_async_context(
+                serving.open_state(settings, telemetry, sources, clock=clock)
+            )
             state.update(serving_state)
             http = await stack.enter_async_context(
                 httpx.AsyncClient(
