@@ -10,7 +10,8 @@ from prefect import flow, get_run_logger, task
 
 from ml.cli.nightly import nightly_job
 from ml.features.offline_store import day_of_date
-from ml.pipelines.nightly import INPUTS, STEPS, NothingToLearn
+from ml.pipelines.nightly import INPUTS, STEPS
+from ml.pipelines.nightly_job import NothingToLearn
 
 
 @task(retries=3, retry_delay_seconds=60)

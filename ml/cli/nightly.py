@@ -25,7 +25,7 @@ from ml.platform.settings import ConfigurationError
 from ml.serving.settings import ServingSettings
 
 if TYPE_CHECKING:
-    from ml.pipelines.nightly import NightlyJob
+    from ml.pipelines.nightly_job import NightlyJob
 
 PLOTTED_NIGHTS = 30
 
@@ -72,7 +72,7 @@ def nightly_job() -> "Iterator[NightlyJob]":
     serving, recommender = ServingSettings.from_environment(), recommender_settings()
     with using_offline_store(), spark_engine() as spark:
         from ml.pipelines.aggregates import CountedTips
-        from ml.pipelines.nightly import NightlyJob
+        from ml.pipelines.nightly_job import NightlyJob
 
         yield NightlyJob(
             database_url=database_url(),
@@ -116,7 +116,7 @@ def _run_all(job: "NightlyJob", day: int, plot: Path | None) -> None:
 def _errors_of_steps() -> Iterator[None]:
     """End with one sentence if a step cannot be run; without tips to learn from, successfully."""
     with using_offline_store():
-        from ml.pipelines.nightly import NothingToLearn
+        from ml.pipelines.nightly_job import NothingToLearn
 
         try:
             yield

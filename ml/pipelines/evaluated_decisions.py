@@ -182,7 +182,7 @@ class EvaluatedDecisions:
 
 @dataclass(slots=True)
 class _Contents:
-    """What a log contains."""
+    """The contents of a log."""
 
     n: int = 0
     first: float = inf

@@ -98,7 +98,7 @@ def predict(ranker: LearnedPolicy, decisions: Sequence[LoggedDecision]) -> Float
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Earlier:
-    """What the days before determine, so that intervals are valid.
+    """The bins and the slices that the days before determine, so that intervals are valid.
 
     `edges`: of the bins of the calibration. `tested`: the slices that get an interval.
     """

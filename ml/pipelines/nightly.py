@@ -8,100 +8,49 @@ and what is made of the same sources is not made again. So a job that was killed
 users see changes: a rollout of the proposed policy begins when an operator or the monitor starts it.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from ml.experiments.regression_statistics import MAX_ROWS
 from ml.experiments.rollout_state import RolloutState, fold
 from ml.features import online_store
-from ml.features.offline_store import OfflineStore, OfflineStoreUnavailable, date_of_day, start_of_day
+from ml.features.offline_store import OfflineStoreUnavailable, date_of_day, start_of_day
 from ml.pipelines.aggregates import (
-    AggregateEngine,
-    CountedTips,
     snapshot,
     write_decision_aggregates,
     write_snapshots,
 )
-from ml.pipelines.cached_statistics import StoreStatistics, cached_statistics
+from ml.pipelines.cached_statistics import cached_statistics
 from ml.pipelines.drift import drift_figures
 from ml.pipelines.evaluated_decisions import NothingToEvaluate
 from ml.pipelines.evaluation import evaluate as evaluate_target
 from ml.pipelines.export import export as export_tips
-from ml.pipelines.nightly_files import NightFiles, as_json
+from ml.pipelines.nightly_files import as_json
+from ml.pipelines.nightly_job import NightlyJob, NothingToLearn
 from ml.pipelines.offline_lease import hold_offline_store
-from ml.pipelines.offline_log import OfflineDecisionLog
 from ml.pipelines.targets import RankingTarget
 from ml.pipelines.training import train_with, training_data
-from ml.platform.clock import Clock
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import HeldOutFigures, RankingPolicy, UnusablePolicyError
 from ml.registry.cards import ModelCard
 from ml.registry.policies import load_policy
 from ml.registry.ranking_cards import drift_metrics, ranking_card
 from ml.store.batch_reports import DRIFT, BatchReport, BatchReports
-from ml.store.database import Database, run_once
+from ml.store.database import Database
 from ml.store.evidence import EvidenceLog
 from ml.store.proposals import Proposal, Proposals
 from ml.store.rollouts import RolloutLog
-
-T = TypeVar("T")
 
 PROPOSED = "proposed"
 """The alias in MLflow of the newest policy that was registered by this job."""
 EVIDENCE = "nightly_gain"
 """The name of the evidence about rollouts: the gain by off-policy evaluation, on decisions after the training."""
 _POLICY, _EVALUATION, _DRIFT, _CARD = "policy.npz", "evaluation.json", "drift.json", "card.json"
-
-
-class NothingToLearn(Exception):
-    """There are no tips to learn from yet; the message is one sentence."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NightlyJob:
-    """What the steps share.
-
-    `database_url`: of the tips. `offline`: the offline store. `counted`: which tips count. `policy_name`: of the
-    policy, and of the registered model. `tracking_uri`: of MLflow. `online_store_url`: None without one. `contact`:
-    whom to ask about the policy. `release`: of this program; another one trains again. `processes`: the number of those
-    that compute statistics. `aggregate_engine`, `store_statistics`: compute on a cluster; None: on this machine.
-    """
-
-    database_url: str = field(repr=False)
-    offline: OfflineStore
-    counted: CountedTips
-    policy_name: str
-    tracking_uri: str
-    release: str
-    clock: Clock
-    online_store_url: str | None = field(default=None, repr=False)
-    contact: str | None = None
-    processes: int = 1
-    aggregate_engine: AggregateEngine | None = None
-    store_statistics: StoreStatistics | None = None
-
-    def files(self, day: int) -> NightFiles:
-        """Return the files of a night."""
-        return NightFiles(self.offline, day)
-
-    @property
-    def log(self) -> OfflineDecisionLog:
-        """The decision log in the offline store."""
-        return OfflineDecisionLog(self.offline, seen_only=self.counted.seen_only)
-
-    def mature_before(self, day: int) -> float:
-        """Return the time before which tips are mature at the end of a day, in Unix seconds."""
-        return (start_of_day(day + 1) - self.counted.reaction_window).timestamp()
-
-    def in_database(self, work: Callable[[Database], Awaitable[T]]) -> T:
-        """Return the result of work with the database. Raises ConfigurationError if it cannot be reached."""
-        return run_once(self.database_url, work)
 
 
 Step = Callable[[NightlyJob, int, str], str]

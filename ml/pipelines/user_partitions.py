@@ -193,7 +193,7 @@ class UserPartitions:
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What a partition has of a day."""
+    """The part of a day in a partition."""
 
     users: int
     tips: int

@@ -16,7 +16,7 @@ Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class Exchange(Protocol):
-    """What happens to the requests of one call."""
+    """The treatment of the requests of one call."""
 
     async def handle(self, request: httpx.Request, send: Send) -> httpx.Response:
         """Return the response to `request`, which `send` gets from the provider."""

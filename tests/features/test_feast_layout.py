@@ -24,7 +24,7 @@ KEYS = {
         b"\x01\x00\x00\x00\x02\x00\x00\x00\x07\x00\x00\x00user_id\x02\x00\x00\x00\x07\x00\x00\x00gr\xc3\xb6\xc3\x9fetips"
     ),
 }
-"""What `_redis_key` returns for the project `tips`."""
+"""The result of `_redis_key` for the project `tips`."""
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
 NOON_BYTES = b"\x08\xc0\xd4\x90\xcd\x06\x10\x80\x94\xef:"
 

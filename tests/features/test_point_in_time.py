@@ -1,4 +1,4 @@
-"""Aggregates as of a time: what counts, and when, beside a definition that looks at each tip."""
+"""Aggregates as of a time: what counts, and when, compared with a definition that looks at each tip."""
 
 from dataclasses import dataclass
 from datetime import timedelta

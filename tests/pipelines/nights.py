@@ -11,7 +11,7 @@ from uuid import UUID
 from ml.features.offline_store import OfflineStore, start_of_day
 from ml.pipelines.aggregates import CountedTips, snapshot, write_snapshots
 from ml.pipelines.export import export
-from ml.pipelines.nightly import NightlyJob
+from ml.pipelines.nightly_job import NightlyJob
 from ml.store.reactions import Reaction
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database

@@ -133,7 +133,7 @@ def copy(night: Night, folder: Path) -> Night:
 
 @pytest.fixture(scope="module")
 def undisturbed(before: Night, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mapping[str, object], float]:
-    """What the night leaves if nothing happens, and its seconds."""
+    """The state after a night in which nothing happens, and its seconds."""
     night = copy(before, tmp_path_factory.mktemp("undisturbed"))
     seconds = night.run()
     left = night.left()
@@ -149,7 +149,7 @@ AFTER: dict[str, Callable[[Night], bool]] = {
     "monitor": lambda night: night.has("nightly/*/drift.json"),
     "register": lambda night: len(night.registry("SELECT version FROM model_versions")) == 2,
 }
-"""What can be seen of a step that has begun or has just ended."""
+"""Signs of a step that has begun or has just ended."""
 
 
 @pytest.mark.parametrize("moment", [*AFTER, *range(RANDOM_KILLS)])

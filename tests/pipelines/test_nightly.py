@@ -16,7 +16,8 @@ from ml.experiments.rollout_state import Stage
 from ml.features.offline_store import OfflineStoreUnavailable, start_of_day
 from ml.features.online_store import UserAggregates
 from ml.pipelines.aggregates import snapshot
-from ml.pipelines.nightly import EVIDENCE, STEPS, NightlyJob, NothingToLearn, run_steps
+from ml.pipelines.nightly import EVIDENCE, STEPS, run_steps
+from ml.pipelines.nightly_job import NightlyJob, NothingToLearn
 from ml.registry import models
 from ml.registry.cards import ModelCard
 from ml.registry.policies import load_policy
@@ -35,7 +36,7 @@ NIGHT = f"nightly/day={start_of_day(LAST_DAY).date()}"
 
 @dataclass(frozen=True)
 class Nights:
-    """What two nights have left: the database and the offline store in a folder, and the names in MLflow.
+    """The state after two nights: the database and the offline store in a folder, and the names in MLflow.
 
     The policy of the first night, `champion`, has an alias of this name there, and a rollout in shadow.
     """

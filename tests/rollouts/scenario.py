@@ -50,7 +50,7 @@ LEARNED_FIGURES: dict[str, Any] = {
     "calibration": (CalibrationBin(predicted=0.2, observed=0.25, low=0.1, high=0.4, n=900),),
     "slices": (Slice(name="mood:low", n=90, value=0.01, low=-0.1, high=0.2, status="unknown"),),
 }
-"""What the card of a learned policy has in addition."""
+"""The fields that the card of a learned policy has in addition."""
 
 
 def a_card(kind: Kind, version: str, **fields: Any) -> ModelCard:

@@ -285,7 +285,7 @@ UNUSUAL: Mapping[str, Sequence[Mapping[str, Any]]] = {
         },
     ),
 }
-"""What differs from an ordinary answer of each format."""
+"""Differences from an ordinary answer of each format."""
 
 UNUSUAL_EVENTS: Sequence[tuple[str, Mapping[str, Any]]] = [
     ("openai", {"error": {"message": "Out of memory", "code": 500}}),
