@@ -41,6 +41,9 @@ TOKEN_FACTOR = 1.5
 SLOW_FACTOR = 1.25
 """A tip is slow if it takes longer than this many times the 95th percentile of earlier live tips."""
 
+MIN_DELAY_MS = 50
+"""A tip that takes at most this much longer than that percentile is not slow: nobody notices the difference."""
+
 MIN_LATENCIES = 20
 """The number of earlier live tips that the 95th percentile needs."""
 
@@ -252,11 +255,16 @@ def unusable_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPH
     return mean_limits(_samples((pair.day, pair.failed - pair.live_failed) for pair in pairs), alpha=alpha)
 
 
+def slow_limit(percentile: float) -> int:
+    """Return the time above which a tip is slow, from the 95th percentile of earlier live tips; both in ms."""
+    return round(max(SLOW_FACTOR * percentile, percentile + MIN_DELAY_MS))
+
+
 def slow_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -> OneSidedLimits | None:
     """Return the limits of the difference of the shares of slow tips, shadow minus live.
 
-    `pairs`: in the order of time. Slow is what takes longer than `SLOW_FACTOR` times the 95th percentile of the live
-    tips of all earlier pairs. This limit is known before the pair, so the terms -1, 0 and 1 are exact, which a
+    `pairs`: in the order of time. Slow is what takes longer than `slow_limit` of the 95th percentile of the live tips
+    of all earlier pairs. This limit is known before the pair, so the terms -1, 0 and 1 are exact, which a
     comparison of the percentiles themselves is not. The first `MIN_LATENCIES` pairs only count for later limits. Pairs
     with a failed tip are left out: they count in `unusable_difference`. None without further pairs.
 
@@ -268,7 +276,7 @@ def slow_difference(pairs: Iterable[ShadowPair], *, alpha: float = HARM_ALPHA) -
     terms: list[tuple[int, float]] = []
     for pair in _usable(pairs):
         if len(earlier) >= MIN_LATENCIES:
-            limit = SLOW_FACTOR * earlier[math.ceil(0.95 * len(earlier)) - 1]
+            limit = slow_limit(earlier[math.ceil(0.95 * len(earlier)) - 1])
             terms.append((pair.day, (pair.ms > limit) - (pair.live_ms > limit)))
         insort(earlier, pair.live_ms)
     return mean_limits(_samples(terms), alpha=alpha)

@@ -13,7 +13,6 @@ from ml.experiments.guardrails import (
     HARM_ALPHA,
     MIN_LATENCIES,
     RARE_TUNED_AT,
-    SLOW_FACTOR,
     ShadowPair,
     SliceResult,
     difference_limits,
@@ -21,6 +20,7 @@ from ml.experiments.guardrails import (
     mean_limits,
     slice_results,
     slow_difference,
+    slow_limit,
     unusable_difference,
 )
 from ml.experiments.ranking_evidence import RankingEvidence, ranking_evidence
@@ -135,7 +135,7 @@ class EvidenceReader:
         It is fixed before the first tip of the canary, so that the shares of slow tips can be compared.
         """
         percentile = await self._latencies.percentile(champion, now - _LATENCY_PERIOD, now, min_tips=MIN_LATENCIES)
-        return None if percentile is None else round(SLOW_FACTOR * percentile)
+        return None if percentile is None else slow_limit(percentile)
 
     async def _draws(self, kind: Kind, segment: str, hours: range, mature_before: int) -> Sequence[Counts]:
         if kind == "prompt":
@@ -227,7 +227,7 @@ class EvidenceReader:
             first = await self._latencies.first(window.baseline.prompt_version, since, _FIRST_LATENCIES)
             if first is None:
                 return None, []
-            limit, since = round(SLOW_FACTOR * first[0]), first[1]
+            limit, since = slow_limit(first[0]), first[1]
         counts = await self._latencies.counts(limit, since, now)
         return limit, [
             Stratum(each.day, each.options, each.prompt_version, indicator(each.tips, each.slow)) for each in counts

@@ -22,6 +22,7 @@ from ml.experiments.guardrails import (
     mean_limits,
     slice_results,
     slow_difference,
+    slow_limit,
     tips_to_detect,
     unusable_difference,
 )
@@ -315,3 +316,8 @@ def test_failed_tips_do_not_count_as_slow_or_long(limits_of: Limits) -> None:
 @pytest.mark.parametrize("limits_of", [unusable_difference, slow_difference, excess_tokens])
 def test_without_pairs_there_are_no_limits(limits_of: Limits) -> None:
     assert limits_of([]) is None
+
+
+@pytest.mark.parametrize(("percentile", "limit"), [(4, 54), (200, 250), (1_000, 1_250)])
+def test_a_difference_that_nobody_notices_is_not_slow(percentile: float, limit: int) -> None:
+    assert slow_limit(percentile) == limit

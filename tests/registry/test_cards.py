@@ -123,6 +123,7 @@ def test_the_json_has_from_and_to() -> None:
         "learned_from": 987,
         "dataset_sha256": "0" * 64,
         "window_days": 7,
+        "share": 1.0,
     }
     assert (document["rollouts"][0]["from"], document["rollouts"][0]["to"]) == ("shadow", "canary")
 
