@@ -61,6 +61,26 @@ hypothesis.settings.load_profile("no-deadline")
 Serve = Callable[..., httpx.Client]
 
 
+LONGEST_FILES = (
+    "tests/test_docs.py",
+    "tests/test_new_prompt_version.py",
+    "tests/test_rollout_walk.py",
+    "tests/standalone/test_rollout_loop.py",
+    "tests/store/test_kill.py",
+    "tests/serving/test_embedded.py",
+    "tests/store/test_storage_failures.py",
+    "tests/simulation/test_service.py",
+    "tests/deploy/test_topology.py",
+)
+"""The files whose tests take half a minute or more, in this order before all others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no worker is left with one of them at the end."""
+    ranks = {file: rank for rank, file in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
+
+
 def eventually(condition: Callable[[], bool], timeout: float = 60) -> bool:
     """Wait until a condition that another thread or process changes is true; False after `timeout` seconds.
 
