@@ -22,9 +22,14 @@ START_TIMEOUT = 120
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Return an environment without the settings of this process, with these settings."""
+    """Return an environment without the settings of this process, with these settings.
+
+    The offline store is by default next to an SQLite database, so that tests do not share one in the current directory.
+    """
     inherited = ("PATH", "HOME", "XDG_CACHE_HOME", "PYTHONPATH")
-    return {name: os.environ[name] for name in inherited if name in os.environ} | settings
+    _, is_sqlite, file = settings.get("DATABASE_URL", "").partition("sqlite+aiosqlite:///")
+    offline = {"OFFLINE_STORE": f"{Path(file).parent}/offline"} if is_sqlite else {}
+    return {name: os.environ[name] for name in inherited if name in os.environ} | offline | settings
 
 
 def run(*command: str, **settings: str) -> subprocess.CompletedProcess[str]:
