@@ -16,7 +16,9 @@ def litellm(litellm_imported: None) -> Any:  # noqa: ARG001
 
 
 def test_the_providers_are_those_of_litellm(litellm: Any) -> None:
-    assert {str(getattr(provider, "value", provider)) for provider in litellm.provider_list} == PROVIDERS
+    # A test that ran before may have registered the embedded model as a provider.
+    registered = {entry["provider"] for entry in litellm.custom_provider_map}
+    assert {str(getattr(provider, "value", provider)) for provider in litellm.provider_list} - registered == PROVIDERS
 
 
 @pytest.mark.parametrize("provider", KEY_VARIABLES)
