@@ -28,7 +28,7 @@ def parse_request(pairs: Sequence[str] | None, prompt_version: str | None) -> Ge
     try:
         return GenerateRequest.model_validate({"signals": signals, "prompt_version": prompt_version}, strict=False)
     except ValidationError as error:
-        first = error_from_validation(error.errors()).errors[0]
+        first = error_from_validation(error.errors(), GenerateRequest).errors[0]
         field = first.pointer.removeprefix("#/")
         option = "--prompt-version" if field == "prompt_version" else f"--signal {field.removeprefix('signals/')}"
         raise ConfigurationError(f"{option}: {first.detail}.") from None

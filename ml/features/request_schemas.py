@@ -2,29 +2,15 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 
 from ml.features.definitions import CANDIDATE, SIGNALS
 
 
 class StrictModel(BaseModel):
-    """The base of request bodies: no coercion, and an unknown field is an error that names the known ones."""
+    """The base of request bodies: no coercion, and no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields_only(cls, data: Any) -> Any:
-        known = cls.__pydantic_fields__  # `model_fields` is a slow lookup of the same mapping
-        if isinstance(data, dict) and not data.keys() <= known.keys():
-            unknown = [str(name) for name in data if name not in known]
-            raise PydanticCustomError(
-                "unknown_fields",
-                "is not known; the known ones are {names}",
-                {"names": ", ".join(known), "allowed": [*known], "unknown": unknown},
-            )
-        return data
 
     def known(self) -> dict[str, Any]:
         """Return the fields that are not None, without copying them (`model_dump` makes a deep copy)."""

@@ -42,7 +42,7 @@ async def read_json(request: Request, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(await request.body())
     except ValidationError as error:
-        raise error_from_validation(error.errors(include_url=False, include_input=False)) from None
+        raise error_from_validation(error.errors(include_url=False, include_input=False), model) from None
 
 
 def json_body(model: type[BaseModel]) -> Any:

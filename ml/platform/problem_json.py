@@ -1,12 +1,13 @@
 """Errors as problem+json documents (RFC 9457): rendering, parsing, OpenAPI responses and exception handlers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ml.platform.errors import (
@@ -126,27 +127,44 @@ def install_problem_handlers(app: FastAPI) -> None:
         return JSONResponse(members, error.status_code, headers=error.headers, media_type=PROBLEM_JSON)
 
 
-def error_from_validation(errors: Iterable[Mapping[str, Any]]) -> TipsError:
-    """Return the error for pydantic's errors in a request; it does not repeat the values that were sent."""
-    fields = [field for error in errors for field in _field_errors(error)]
-    if any(field.detail == _NOT_JSON for field in fields):
+def error_from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> TipsError:
+    """Return the error for pydantic's errors in a request; it does not repeat the values that were sent.
+
+    `model`: the model of the body, whose known fields are named for an unknown one.
+    """
+    if any(error["type"] == "json_invalid" for error in errors):
         return InvalidRequest(_NOT_JSON)
+    fields = [_validation_error(error, model) for error in errors[:MAX_FIELD_ERRORS]]
     summary = "; ".join(f"{field.pointer}: {field.detail}" for field in fields[:3])
-    return UnprocessableRequest(f"The request is not valid. {summary}.", errors=fields[:MAX_FIELD_ERRORS])
+    return UnprocessableRequest(f"The request is not valid. {summary}.", errors=fields)
 
 
-def _field_errors(error: Mapping[str, Any]) -> Iterable[FieldError]:
-    if error["type"] == "json_invalid":
-        return [FieldError("#", _NOT_JSON)]
-    context = error.get("ctx", {})
-    location = error["loc"]
-    names = context.get("unknown")
-    locations = [[*location, name] for name in names] if names else [location]
-    allowed = tuple(context.get("allowed", ()))
-    return [FieldError(_pointer(location), _detail(error, context), allowed) for location in locations]
+def _validation_error(error: Mapping[str, Any], model: type[BaseModel] | None) -> FieldError:
+    location, context = error["loc"], error.get("ctx", {})
+    if error["type"] == "extra_forbidden" and model:
+        known = _known_fields(model, location[:-1])
+        context = {"names": ", ".join(known), "allowed": known}
+    return FieldError(_pointer(location), _detail(error, context), tuple(context.get("allowed", ())))
+
+
+def _known_fields(model: type[BaseModel], location: Iterable[str | int]) -> tuple[str, ...]:
+    """Return the names of the fields of the object at `location` in a body."""
+    for name in location:
+        if isinstance(name, str):
+            model = next(_models_in(model.model_fields[name].annotation))
+    return tuple(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models in an annotation such as `list[Candidate]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
 
 
 _DETAILS: Mapping[str, str] = {
+    "extra_forbidden": "is not known; the known ones are {names}",
     "missing": "is required",
     "model_type": "should be an object",
     "model_attributes_type": "should be an object",

@@ -73,7 +73,7 @@ async def read_form(request: Request) -> RolloutForm:
     try:
         return RolloutForm.model_validate(fields)
     except ValidationError as error:
-        raise error_from_validation(error.errors(include_url=False, include_input=False)) from None
+        raise error_from_validation(error.errors(include_url=False, include_input=False), RolloutForm) from None
 
 
 async def apply_form(form: RolloutForm, rollouts: Rollouts, actor: str) -> RolloutEvent:

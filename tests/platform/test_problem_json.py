@@ -1,5 +1,6 @@
 """The wording of errors in request bodies."""
 
+import json
 import re
 from typing import Annotated, Any
 
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
 
 from ml.features.definitions import SIGNALS
+from ml.features.request_schemas import Candidate, Signals
+from ml.platform.errors import FieldError
 from ml.platform.problem_json import error_from_validation
-from ml.recommender.schemas import ReactionRequest, TipRequest
+from ml.recommender.schemas import ReactionBatch, ReactionRequest, TipRequest
 from ml.rollouts.card_pages import CardFormat
 from ml.serving.schemas import GenerateRequest, ScoreRequest
 
@@ -19,6 +22,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=12) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=15,
 )
+TIP_ID = "01a20832-ae71-7aec-ae48-acec0e56168b"
 FIELDS: dict[type[BaseModel], list[str]] = {
     model: sorted(model.model_fields) for model in (GenerateRequest, ScoreRequest, TipRequest, ReactionRequest)
 }
@@ -28,7 +32,7 @@ def details(model: type[BaseModel], body: Any) -> list[str]:
     try:
         model.model_validate(body)
     except ValidationError as error:
-        return [field.detail for field in error_from_validation(error.errors()).errors]
+        return [field.detail for field in error_from_validation(error.errors(), model).errors]
     return []
 
 
@@ -72,3 +76,26 @@ def test_an_option_and_a_large_limit_are_named_exactly() -> None:
 
 def test_a_list_that_is_too_short_is_answered_with_the_least_number_of_items() -> None:
     assert details(ScoreRequest, {"candidates": []}) == ["should have 1 or more items"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "pointer", "known"),
+    [
+        (ScoreRequest, {"candidates": [{"id": "a"}, {"id": "b", "tipp": "x"}]}, "#/candidates/1/tipp", Candidate),
+        (ScoreRequest, {"candidates": [{"id": "a"}], "signals": {"a/b": 1}}, "#/signals/a~1b", Signals),
+        (
+            ReactionBatch,
+            {"reactions": [{"tip_id": TIP_ID, "reaction": "helpful", "when": 1}]},
+            "#/reactions/0/when",
+            ReactionRequest,
+        ),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_known_fields_of_its_object(
+    model: type[BaseModel], body: Any, pointer: str, known: type[BaseModel]
+) -> None:
+    names = tuple(known.model_fields)
+    with pytest.raises(ValidationError) as error:
+        model.model_validate_json(json.dumps(body))
+    detail = f"is not known; the known ones are {', '.join(names)}"
+    assert error_from_validation(error.value.errors(), model).errors == (FieldError(pointer, detail, names),)

@@ -31,15 +31,24 @@ class DisconnectMiddleware:
         # In a task of its own, even if it never waits: requests that arrive meanwhile reach `InFlightLimitMiddleware`
         # first, which can then see how many there are and refuse some, instead of waiting unseen in the event loop.
         handler = asyncio.ensure_future(self.app(scope, receive_body, send))
-        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait({handler, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # a handler that never waits is done after this, so nothing has to be watched
+            if not handler.done():
+                await _wait_or_disconnect(handler, receive)
         finally:
-            disconnected.cancel()
             if not handler.done():
                 handler.cancel()
         with suppress(asyncio.CancelledError):
             await handler
+
+
+async def _wait_or_disconnect(handler: asyncio.Future[None], receive: Receive) -> None:
+    """Wait until the handler is done or the client disconnects."""
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait({handler, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        disconnected.cancel()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
