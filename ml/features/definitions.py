@@ -11,11 +11,7 @@ version.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
-
-from babel import Locale
 
 from ml.features.feature_types import (
     Category,
@@ -29,7 +25,6 @@ from ml.features.feature_types import (
     Texts,
     TimeOfDay,
     TipText,
-    part_of_day,
 )
 
 
@@ -106,27 +101,3 @@ AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
 
 CANDIDATE: Mapping[str, FeatureType] = MappingProxyType({"prompt_version": PromptVersion(), "tip": TipText(280)})
 """The features of a candidate."""
-
-
-def segments(signals: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the segments of the user with these validated `signals`, in the order of `SIGNALS`.
-
-    One for each category, one for the language, and one for the part of the day, such as `mood:low`, `locale:de` and
-    `local_time:morning`. Each has few values, so that segments can be counted.
-    """
-    found = []
-    for name, signal in SIGNALS.items():
-        value = signals.get(name)
-        if value is not None and isinstance(signal.type, Category):
-            found.append(f"{name}:{value}")
-        elif value is not None and isinstance(signal.type, Language):
-            found.append(f"{name}:{_language(value)}")
-        elif value is not None and isinstance(signal.type, TimeOfDay):
-            found.append(f"{name}:{part_of_day(value)}")
-    return tuple(found)
-
-
-@lru_cache(maxsize=1_024)
-def _language(locale: str) -> str:
-    """Return the language of a locale. Parsing takes 15 µs, and a log has few locales."""
-    return Locale.parse(locale, sep="-").language

@@ -14,7 +14,7 @@ def _():
     from ml.experiments.policies import POLICIES
     from ml.experiments.statistics import Sample
     from ml.experiments.thompson import RewardHistory
-    from ml.features.definitions import segments
+    from ml.features.segments import segments
     from ml.simulation.people import LISTED_VERSIONS, PERSONAS, visits
 
     return (

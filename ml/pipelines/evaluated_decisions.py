@@ -16,7 +16,7 @@ from ml.experiments.decisions import DecisionLog, LoggedDecision
 from ml.experiments.gain_sequence import gain_terms
 from ml.experiments.off_policy_log import Log
 from ml.experiments.reward_model import CrossFittedMeans, RewardModel, RunningMeans
-from ml.features.definitions import segments
+from ml.features.segments import segments
 from ml.pipelines.targets import Target, VersionTarget
 
 FOLDS = 5

@@ -18,8 +18,8 @@ from ml.experiments.decisions import DAY_SECONDS, DecisionLog, LoggedDecision
 from ml.experiments.gain_sequence import GainSequence
 from ml.experiments.off_policy_sums import OffPolicySums
 from ml.experiments.statistics import Interval, Sample
-from ml.features.definitions import segments
 from ml.features.encoder import candidate_row
+from ml.features.segments import segments
 from ml.pipelines.evaluated_decisions import EvaluatedDecisions, NothingToEvaluate
 from ml.pipelines.evaluation import gain_refusal
 from ml.pipelines.targets import RankingTarget

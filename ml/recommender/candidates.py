@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 from uuid_utils.compat import uuid7
 
-from ml.features.definitions import segments
+from ml.features.segments import segments
 from ml.platform.clock import Clock
 from ml.platform.errors import TipsError, UnknownVersion
 from ml.recommender.selection import PromptSelection, VersionSelector

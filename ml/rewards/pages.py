@@ -15,22 +15,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import SecretStr
 
-from ml.features.definitions import SIGNALS
-from ml.features.feature_types import Category
 from ml.platform.dependencies import require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PRIVATE_HEADERS, PageTemplates
 from ml.rewards import plots
 from ml.rewards.report import ALPHA, ReportWindow, RewardReport, Variant
-from ml.rewards.routes import ReportDep, ReporterDep, UserComparisonsDep
+from ml.rewards.routes import REPORT_SEGMENTS, ReportDep, ReporterDep, UserComparisonsDep
 from ml.store.reactions import REACTIONS
 
-_CATEGORIES = tuple(
-    f"{name}:{option}"
-    for name, signal in SIGNALS.items()
-    if isinstance(signal.type, Category)
-    for option in signal.type.options
-)
+_SUGGESTED_SEGMENTS = tuple(f"{name}:{value}" for name, values in REPORT_SEGMENTS.items() for value in values)
 """The segments that the form suggests; languages are segments too, but too many for a list."""
 
 _FORMULA = re.compile(r"[\s\x00-\x1f\x7f-\x9f]*[=+\-@＝＋－＠]|[\x00-\x1f\x7f-\x9f]")
@@ -85,7 +78,7 @@ async def rewards_page(request: Request, report: ReportDep, reporter: ReporterDe
         reaction_totals={kind: sum(variant.reactions.get(kind, 0) for variant in report.variants) for kind in kinds},
         query_values=query_values,
         query=urlencode(query_values),
-        categories=_CATEGORIES,
+        segments=_SUGGESTED_SEGMENTS,
         rewards=REACTIONS,
         window_hours=reporter.reaction_window / timedelta(hours=1),
         alpha=ALPHA,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ml.features.segments import SEGMENT_VALUES, check_segment
 from ml.platform.clock import Clock
 from ml.platform.dependencies import from_state
 from ml.platform.errors import FieldError, UnprocessableRequest
@@ -17,9 +18,14 @@ from ml.platform.problem_json import problem_responses
 from ml.rewards.report import ReportWindow, RewardReport, RewardReporter
 from ml.rewards.schemas import RewardsResponse, UserRewardsResponse
 from ml.rewards.users import UserComparison, compare_users
+from ml.store.visits import NEW, RETURNING
 
 ReporterDep = Annotated[RewardReporter, from_state("reporter")]
 ClockDep = Annotated[Clock, from_state("clock")]
+
+
+REPORT_SEGMENTS = {**SEGMENT_VALUES, "visits": tuple(each.partition(":")[2] for each in (NEW, RETURNING))}
+"""As `SEGMENT_VALUES`; reports are also by whether the user is new."""
 
 
 def _parse_day(value: str | None) -> date | None:
@@ -52,7 +58,8 @@ async def _report(
         Query(
             max_length=64,
             pattern="^[A-Za-z0-9_:-]*$",
-            description="Only users of one segment, such as `mood:low` or `locale:de`.",
+            description="Only users of one segment, such as `mood:low` or `locale:de`; one that no user can be in is a "
+            "422.",
         ),
     ] = "",
     baseline: Annotated[
@@ -62,6 +69,8 @@ async def _report(
         ),
     ] = None,
 ) -> RewardReport:
+    if segment:
+        check_segment(segment, REPORT_SEGMENTS)
     window = ReportWindow(first, last, segment)
     if first and last and last < first:
         raise UnprocessableRequest("The window ends before it begins.", errors=[FieldError("#/to", "is before `from`")])

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 
 from ml.experiments.rollout_state import Position, Stage
-from ml.features.definitions import SIGNALS
-from ml.features.feature_types import Category, Language, TimeOfDay
 from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.rollouts.gates import RAMP, Step
 
 MAX_LENGTHS = {"actor": 128, "reason": 1_000}
 """Of the words of an event, in characters."""
-_MAX_SEGMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +55,3 @@ def _check_share(share: float | None, *, above: float, with_champion: bool) -> N
         raise UnprocessableRequest(
             f"The share should be {allowed}, not {share:g}.", errors=[FieldError("#/share", f"should be {allowed}")]
         )
-
-
-def check_segment(segment: str) -> None:
-    """Raise UnprocessableRequest for a segment that no user can be in when a tip is drawn."""
-    name, _, value = segment.partition(":")
-    signal = SIGNALS.get(name)
-    is_segment = signal is not None and isinstance(signal.type, Category | Language | TimeOfDay)
-    if segment and not (is_segment and value and len(segment) <= _MAX_SEGMENT and segment.isprintable()):
-        names = tuple(
-            f"{each}:…" for each, known in SIGNALS.items() if isinstance(known.type, Category | Language | TimeOfDay)
-        )
-        error = FieldError("#/segment", "is not one of a signal", names)
-        raise UnprocessableRequest(f"A segment is one of {', '.join(names)}; for example locale:de.", errors=[error])

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml.experiments.policies import ROLLOUT
 from ml.experiments.rollout_state import Action, Catalogue, Kind, Position, RolloutEvent, RolloutState, fold
+from ml.features.segments import check_segment
 from ml.platform.clock import Clock
 from ml.platform.errors import (
     FieldError,
@@ -23,7 +24,7 @@ from ml.registry.cards import ModelCard
 from ml.rollouts.evidence import LATENCY_LIMIT, EvidenceReader, OpenRollout, standing
 from ml.rollouts.evidence_json import evidence_as_json
 from ml.rollouts.gates import Evidence, GateResult, GateSettings, check_gates
-from ml.rollouts.moves import Move, check_segment, check_words, next_move
+from ml.rollouts.moves import Move, check_words, next_move
 from ml.rollouts.new_events import champion_of_environment, event_at, model_of_environment
 from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport, detectable_harms
 from ml.store.proposals import Proposal, Proposals
@@ -148,7 +149,8 @@ class Rollouts:
         if kind not in _KINDS:
             raise UnprocessableRequest("Only prompt versions and policies have rollouts.", errors=[_KIND_ERROR])
         check_words(actor=actor, reason=reason)
-        check_segment(segment)
+        if segment:
+            check_segment(segment)
         _, state = await self._expected_state(expected)
         catalogue = await self.catalogue()
         known = catalogue.prompts if kind == "prompt" else {each: each for each in catalogue.policies}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.features.context import PromptContext, assemble_context
-from ml.features.definitions import SIGNALS, segments
+from ml.features.definitions import SIGNALS
 from ml.features.feature_types import FreeText
 from ml.features.free_text import quote_free_text, remove_hidden_characters
 from ml.features.request_schemas import Candidate, Signals
@@ -184,9 +184,3 @@ def test_the_wording_of_released_signals_does_not_change() -> None:
     assert {name for name, _ in WORDING} == SIGNALS.keys()
     for (name, value), sentence in WORDING.items():
         assert assemble_context({name: value}).text == sentence
-
-
-def test_the_segments_of_a_user_are_their_categories_and_their_language() -> None:
-    signals = {"locale": "de-AT", "mood": "low", "goal": "sleep", "energy": 3, "weekday": "friday"}
-    assert segments(signals) == ("mood:low", "weekday:friday", "locale:de")
-    assert segments({}) == segments({"mood": None, "locale": None}) == ()

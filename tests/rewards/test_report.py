@@ -314,7 +314,8 @@ def test_rewards_over_http(start_recommender: StartRecommender, fake_serving: Fa
     assert {variant["label"]: variant["tips"] for variant in body["variants"]} == {"v2-mentor": 1, "v1": 2}
     low = http.get("/rewards", params={"segment": "mood:low", "from": "", "baseline": ""}).json()
     assert {variant["label"]: variant["tips"] for variant in low["variants"]} == {"v2-mentor": 1, "v1": 1}
-    assert http.get("/rewards", params={"segment": "mood:none"}).json()["variants"] == []
+    assert http.get("/rewards", params={"segment": "mood:awful"}).json()["variants"] == []
+    assert len(http.get("/rewards", params={"segment": "visits:returning"}).json()["variants"]) == 2
     first = http.get("/rewards", params={"from": "2026-01-31", "to": "2026-01-31"}).json()
     assert {variant["label"]: variant["tips"] for variant in first["variants"]} == {"v1": 1}
     backwards = http.get("/rewards", params={"from": "2026-02-02", "to": "2026-02-01"})
@@ -328,6 +329,8 @@ def test_rewards_over_http(start_recommender: StartRecommender, fake_serving: Fa
         {"from": "soon"},
         {"segment": "x" * 65},
         {"segment": "mood:é"},
+        {"segment": "moood:low"},
+        {"segment": "visits:often"},
         {"from": "\x00"},
     ):
         assert http.get("/rewards", params=invalid).status_code == 422
