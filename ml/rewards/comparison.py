@@ -6,7 +6,7 @@ from typing import Literal
 
 from ml.experiments import comparison
 from ml.experiments.statistics import Interval
-from ml.store.rollup import DrawCounts
+from ml.store.day_counts import DrawCounts
 from ml.store.strata import DigestedVersion, strata_of
 
 VerdictKind = Literal["helps more", "helps less", "not yet known", "exploratory"]

@@ -10,8 +10,10 @@ from ml.experiments.statistics import Interval, Sample
 from ml.platform.errors import FieldError, UnprocessableRequest
 from ml.rewards.comparison import Arm, Comparison, compare
 from ml.rewards.funnel import Funnel, PeriodCounts, build_funnel
+from ml.store.day_counts import DayCounts
+from ml.store.hours import hour_of
 from ml.store.reactions import REACTIONS
-from ml.store.rollup import ALL_TIPS, EVERYONE, DayCounts, RewardCounts, hour_of
+from ml.store.rollup import ALL_TIPS, EVERYONE, RewardCounts
 from ml.store.tips import TipStore
 
 ALPHA = 0.05

@@ -28,8 +28,10 @@ from ml.rollouts.gates import GateSettings
 from ml.store.batch_reports import DRIFT, BatchReports
 from ml.store.counts import Counts
 from ml.store.database import Database
+from ml.store.day_counts import DrawCounts, RankingCounts
+from ml.store.hours import hour_of
 from ml.store.rollouts import RolloutLog, time_of
-from ml.store.rollup import EVERYONE, DrawCounts, RankingCounts, hour_of
+from ml.store.rollup import EVERYONE
 from ml.store.shadows import ShadowDecision, Shadows
 from ml.store.strata import DigestedVersion, strata_of
 

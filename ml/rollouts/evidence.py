@@ -40,8 +40,9 @@ from ml.rollouts.draw_sums import (
 )
 from ml.rollouts.gates import Evidence, GateSettings
 from ml.store.exposures import MAX_UNSEEN_REACTIONS
+from ml.store.hours import hour_of, start_of
 from ml.store.latencies import Latencies
-from ml.store.rollup import ALL_TIPS, hour_of, start_of
+from ml.store.rollup import ALL_TIPS
 from ml.store.shadows import ShadowDecision, Shadows, ShadowTip
 from ml.store.strata import DigestedVersion
 from ml.store.tips import TipStore

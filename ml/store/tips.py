@@ -25,11 +25,13 @@ from ml.store.day_revisions import DayRevisions
 from ml.store.exposures import Exposure, ExposureResult
 from ml.store.failures import FailureWriter, GenerationFailure
 from ml.store.group_commit import GroupCommit
+from ml.store.hours import day_of
 from ml.store.idempotency import IdempotencyKeys, KeyClaim, LockedKeys
 from ml.store.locked_tips import LockedTips, TipLocks
 from ml.store.reactions import Reaction, ReactionResult, UnknownTipsError
 from ml.store.recount import prepare
-from ml.store.rollup import CounterDelta, TipDimensions, day_of, window_seconds
+from ml.store.rollup import CounterDelta, window_seconds
+from ml.store.tip_dimensions import TipDimensions
 from ml.store.user_draws import UserDraws, user_draws
 from ml.store.visits import Visits
 

@@ -11,9 +11,9 @@ from ml.store.database import Database as Store
 from ml.store.database import migrate_database
 from ml.store.day_revisions import DayRevisions
 from ml.store.exposures import Exposure
+from ml.store.hours import day_of
 from ml.store.reactions import Reaction, UnknownTipsError
 from ml.store.recount import recount_database
-from ml.store.rollup import day_of
 from ml.store.tips import TipRecord, TipStore, open_tip_store
 from ml.store.transfer import copy_tips
 from tests.databases import Database

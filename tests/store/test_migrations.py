@@ -20,11 +20,11 @@ from ml.store import tables as schema
 from ml.store.database import Database as Store
 from ml.store.database import migrate_database
 from ml.store.evidence import EvidenceLog
+from ml.store.hours import hour_of
 from ml.store.leases import Lease
 from ml.store.reactions import Reaction
 from ml.store.recount import prepare_database
 from ml.store.rollouts import RolloutLog
-from ml.store.rollup import hour_of
 from ml.store.shadows import Shadows
 from ml.store.tips import TipRecord, open_tip_store
 from tests.databases import Database, postgres
