@@ -30,7 +30,8 @@ from ml.recommender.serving_client import GeneratedTip, ServingClient
 from ml.recommender.shadow_runner import LiveDecision, ShadowRunner
 from ml.store.failures import GenerationFailure
 from ml.store.idempotency import KeyClaim
-from ml.store.tips import TipRecord, TipStore
+from ml.store.tip_records import TipRecord
+from ml.store.tips import TipStore
 
 log = structlog.get_logger()
 

@@ -27,7 +27,8 @@ from ml.store.recount import prepare_database
 from ml.store.rollouts import RolloutLog
 from ml.store.shadows import Shadows
 from ml.store.tables import metadata
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.databases import Database, postgres
 from tests.example_tips import DIGEST, NOW, WINDOW, SetClock, a_tip
 from tests.store.rebuilt_counts import check_counts

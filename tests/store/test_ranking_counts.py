@@ -21,7 +21,8 @@ from ml.store.hours import hour_of
 from ml.store.reactions import Reaction
 from ml.store.recount import recount
 from ml.store.tip_dimensions import DrawOutcome
-from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import Reservation, TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_failure, a_tip
 from tests.store.rebuilt_counts import check_counts
