@@ -25,12 +25,10 @@ from ml.features.feature_types import (
     Number,
     PromptVersion,
     Rating,
-    Text,
-    Texts,
     TimeOfDay,
-    TipText,
     part_of_day,
 )
+from ml.features.text_types import Text, Texts, TipText
 
 
 @dataclass(frozen=True, slots=True)

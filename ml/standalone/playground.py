@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from ml.experiments.policies import PLAYGROUND, POLICIES
 from ml.features.definitions import SIGNALS
-from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, Text, Texts, TimeOfDay
+from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, TimeOfDay
+from ml.features.text_types import Text, Texts
 from ml.platform.dependencies import CallerTimeout, json_body, require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PageTemplates
