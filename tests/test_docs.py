@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ml.experiments.guardrails import TOKEN_FACTOR
 from ml.experiments.policies import POLICIES, selectable_policies
+from ml.experiments.shadow_pairs import TOKEN_FACTOR
 from ml.features.definitions import SIGNALS
 from ml.pipelines.settings import PipelineSettings
 from ml.platform.errors import TipsError

@@ -10,15 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 from ml.experiments.comparison import Stratum, difference, sum_pair
 from ml.experiments.confidence_sequence import rate
-from ml.experiments.guardrails import (
-    HARM_ALPHA,
-    OneSidedLimits,
-    excess_tokens,
-    slice_results,
-    slow_difference,
-    unusable_difference,
-)
+from ml.experiments.guardrails import HARM_ALPHA, OneSidedLimits, slice_results
 from ml.experiments.rollout_state import Position, RolloutEvent, fold
+from ml.experiments.shadow_pairs import excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Interval, Sample
 from ml.platform.clock import Clock
 from ml.registry.cards import CalibrationBin, LiveFigures, Metric, ModelCard, RolloutEntry, Slice, find_card

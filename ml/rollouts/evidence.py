@@ -13,18 +13,15 @@ from ml.experiments.guardrails import (
     HARM_ALPHA,
     MIN_LATENCIES,
     RARE_TUNED_AT,
-    ShadowPair,
     SliceResult,
     difference_limits,
-    excess_tokens,
     mean_limits,
     slice_results,
-    slow_difference,
     slow_limit,
-    unusable_difference,
 )
 from ml.experiments.ranking_evidence import RankingEvidence, ranking_evidence
 from ml.experiments.rollout_state import Catalogue, Kind, Position, RolloutEvent, RolloutState
+from ml.experiments.shadow_pairs import ShadowPair, excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Sample
 from ml.registry.cards import ModelCard, missing
 from ml.rollouts.draw_sums import (

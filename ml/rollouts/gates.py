@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from ml.experiments.failure_excess import FailureExcess
-from ml.experiments.guardrails import RARE_HARM_ALPHA, TOKEN_FACTOR, OneSidedLimits, SliceResult
+from ml.experiments.guardrails import RARE_HARM_ALPHA, OneSidedLimits, SliceResult
 from ml.experiments.ranking_evidence import RankingEvidence
 from ml.experiments.rollout_state import Kind
+from ml.experiments.shadow_pairs import TOKEN_FACTOR
 
 RAMP = (0.01, 0.05, 0.25, 0.5, 1.0)
 """The shares of a canary, one after the other; the last one is the champion."""

@@ -23,14 +23,11 @@ from ml.experiments.guardrails import (
     RARE_HARM_ALPHA,
     TUNED_AT,
     OneSidedLimits,
-    ShadowPair,
     difference_limits,
-    excess_tokens,
     slice_results,
-    slow_difference,
     tips_to_detect,
-    unusable_difference,
 )
+from ml.experiments.shadow_pairs import ShadowPair, excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Sample
 from ml.rollouts.gates import GateSettings
 
