@@ -24,7 +24,7 @@ from ml.platform.pages import PageTemplates
 from ml.recommender.routes import RecommenderDep, expose, react
 from ml.recommender.schemas import ExposureResponse, ReactionResponse, TipRequest
 from ml.recommender.selection import PromptSelection
-from ml.recommender.serving_client import GeneratedTip, TokenCounts
+from ml.recommender.serving_responses import GeneratedTip, TokenCounts
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import GeneratorDep, event_stream
