@@ -20,11 +20,12 @@ from ml.platform.errors import (
     UnprocessableRequest,
 )
 from ml.registry.cards import ModelCard
-from ml.rollouts.evidence import LATENCY_LIMIT, EvidenceReader, OpenRollout, standing
 from ml.rollouts.evidence_json import evidence_as_json
+from ml.rollouts.evidence_reader import LATENCY_LIMIT, EvidenceReader, standing
 from ml.rollouts.gates import Evidence, GateResult, GateSettings, check_gates
 from ml.rollouts.moves import Move, check_segment, check_words, next_move
 from ml.rollouts.new_events import champion_of_environment, event_at, model_of_environment
+from ml.rollouts.open_rollout import OpenRollout
 from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport, detectable_harms
 from ml.store.proposals import Proposal, Proposals
 from ml.store.rollouts import NewRolloutEvent, RolloutLog

@@ -1,11 +1,9 @@
-"""The evidence about a rollout, from the counts, the shadows and the latencies in the store."""
+"""The reader of the evidence about a rollout: from the counts, the shadows and the latencies in the store."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-
-import numpy as np
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from ml.experiments.comparison import Stratum, sum_pair
 from ml.experiments.failure_excess import failure_excess
@@ -19,9 +17,8 @@ from ml.experiments.guardrails import (
     slice_results,
     slow_limit,
 )
-from ml.experiments.ranking_evidence import RankingEvidence, ranking_evidence
-from ml.experiments.rollout_state import Catalogue, Kind, Position, RolloutEvent, RolloutState
-from ml.experiments.shadow_pairs import ShadowPair, excess_tokens, slow_difference, unusable_difference
+from ml.experiments.rollout_state import Catalogue, Kind, Position
+from ml.experiments.shadow_pairs import excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Sample
 from ml.registry.cards import ModelCard, missing
 from ml.rollouts.draw_sums import (
@@ -35,13 +32,15 @@ from ml.rollouts.draw_sums import (
     version_counts,
     version_of,
 )
+from ml.rollouts.evidence_window import EvidenceWindow, window_of
 from ml.rollouts.gates import Evidence, GateSettings
+from ml.rollouts.open_rollout import OpenRollout
+from ml.rollouts.shadow_evidence import evidence_of_rankings, shadow_pair
 from ml.store.exposures import MAX_UNSEEN_REACTIONS
 from ml.store.hours import hour_of, start_of
 from ml.store.latencies import Latencies
 from ml.store.rollup import ALL_TIPS
-from ml.store.shadows import ShadowDecision, Shadows, ShadowTip
-from ml.store.strata import DigestedVersion
+from ml.store.shadows import Shadows, ShadowTip
 from ml.store.tips import TipStore
 
 SLICES = ("locale", "local_time", "visits", "activity")
@@ -66,30 +65,6 @@ _SLICE_PERIOD = timedelta(days=28)
 """Slices are those that occurred since this time before the window: so nearly all are named from the first look on."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRollout:
-    """A rollout that has not ended: its position, and all events with the state after them."""
-
-    position: Position
-    state: RolloutState
-    events: Sequence[RolloutEvent]
-
-
-_PlacedEvents = ("start", "promote", "ramp")
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """The period of the evidence of a rollout, and of its present share, as hours; and the pair that is compared."""
-
-    hours: range
-    step_hours: range
-    mature_before: int
-    segment: str
-    baseline: DigestedVersion
-    other: DigestedVersion
-
-
 class EvidenceReader:
     """Reads the evidence about rollouts. All methods raise StorageUnavailable."""
 
@@ -109,7 +84,7 @@ class EvidenceReader:
 
         `catalogue`: None if serving does not answer.
         """
-        position, window = subject.position, _window_of(subject, self._tip_store.reaction_window, now)
+        position, window = subject.position, window_of(subject, self._tip_store.reaction_window, now)
         evidence = replace(
             standing(position.kind, position.version, position.digest, catalogue, cards),
             baseline=window.baseline.prompt_version,
@@ -140,7 +115,7 @@ class EvidenceReader:
             return await self._counts.draws(segment, hours, mature_before)
         return await self._counts.rankings(segment, hours, mature_before)
 
-    async def _in_shadow(self, evidence: Evidence, position: Position, window: _Window) -> Evidence:
+    async def _in_shadow(self, evidence: Evidence, position: Position, window: EvidenceWindow) -> Evidence:
         since = start_of(window.hours.start)
         if position.kind == "prompt":
             tips = await self._shadows.tips(position.rollout, since)
@@ -177,7 +152,7 @@ class EvidenceReader:
         self,
         evidence: Evidence,
         subject: OpenRollout,
-        window: _Window,
+        window: EvidenceWindow,
         draws: Sequence[Counts],
         now: datetime,
     ) -> Evidence:
@@ -209,11 +184,11 @@ class EvidenceReader:
             baseline_reward=mean_reward(evidence.funnel, baseline),
         )
 
-    def _strata(self, draws: Iterable[Counts], window: _Window) -> list[Stratum]:
+    def _strata(self, draws: Iterable[Counts], window: EvidenceWindow) -> list[Stratum]:
         return reward_strata(draws, window.baseline, window.other, seen_only=self._seen_only)
 
     async def _slow_strata(
-        self, subject: OpenRollout, window: _Window, now: datetime
+        self, subject: OpenRollout, window: EvidenceWindow, now: datetime
     ) -> tuple[int | None, list[Stratum]]:
         """Return the latency limit in ms, and the strata of the tips since then; a slow tip has the reward 1."""
         since = start_of(window.hours.start)
@@ -231,7 +206,7 @@ class EvidenceReader:
             Stratum(each.day, each.options, each.prompt_version, indicator(each.tips, each.slow)) for each in counts
         ]
 
-    async def _slices(self, position: Position, window: _Window) -> list[SliceResult]:
+    async def _slices(self, position: Position, window: EvidenceWindow) -> list[SliceResult]:
         hours = range(window.hours.start - int(_SLICE_PERIOD / timedelta(hours=1)), window.hours.stop)
         names = [name for name in await self._counts.segments(hours) if name.partition(":")[0] in SLICES]
         strata = {
@@ -241,7 +216,7 @@ class EvidenceReader:
         baseline, other = window.baseline.prompt_version, window.other.prompt_version
         return slice_results(strata, baseline, other, alpha=HARM_ALPHA, margin=self._settings.slice_margin)
 
-    async def _alarms(self, position: Position, window: _Window, draws: Sequence[Counts]) -> list[str]:
+    async def _alarms(self, position: Position, window: EvidenceWindow, draws: Sequence[Counts]) -> list[str]:
         compared = [draw for draw in draws if position.version in draw.options and draw.outcome != "per_user"]
         alarms = []
         if has_ratio_alarm(compared):
@@ -274,59 +249,3 @@ def standing(
         listed=catalogue is not None and catalogue.lists(kind, version, digest),
         card_missing=None if card is None else missing(card),
     )
-
-
-def _window_of(subject: OpenRollout, reaction_window: timedelta, now: datetime) -> _Window:
-    position, state = subject.position, subject.state
-    placed = [
-        event.at for event in subject.events if event.rollout == position.rollout and event.action in _PlacedEvents
-    ]
-    end = hour_of(now) + 1
-    champion = state.track(position.kind).champion
-    return _Window(
-        hours=range(_hour(max(position.stage_since, state.model_since)), end),
-        step_hours=range(_hour(max([*placed, position.stage_since, state.model_since])), end),
-        mature_before=hour_of(now - reaction_window),
-        segment=position.segment,
-        baseline=DigestedVersion(champion.version if champion else "", champion.digest if champion else ""),
-        other=DigestedVersion(position.version, position.digest),
-    )
-
-
-def _hour(at: float) -> int:
-    return hour_of(datetime.fromtimestamp(at, UTC))
-
-
-def shadow_pair(tip: ShadowTip) -> ShadowPair:
-    """Return the figures of a tip in shadow and of the live tip."""
-    return ShadowPair(
-        day=hour_of(tip.created_at) // 24,
-        live_failed=tip.live_failed,
-        live_ms=tip.live_ms,
-        live_tokens=tip.live_tokens,
-        failed=tip.failed,
-        ms=tip.ms,
-        tokens=tip.tokens,
-    )
-
-
-def evidence_of_rankings(decisions: Sequence[ShadowDecision]) -> RankingEvidence:
-    """Return the evidence from the decisions at which the live policy could draw all that the shadow can draw.
-
-    Which ones these are depends on the distributions only, so leaving out the others does not bias the gain. The
-    probability of what it could not draw is that of all decisions.
-    """
-    width = max((len(each.candidates) for each in decisions), default=1)
-    live, shadow = np.zeros((len(decisions), width)), np.zeros((len(decisions), width))
-    for row, decision in enumerate(decisions):
-        for column, candidate in enumerate(decision.candidates):
-            live[row, column], shadow[row, column] = candidate.live_probability, candidate.probability
-    unreachable = np.where(live > 0, 0.0, shadow).sum(axis=1)
-    covered = unreachable == 0
-    found = ranking_evidence(
-        np.array([each.reward for each in decisions])[covered],
-        live[covered],
-        shadow[covered],
-        np.array([each.chosen for each in decisions], np.int64)[covered],
-    )
-    return replace(found, unreachable=float(unreachable.mean()) if decisions else 0.0)
