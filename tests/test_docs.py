@@ -27,7 +27,8 @@ from ml.platform.errors import TipsError
 from ml.platform.settings import ServiceSettings
 from ml.platform.telemetry import Telemetry
 from ml.recommender.settings import RecommenderSettings
-from ml.rollouts.gates import GATES, GateSettings
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.gates import GATES
 from ml.serving.settings import ServingSettings
 from ml.serving.tip import validate_tip
 from ml.standalone.app import create_app

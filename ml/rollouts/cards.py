@@ -18,7 +18,7 @@ from ml.platform.clock import Clock
 from ml.registry.cards import CalibrationBin, LiveFigures, Metric, ModelCard, RolloutEntry, Slice, find_card
 from ml.registry.ranking_cards import drift_metrics
 from ml.rollouts.evidence_reader import SLICES
-from ml.rollouts.gates import GateSettings
+from ml.rollouts.gate_settings import GateSettings
 from ml.rollouts.shadow_evidence import evidence_of_rankings, shadow_pair
 from ml.store.batch_reports import DRIFT, BatchReports
 from ml.store.counts import Counts

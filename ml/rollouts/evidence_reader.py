@@ -20,7 +20,7 @@ from ml.experiments.guardrails import (
 from ml.experiments.rollout_state import Catalogue, Kind, Position
 from ml.experiments.shadow_pairs import excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Sample
-from ml.registry.cards import ModelCard, missing
+from ml.registry.cards import ModelCard
 from ml.rollouts.draw_sums import (
     Counts,
     has_ratio_alarm,
@@ -32,8 +32,9 @@ from ml.rollouts.draw_sums import (
     version_counts,
     version_of,
 )
+from ml.rollouts.evidence import Evidence, standing
 from ml.rollouts.evidence_window import EvidenceWindow, window_of
-from ml.rollouts.gates import Evidence, GateSettings
+from ml.rollouts.gate_settings import GateSettings
 from ml.rollouts.open_rollout import OpenRollout
 from ml.rollouts.shadow_evidence import evidence_of_rankings, shadow_pair
 from ml.store.exposures import MAX_UNSEEN_REACTIONS
@@ -236,16 +237,3 @@ class EvidenceReader:
 def _is_embedded(tip: ShadowTip) -> bool:
     """Return whether the embedded model wrote a tip in shadow: it reads such prompts in steps, which takes longer."""
     return (tip.model or "").startswith(_EMBEDDED)
-
-
-def standing(
-    kind: Kind, version: str, digest: str, catalogue: Catalogue | None, cards: Iterable[ModelCard]
-) -> Evidence:
-    """Return the evidence about a version without any traffic: whether serving has it, and what its card lacks."""
-    card = next((card for card in cards if (card.kind, card.version) == (kind, version)), None)
-    return Evidence(
-        kind,
-        version,
-        listed=catalogue is not None and catalogue.lists(kind, version, digest),
-        card_missing=None if card is None else missing(card),
-    )

@@ -20,9 +20,11 @@ from ml.platform.errors import (
     UnprocessableRequest,
 )
 from ml.registry.cards import ModelCard
+from ml.rollouts.evidence import Evidence, standing
 from ml.rollouts.evidence_json import evidence_as_json
-from ml.rollouts.evidence_reader import LATENCY_LIMIT, EvidenceReader, standing
-from ml.rollouts.gates import Evidence, GateResult, GateSettings, check_gates
+from ml.rollouts.evidence_reader import LATENCY_LIMIT, EvidenceReader
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.gates import GateResult, check_gates
 from ml.rollouts.moves import Move, check_segment, check_words, next_move
 from ml.rollouts.new_events import champion_of_environment, event_at, model_of_environment
 from ml.rollouts.open_rollout import OpenRollout

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from ml.experiments.guardrails import tips_to_detect
 from ml.experiments.rollout_state import Kind, Position, RolloutEvent, Stage
-from ml.rollouts.gates import Evidence, GateResult, Step
+from ml.rollouts.evidence import Evidence
+from ml.rollouts.gates import GateResult, Step
 from ml.rollouts.moves import Move
 from ml.store.proposals import Proposal
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from ml.experiments.rollout_state import Catalogue, Kind, RolloutEvent
 from ml.registry.cards import CalibrationBin, CardInput, Metric, ModelCard, Slice, Training
-from ml.rollouts.gates import GateSettings
+from ml.rollouts.gate_settings import GateSettings
 from ml.rollouts.operations import Rollouts
 from ml.store.exposures import Exposure
 from ml.store.failures import GenerationFailure

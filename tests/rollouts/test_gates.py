@@ -10,7 +10,9 @@ import pytest
 from ml.experiments.guardrails import OneSidedLimits
 from ml.experiments.rollout_state import Kind, RolloutEvent
 from ml.platform.errors import RolloutRefused
-from ml.rollouts.gates import GATES, GUARDRAILS, Evidence, GateSettings, Step, check_gates
+from ml.rollouts.evidence import Evidence
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.gates import GATES, GUARDRAILS, Step, check_gates
 from tests.databases import Database
 from tests.fixtures import ON_SQLITE
 from tests.rollouts.scenario import DIGESTS, LEARNED, LENIENT, OPERATOR, Scenario, opened
