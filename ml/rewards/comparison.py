@@ -11,6 +11,9 @@ from ml.store.strata import DigestedVersion, strata_of
 
 VerdictKind = Literal["helps more", "helps less", "not yet known", "exploratory"]
 
+ALPHA = 0.05
+"""The probability that any verdict of a report is ever wrong; each has an equal part of it (Bonferroni)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm(DigestedVersion):

@@ -21,8 +21,10 @@ from ml.platform.dependencies import require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PRIVATE_HEADERS, PageTemplates
 from ml.rewards import plots
-from ml.rewards.report import ALPHA, ReportWindow, RewardReport, Variant
+from ml.rewards.comparison import ALPHA
+from ml.rewards.report import ReportWindow, RewardReport
 from ml.rewards.routes import ReportDep, ReporterDep, UserComparisonsDep
+from ml.rewards.variants import Variant
 from ml.store.reactions import REACTIONS
 
 _CATEGORIES = tuple(
