@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ml.store.failures import GenerationFailure
-from ml.store.tips import TipRecord
+from ml.store.tip_records import TipRecord
 
 NOW = datetime(2026, 1, 31, 21, 40, tzinfo=UTC)
 WINDOW = timedelta(hours=24)

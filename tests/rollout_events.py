@@ -9,7 +9,7 @@ from typing import Any
 from ml.experiments.rollout_state import RolloutEvent, RolloutState, fold
 from ml.store.database import Database as Store
 from ml.store.rollouts import NewRolloutEvent, RolloutLog
-from ml.store.rollup import Row
+from ml.store.tip_dimensions import Row
 from tests.databases import Database
 from tests.example_tips import DIGEST, NOW
 

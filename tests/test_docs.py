@@ -19,15 +19,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ml.experiments.guardrails import TOKEN_FACTOR
 from ml.experiments.policies import POLICIES, selectable_policies
+from ml.experiments.shadow_pairs import TOKEN_FACTOR
 from ml.features.definitions import SIGNALS
 from ml.pipelines.settings import PipelineSettings
 from ml.platform.errors import TipsError
 from ml.platform.settings import ServiceSettings
 from ml.platform.telemetry import Telemetry
 from ml.recommender.settings import RecommenderSettings
-from ml.rollouts.gates import GATES, GateSettings
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.gates import GATES
 from ml.serving.settings import ServingSettings
 from ml.serving.tip import validate_tip
 from ml.standalone.app import create_app

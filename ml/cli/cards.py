@@ -30,7 +30,8 @@ from ml.platform.clock import utc_now
 from ml.platform.errors import UpstreamFailed, UpstreamRefused, UpstreamUnreachable
 from ml.platform.settings import ConfigurationError
 from ml.registry.artifacts import RankingPolicy, UnusablePolicyError
-from ml.registry.cards import ModelCard, find_card, missing, to_markdown
+from ml.registry.card_markdown import to_markdown
+from ml.registry.cards import ModelCard, find_card, missing
 from ml.registry.policies import load_policy, validate_policy_source
 from ml.serving.app import check_settings, load_policies
 from ml.serving.cards import serving_cards

@@ -44,8 +44,8 @@ def start(
     async def work(rollouts: "Rollouts") -> tuple[RolloutEvent, str | None]:
         kind: Kind = "policy" if version in (await rollouts.catalogue()).policies else "prompt"
         event = await rollouts.start(kind, version, actor=_actor(actor), reason=why, segment=segment, force=force)
-        _, state = await rollouts.state()
-        return event, rollouts.not_gated(state).get(kind)
+        _, state = await rollouts.reports.state()
+        return event, rollouts.reports.not_gated(state).get(kind)
 
     event, warning = with_rollouts(work)
     _print_event(event)
@@ -103,7 +103,7 @@ def rollback(rollout: Subject, why: Why, actor: Actor = None) -> None:
 @app.command()
 def status() -> None:
     """Show the champions, and the gates of each open rollout with their figures and bounds."""
-    overview = with_rollouts(lambda rollouts: rollouts.overview())
+    overview = with_rollouts(lambda rollouts: rollouts.reports.overview())
     console = Console()
     print(*tables.status_lines(overview), sep="\n")
     for report in overview.open:
@@ -114,7 +114,7 @@ def status() -> None:
 @app.command()
 def proposals() -> None:
     """Show the versions that `tips nightly` proposes, with the gates of their starts."""
-    overview = with_rollouts(lambda rollouts: rollouts.overview())
+    overview = with_rollouts(lambda rollouts: rollouts.reports.overview())
     if not overview.proposals:
         sys.exit("There is no proposal.")
     console = Console()
@@ -128,7 +128,7 @@ def history(
     version: Annotated[str | None, typer.Argument(help="Only the events of this version.")] = None,
 ) -> None:
     """Show all events: who changed what, when, why and on which evidence."""
-    events, _ = with_rollouts(lambda rollouts: rollouts.state())
+    events, _ = with_rollouts(lambda rollouts: rollouts.reports.state())
     found = [event for event in events if version in {None, event.version}]
     if not found:
         sys.exit(f"There is no event of {version}." if version else "There is no event yet.")
@@ -153,7 +153,7 @@ async def _find(rollouts: "Rollouts", text: str) -> int:
     """Return the number of a rollout, given as such or by the version of one that has not ended."""
     if re.fullmatch(r"[0-9]{1,9}", text):
         return int(text)
-    _, state = await rollouts.state()
+    _, state = await rollouts.reports.state()
     positions = [
         position
         for track in (state.prompt, state.policy)

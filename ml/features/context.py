@@ -6,8 +6,8 @@ from typing import Any
 
 from ml.features.crisis import states_crisis
 from ml.features.definitions import SIGNALS
-from ml.features.feature_types import FreeText, Text
 from ml.features.instructions import gives_instructions
+from ml.features.text_types import FreeText, Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,9 @@ from ml.features.feature_types import (
     Number,
     PromptVersion,
     Rating,
-    Text,
-    Texts,
     TimeOfDay,
-    TipText,
 )
+from ml.features.text_types import Text, Texts, TipText
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 `numbers` is one pure columnar function for each type. The same function encodes one row online and a million rows in a
 batch, whichever engine reads them, so the results are equal to the last bit. It therefore uses only operations that
 IEEE 754 defines exactly (no logarithm, no sine). A missing value is None or NaN in the input and NaN in the output. The
-name of a column includes its scale, so that a policy that knows the name knows the meaning of the numbers.
+name of a column includes its scale, so that a policy that knows the name knows the meaning of the numbers. The types of
+text are in `text_types.py`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,6 @@ import numpy.typing as npt
 from babel import Locale, UnknownLocaleError
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
-
-from ml.features.free_text import quote_free_text, remove_hidden_characters
-from ml.features.topics import TOPICS, topics_of
 
 Floats = npt.NDArray[np.float64]
 Values = Sequence[Any] | npt.NDArray[Any]
@@ -44,7 +41,7 @@ class FeatureType(Protocol):
         """Encode values of shape (n,) as numbers of shape (n, k), k the number of `columns`."""
 
 
-class _NotEncoded:
+class NotEncoded:
     """A feature type without columns."""
 
     __slots__ = ()
@@ -167,63 +164,6 @@ class Category:
         return _one_hot_options(values, tuple(self.options))
 
 
-class FreeText(ABC):
-    """A feature type whose values are free text: data about the user, never instructions to the model.
-
-    Hidden characters are removed when a request is read, so nothing stores, shows or logs them.
-    """
-
-    __slots__ = ()
-
-    @abstractmethod
-    def texts(self, value: Any) -> Sequence[str]:
-        """Return the texts of a value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text(FreeText):
-    """Free text of at most `max_length` characters."""
-
-    max_length: int
-
-    @property
-    def annotation(self) -> Any:
-        return Annotated[str, Field(max_length=self.max_length), AfterValidator(remove_hidden_characters)]
-
-    def texts(self, value: str) -> Sequence[str]:
-        return (value,)
-
-    def words(self, value: str) -> str:
-        return quote_free_text(value, self.max_length)
-
-    def columns(self, name: str) -> tuple[str, ...]:
-        return tuple(f"{name}~{topic}" for topic in TOPICS)
-
-    def numbers(self, values: Values) -> Floats:
-        """Return the topics of each text; nothing else of a user's text is encoded."""
-        return np.array([_topics(text) for text in values]).reshape(len(values), len(TOPICS))
-
-
-@dataclass(frozen=True, slots=True)
-class Texts(_NotEncoded, FreeText):
-    """At most `max_items` free texts of at most `max_length` characters each."""
-
-    max_items: int
-    max_length: int
-
-    @property
-    def annotation(self) -> Any:
-        item = Annotated[str, Field(max_length=self.max_length), AfterValidator(remove_hidden_characters)]
-        return Annotated[tuple[item, ...], Field(max_length=self.max_items, strict=False)]
-
-    def texts(self, value: Sequence[str]) -> Sequence[str]:
-        return value
-
-    def words(self, value: Sequence[str]) -> str:
-        quoted = (quote_free_text(text, self.max_length) for text in value[: self.max_items])
-        return ", ".join(text for text in quoted if text)
-
-
 @dataclass(frozen=True, slots=True)
 class TimeOfDay:
     """A local time of day, 24-hour `HH:MM`."""
@@ -245,7 +185,7 @@ class TimeOfDay:
 
 
 @dataclass(frozen=True, slots=True)
-class Language(_NotEncoded):
+class Language(NotEncoded):
     """A BCP 47 locale such as `de-DE`; its wording is the English name of the language (Unicode CLDR)."""
 
     @property
@@ -281,19 +221,6 @@ class PromptVersion:
 
     def numbers(self, values: Values) -> Floats:
         return _one_hot_options(values, self.known)
-
-
-@dataclass(frozen=True, slots=True)
-class TipText(Text):
-    """The text of a tip, encoded as its length and its topics."""
-
-    def columns(self, name: str) -> tuple[str, ...]:
-        return (f"length({name})/{self.max_length}", *Text.columns(self, name))
-
-    def numbers(self, values: Values) -> Floats:
-        lengths = [len(text) / self.max_length if isinstance(text, str) else math.nan for text in values]
-        rows = [[length, *_topics(text)] for length, text in zip(lengths, values, strict=True)]
-        return np.array(rows).reshape(len(values), 1 + len(TOPICS))
 
 
 PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")
@@ -334,16 +261,6 @@ def _one_hot(indices: Sequence[int], k: int) -> Floats:
 def _one_hot_table(k: int) -> Floats:
     """Return the encoding of each index, and, as the last row, that of `_MISSING`."""
     return np.vstack((np.eye(k), np.full(k, np.nan)))
-
-
-def _topics(text: Any) -> list[float]:
-    """Return a one for each topic of a text; all NaN for a missing text."""
-    if not isinstance(text, str):
-        return [math.nan] * len(TOPICS)
-    row = [0.0] * len(TOPICS)
-    for index in topics_of(text):
-        row[index] = 1.0
-    return row
 
 
 def _quantity(number: str, unit: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ml.experiments.arrays import Bools, Integers
 from ml.experiments.decisions import LoggedCandidate, LoggedDecision, PromptUse
 from ml.experiments.policies import POLICIES
-from ml.store.rollup import UNAVAILABLE, is_drawn_per_user
+from ml.store.tip_dimensions import UNAVAILABLE, is_drawn_per_user
 
 PROMPT_COLUMNS = (
     *("created_at", "shown", "fallback", "policy", "seen", "score_policy"),

@@ -16,7 +16,7 @@ from ml.features.offline_store import OfflineStore, start_of_day
 from ml.pipelines.export import export_days
 from ml.pipelines.offline_lease import LEASE, hold_offline_store
 from ml.store.export import SCHEMAS
-from ml.store.rollup import hour_of, start_of
+from ml.store.hours import hour_of, start_of
 
 
 def forget_user(database_url: str, offline: OfflineStore, user_id: str, *, lease: timedelta = LEASE) -> int:

@@ -27,8 +27,9 @@ from ml.experiments.arrays import Floats
 from ml.experiments.decisions import LoggedDecision
 from ml.experiments.off_policy_log import effective_number
 from ml.features.definitions import AGGREGATES, SIGNALS
-from ml.features.feature_types import FeatureType, Text, Texts, TimeOfDay, part_of_day
+from ml.features.feature_types import FeatureType, TimeOfDay, part_of_day
 from ml.features.offline_store import date_of_day, start_of_day
+from ml.features.text_types import Text, Texts
 from ml.pipelines.aggregates import CountedTips, logged_aggregates, recomputed
 from ml.pipelines.offline_log import OfflineDecisionLog
 from ml.pipelines.targets import RankingTarget

@@ -25,12 +25,7 @@ from ml.recommender.rollout_operations import build_rollouts
 from ml.recommender.rollout_selection import Holdout, RolloutSelector
 from ml.recommender.routes import RecommenderState, router
 from ml.recommender.selection import REFRESH_SECONDS, PromptSelector, keep_learning
-from ml.recommender.serving_client import (
-    ServingClient,
-    authorization,
-    check_versions,
-    fetch_catalogue,
-)
+from ml.recommender.serving_client import ServingClient, authorization, check_versions, fetch_catalogue
 from ml.recommender.settings import RecommenderSettings
 from ml.recommender.shadow_runner import ShadowRunner
 from ml.rewards import pages as reward_pages

@@ -15,7 +15,8 @@ from ml.features.segments import segments
 from ml.platform.clock import Clock
 from ml.platform.errors import TipsError, UnknownVersion
 from ml.recommender.selection import PromptSelection, VersionSelector
-from ml.recommender.serving_client import GeneratedTip, ServingClient
+from ml.recommender.serving_client import ServingClient
+from ml.recommender.serving_responses import GeneratedTip
 from ml.store.tables import as_row
 
 log = structlog.get_logger()

@@ -8,8 +8,8 @@ from uuid import UUID
 from ml.recommender.candidates import Candidate, Draw, UserContext
 from ml.recommender.ranking import RankedDecision
 from ml.store.failures import GenerationFailure
-from ml.store.rollup import UNAVAILABLE
-from ml.store.tips import TipRecord
+from ml.store.tip_dimensions import UNAVAILABLE
+from ml.store.tip_records import TipRecord
 
 
 def tip_records(

@@ -12,7 +12,8 @@ from ml.experiments.rollout_state import Track
 from ml.platform.errors import TipsError, UnknownVersion
 from ml.recommender.candidates import Candidate, UserContext
 from ml.recommender.live_rollouts import LiveRollouts
-from ml.recommender.serving_client import CandidateRanking, ServingClient
+from ml.recommender.serving_client import ServingClient
+from ml.recommender.serving_responses import CandidateRanking
 
 log = structlog.get_logger()
 

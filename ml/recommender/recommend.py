@@ -26,11 +26,13 @@ from ml.recommender.candidates import (
 from ml.recommender.decision_records import failure_records, tip_records, with_ranking
 from ml.recommender.ranking import MAX_RANKING_SECONDS, CandidateRanker
 from ml.recommender.selection import PromptSelection
-from ml.recommender.serving_client import GeneratedTip, ServingClient
+from ml.recommender.serving_client import ServingClient
+from ml.recommender.serving_responses import GeneratedTip
 from ml.recommender.shadow_runner import LiveDecision, ShadowRunner
 from ml.store.failures import GenerationFailure
 from ml.store.idempotency import KeyClaim
-from ml.store.tips import TipRecord, TipStore
+from ml.store.tip_records import TipRecord
+from ml.store.tips import TipStore
 
 log = structlog.get_logger()
 

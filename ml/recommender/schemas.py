@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from ml.features.request_schemas import EXAMPLE_SIGNALS, Signals, StrictModel, UserId
 from ml.store.exposures import Exposure, ExposureOutcome, ExposureResult
 from ml.store.reactions import REACTIONS, Outcome, Reaction, ReactionResult
-from ml.store.tips import TipRecord
+from ml.store.tip_records import TipRecord
 
 MAX_BATCH = 500
 """The maximum number of reactions or exposures in one batch."""

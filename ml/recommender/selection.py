@@ -16,7 +16,7 @@ from ml.platform.background import BackgroundTasks
 from ml.platform.clock import Clock
 from ml.platform.errors import StorageUnavailable, TipsError
 from ml.recommender.serving_client import ServingClient
-from ml.store.rollup import hour_of
+from ml.store.hours import hour_of
 from ml.store.tips import TipStore
 
 log = structlog.get_logger()

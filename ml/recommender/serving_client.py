@@ -1,33 +1,32 @@
 """The client of serving: passes the deadline, the trace and the request id, and maps every failure to a TipsError."""
 
 import asyncio
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import httpx
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import SecretStr, ValidationError
 
 from ml.experiments.rollout_state import Catalogue
 from ml.platform.dependencies import TIMEOUT_HEADER
-from ml.platform.errors import (
-    Busy,
-    DeadlineExceeded,
-    TipsError,
-    UnknownVersion,
-    UnprocessableRequest,
-    UpstreamFailed,
-    UpstreamRefused,
-    UpstreamUnreachable,
-)
+from ml.platform.errors import Busy, DeadlineExceeded, UnknownVersion, UpstreamFailed, UpstreamUnreachable
 from ml.platform.priority import BACKGROUND, PRIORITY_HEADER
-from ml.platform.problem_json import error_from_problem
 from ml.platform.settings import ConfigurationError
 from ml.platform.telemetry import outgoing_headers
+from ml.recommender.serving_responses import (
+    CandidateRanking,
+    GeneratedTip,
+    ListedCards,
+    ListedPolicies,
+    ListedPrompts,
+    catalogue_of,
+    error_of,
+    known_values,
+    problem_of,
+)
 from ml.registry.cards import ModelCard
 
 GRACE_SECONDS = 0.25
@@ -36,130 +35,10 @@ GRACE_SECONDS = 0.25
 MAX_CATALOGUE_SECONDS = 3.0
 """The timeout of GET /prompts and of GET /policies."""
 
-_ROUNDING = 1e-6
-"""The allowed distance of a sum of probabilities from 1."""
-
-_CLIENT_FAULTS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
-"""Statuses that this client causes, not its caller."""
-
 _BROKEN_CONNECTION = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 """The errors of a request during which a replica of serving ended."""
 
-_SECONDS = re.compile(r"[0-9]{1,6}")
-
-
-class TokenCounts(BaseModel):
-    """The tokens of a generation, retries included."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    input_tokens: Annotated[int, Field(ge=0, lt=2**31)]
-    output_tokens: Annotated[int, Field(ge=0, lt=2**31)]
-
-    @property
-    def total(self) -> int:
-        """The tokens of input and output."""
-        return self.input_tokens + self.output_tokens
-
-
-class GeneratedTip(BaseModel):
-    """The response of POST /generate; not valid if it cannot be stored, or cannot be shown to a person."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    generation_id: Annotated[str, Field(max_length=64, pattern=r"^[\w.-]+$")]
-    prompt_version: Annotated[str, Field(max_length=64, pattern=r"^[\w.-]+$")]
-    prompt_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    model: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]+$")]
-    fallback: bool
-    tip: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    usage: TokenCounts
-
-
-Name = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""A name that can be stored."""
-
-
-class PolicyRef(BaseModel):
-    """The ranking policy that scored the candidates."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    name: Name
-    version: Name
-
-
-class RankedCandidate(BaseModel):
-    """A candidate's expected reward, and the probability with which it is chosen."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    id: str
-    score: Annotated[float, Field(ge=0, le=1)]
-    probability: Annotated[float, Field(gt=0, le=1)]
-
-
-class CandidateRanking(BaseModel):
-    """The response of POST /score; not valid if nothing can be learned from its propensities."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    event_id: str
-    policy: PolicyRef
-    chosen: str
-    scores: list[RankedCandidate]
-    aggregates: Annotated[dict[Name, float], Field(max_length=100)]
-    aggregates_at: AwareDatetime | None = None  # an older serving does not have it
-
-    @model_validator(mode="after")
-    def _check_distribution(self) -> Self:
-        if abs(math.fsum(candidate.probability for candidate in self.scores) - 1) > _ROUNDING:
-            raise ValueError("the probabilities do not sum to 1")
-        if self.chosen not in [candidate.id for candidate in self.scores]:
-            raise ValueError("the chosen id is not one of a candidate")
-        return self
-
-
-class _Prompts(BaseModel):
-    """The response of GET /prompts."""
-
-    class _Prompt(BaseModel):
-        version: Name
-        digest: str
-
-    default: Name
-    model: str
-    prompts: list[_Prompt]
-
-    @property
-    def digests(self) -> dict[str, str]:
-        return {prompt.version: prompt.digest for prompt in self.prompts}
-
-
-class _Policies(BaseModel):
-    """The response of GET /policies."""
-
-    default: Name
-    policies: list[PolicyRef]
-
-    @model_validator(mode="after")
-    def _check_default(self) -> Self:
-        if self.default not in self.names:
-            raise ValueError("the default is not one of the policies")
-        return self
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {policy.version: policy.name for policy in self.policies}
-
-
-class _Cards(BaseModel):
-    """The response of GET /cards."""
-
-    cards: list[ModelCard]
-
-
-Listing = TypeVar("Listing", _Prompts, _Policies, _Cards)
+Listing = TypeVar("Listing", ListedPrompts, ListedPolicies, ListedCards)
 
 
 class ServingClient:
@@ -188,7 +67,7 @@ class ServingClient:
         headers = {PRIORITY_HEADER: BACKGROUND} if background else {}
         response = await self._request("POST", "/generate", timeout, body, headers=headers, grace=GRACE_SECONDS)
         if response.status_code != HTTPStatus.OK:
-            raise _error_of(response, prompt_version)
+            raise error_of(response, prompt_version)
         try:
             return GeneratedTip.model_validate_json(response.content)
         except ValidationError:
@@ -212,9 +91,9 @@ class ServingClient:
         """
         body = {"event_id": event_id, "user_id": user_id, "signals": signals, "candidates": candidates}
         response = await self._request("POST", "/score", timeout, body | ({"policy": policy} if policy else {}))
-        if response.status_code == HTTPStatus.UNPROCESSABLE_ENTITY and (known := _known(response, "#/policy")):
+        if response.status_code == HTTPStatus.UNPROCESSABLE_ENTITY and (known := known_values(response, "#/policy")):
             raise UnknownVersion(f"Serving has not loaded the ranking policy {policy}; it has {', '.join(known)}.")
-        if isinstance(_problem_of(response), Busy):
+        if isinstance(problem_of(response), Busy):
             raise Busy("Serving is at its limit of rankings.")
         if response.status_code != HTTPStatus.OK:
             raise UpstreamFailed("Serving did not rank the candidates.")
@@ -234,16 +113,18 @@ class ServingClient:
 
         Raises UpstreamUnreachable, DeadlineExceeded, or UpstreamFailed for any other answer.
         """
-        return (await self._get("/prompts", _Prompts)).digests
+        return (await self._get("/prompts", ListedPrompts)).digests
 
     async def catalogue(self) -> Catalogue:
         """Return the prompt versions, policies and model of serving. Raises what `prompt_digests` raises."""
-        prompts, policies = await asyncio.gather(self._get("/prompts", _Prompts), self._get("/policies", _Policies))
-        return _catalogue(prompts, policies)
+        prompts, policies = await asyncio.gather(
+            self._get("/prompts", ListedPrompts), self._get("/policies", ListedPolicies)
+        )
+        return catalogue_of(prompts, policies)
 
     async def cards(self) -> tuple[ModelCard, ...]:
         """Return the model cards of serving. Raises what `prompt_digests` raises."""
-        return tuple((await self._get("/cards", _Cards)).cards)
+        return tuple((await self._get("/cards", ListedCards)).cards)
 
     async def _get(self, path: str, model: type[Listing]) -> Listing:
         # In the background, so that a log line is written only if it fails: serving is asked every two seconds.
@@ -294,46 +175,12 @@ def fetch_catalogue(url: str, key: SecretStr | None, *, timeout: float = MAX_CAT
     """Return what the serving at `url` has, before the event loop runs; None without a valid answer."""
     try:
         with httpx.Client(base_url=url, headers=authorization(key), timeout=timeout) as http:
-            prompts = _Prompts.model_validate_json(http.get("/prompts").content)
-            return _catalogue(prompts, _Policies.model_validate_json(http.get("/policies").content))
+            prompts = ListedPrompts.model_validate_json(http.get("/prompts").content)
+            return catalogue_of(prompts, ListedPolicies.model_validate_json(http.get("/policies").content))
     except (httpx.HTTPError, ValidationError):
         return None
-
-
-def _catalogue(prompts: _Prompts, policies: _Policies) -> Catalogue:
-    return Catalogue(prompts.model, prompts.default, prompts.digests, policies.default, policies.names)
 
 
 def authorization(key: SecretStr | None) -> dict[str, str]:
     """Return the header with the key of serving; none without a key."""
     return {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-
-
-def _error_of(response: httpx.Response, prompt_version: str | None) -> TipsError:
-    error = _problem_of(response)
-    if response.status_code in _CLIENT_FAULTS:
-        return UpstreamRefused("Serving refuses this service's request or its SERVING_API_KEY.")
-    if error is None or error.status != response.status_code or type(error) is TipsError:
-        return UpstreamFailed("Serving failed.")
-    if isinstance(error, UnprocessableRequest):
-        for field in error.errors:
-            if field.pointer == "#/prompt_version":
-                known = f"; it knows {', '.join(field.allowed)}" if field.allowed else ""
-                return UnknownVersion(f"Serving does not know the prompt version {prompt_version}{known}.")
-    return error
-
-
-def _problem_of(response: httpx.Response) -> TipsError | None:
-    """Return the error that a response describes; None if it describes none."""
-    retry_after = response.headers.get("retry-after", "")
-    try:
-        document = response.json()
-    except (ValueError, RecursionError):
-        return None
-    return error_from_problem(document, int(retry_after) if _SECONDS.fullmatch(retry_after) else None)
-
-
-def _known(response: httpx.Response, pointer: str) -> tuple[str, ...]:
-    """Return the allowed values of the field at `pointer`, if the response says that its value is not one of them."""
-    error = _problem_of(response)
-    return next((field.allowed for field in error.errors if field.pointer == pointer), ()) if error else ()

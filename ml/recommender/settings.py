@@ -17,7 +17,7 @@ from ml.experiments.policies import (
 )
 from ml.experiments.thompson import HALF_LIFE_DAYS
 from ml.platform.settings import Address, ServiceSettings, has_valid_port
-from ml.rollouts.gates import Criterion, GateSettings
+from ml.rollouts.gate_settings import Criterion, GateSettings
 from ml.rollouts.webhook_signature import decode_secret
 
 

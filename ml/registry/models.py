@@ -24,7 +24,8 @@ from ml.registry.artifacts import (
     UnusablePolicyError,
     read_artifact,
 )
-from ml.registry.cards import ModelCard, to_markdown
+from ml.registry.card_markdown import to_markdown
+from ml.registry.cards import ModelCard
 from ml.registry.ranking_cards import ranking_card
 
 # MLflow reads these variables. Without them it sends telemetry, draws progress bars, logs and prints links to runs.

@@ -6,10 +6,13 @@ from typing import Literal
 
 from ml.experiments import comparison
 from ml.experiments.statistics import Interval
-from ml.store.rollup import DrawCounts
+from ml.store.day_counts import DrawCounts
 from ml.store.strata import DigestedVersion, strata_of
 
 VerdictKind = Literal["helps more", "helps less", "not yet known", "exploratory"]
+
+ALPHA = 0.05
+"""The probability that any verdict of a report is ever wrong; each has an equal part of it (Bonferroni)."""
 
 
 @dataclass(frozen=True, slots=True)

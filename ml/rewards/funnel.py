@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ml.experiments.sample_ratio import SampleRatio, sample_ratio
+from ml.store.day_counts import DayCounts, DrawCounts
 from ml.store.exposures import MAX_UNSEEN_REACTIONS
-from ml.store.rollup import ALL_TIPS, DayCounts, DrawCounts
+from ml.store.rollup import ALL_TIPS
 
 Step = Literal["drawn", "written", "seen"]
 

@@ -19,8 +19,10 @@ from ml.platform.dependencies import require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PRIVATE_HEADERS, PageTemplates
 from ml.rewards import plots
-from ml.rewards.report import ALPHA, ReportWindow, RewardReport, Variant
+from ml.rewards.comparison import ALPHA
+from ml.rewards.report import ReportWindow, RewardReport
 from ml.rewards.routes import REPORT_SEGMENTS, ReportDep, ReporterDep, UserComparisonsDep
+from ml.rewards.variants import Variant
 from ml.store.reactions import REACTIONS
 
 _SUGGESTED_SEGMENTS = tuple(f"{name}:{value}" for name, values in REPORT_SEGMENTS.items() for value in values)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from ml.platform.plot_style import Palette, plot_settings
-from ml.rewards.report import Variant
+from ml.rewards.variants import Variant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from scipy import special
 
 from ml.experiments.comparison import pair_weights
 from ml.experiments.statistics import Interval
-from ml.rewards.report import RewardReport, Variant
+from ml.rewards.report import RewardReport
+from ml.rewards.variants import Variant
 from ml.store.user_draws import UserDraws
 
 MIN_USERS = 20

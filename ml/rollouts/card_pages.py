@@ -15,7 +15,8 @@ from ml.platform.dependencies import from_state, require_admin
 from ml.platform.errors import TipsError
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PRIVATE_HEADERS, PageTemplates
-from ml.registry.cards import CalibrationBin, Metric, ModelCard, Slice, missing, to_markdown
+from ml.registry.card_markdown import to_markdown
+from ml.registry.cards import CalibrationBin, Metric, ModelCard, Slice, missing
 from ml.rollouts.cards import CardReader
 
 CardReaderDep = Annotated[CardReader, from_state("cards")]

@@ -10,26 +10,23 @@ from datetime import UTC, datetime, timedelta
 
 from ml.experiments.comparison import Stratum, difference, sum_pair
 from ml.experiments.confidence_sequence import rate
-from ml.experiments.guardrails import (
-    HARM_ALPHA,
-    OneSidedLimits,
-    excess_tokens,
-    slice_results,
-    slow_difference,
-    unusable_difference,
-)
+from ml.experiments.guardrails import HARM_ALPHA, OneSidedLimits, slice_results
 from ml.experiments.rollout_state import Position, RolloutEvent, fold
+from ml.experiments.shadow_pairs import excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Interval, Sample
 from ml.platform.clock import Clock
 from ml.registry.cards import CalibrationBin, LiveFigures, Metric, ModelCard, RolloutEntry, Slice, find_card
 from ml.registry.ranking_cards import drift_metrics
-from ml.rollouts.evidence import SLICES, evidence_of_rankings, shadow_pair
-from ml.rollouts.gates import GateSettings
+from ml.rollouts.evidence_reader import SLICES
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.shadow_evidence import evidence_of_rankings, shadow_pair
 from ml.store.batch_reports import DRIFT, BatchReports
 from ml.store.counts import Counts
 from ml.store.database import Database
+from ml.store.day_counts import DrawCounts, RankingCounts
+from ml.store.hours import hour_of
 from ml.store.rollouts import RolloutLog, time_of
-from ml.store.rollup import EVERYONE, DrawCounts, RankingCounts, hour_of
+from ml.store.rollup import EVERYONE
 from ml.store.shadows import ShadowDecision, Shadows
 from ml.store.strata import DigestedVersion, strata_of
 

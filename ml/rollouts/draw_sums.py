@@ -7,8 +7,8 @@ from dataclasses import replace
 from ml.experiments.comparison import Stratum
 from ml.experiments.sample_ratio import sample_ratio
 from ml.experiments.statistics import Sample
-from ml.rollouts.gates import VersionCounts
-from ml.store.rollup import DrawCounts, RankingCounts
+from ml.rollouts.evidence import VersionCounts
+from ml.store.day_counts import DrawCounts, RankingCounts
 from ml.store.strata import DigestedVersion, strata_of
 
 Counts = DrawCounts | RankingCounts

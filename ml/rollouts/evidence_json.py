@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from ml.rollouts.gates import Evidence, GateResult
+from ml.rollouts.evidence import Evidence
+from ml.rollouts.gates import GateResult
 
 
 def evidence_as_json(evidence: Evidence, results: Collection[GateResult] = ()) -> dict[str, Any]:

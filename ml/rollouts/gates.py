@@ -10,17 +10,14 @@ from types import MappingProxyType
 from typing import Literal
 
 from ml.experiments.failure_excess import FailureExcess
-from ml.experiments.guardrails import RARE_HARM_ALPHA, TOKEN_FACTOR, OneSidedLimits, SliceResult
-from ml.experiments.ranking_evidence import RankingEvidence
+from ml.experiments.guardrails import RARE_HARM_ALPHA, OneSidedLimits
 from ml.experiments.rollout_state import Kind
-
-RAMP = (0.01, 0.05, 0.25, 0.5, 1.0)
-"""The shares of a canary, one after the other; the last one is the champion."""
+from ml.experiments.shadow_pairs import TOKEN_FACTOR
+from ml.rollouts.evidence import Evidence
+from ml.rollouts.gate_settings import GateSettings
 
 Step = Literal["shadow", "canary", "ramp", "champion"]
 """The target of a promotion: a stage, or a larger share of a canary."""
-
-Criterion = Literal["non-inferior", "better"]
 
 _ALL_STEPS: frozenset[Step] = frozenset({"shadow", "canary", "ramp", "champion"})
 _TO_CANARY: frozenset[Step] = frozenset({"canary"})
@@ -29,100 +26,6 @@ _TO_CHAMPION: frozenset[Step] = frozenset({"champion"})
 _BOTH_KINDS: frozenset[Kind] = frozenset({"prompt", "policy"})
 _PROMPTS: frozenset[Kind] = frozenset({"prompt"})
 _POLICIES: frozenset[Kind] = frozenset({"policy"})
-
-
-@dataclass(frozen=True, slots=True)
-class GateSettings:
-    """The bounds of the gates. Shares and rewards are in [0, 1]: 0.03 are 3 points.
-
-    `margin`: the loss of mean reward that is accepted. `criterion`: whether a champion must be no more than the margin
-    worse than the last one, or better. `min_shadow_decisions`, `min_shadow_days`: the decisions in shadow, and the days
-    (UTC) that they are from. `max_unusable`, `max_slow`: by how much the share of tips that are unusable, or slow, may
-    be higher than the champion's. `max_excess_tokens`: of `excess_tokens`; 0 is 1.5 times the tokens. For policies:
-    `min_effective_sample_size`, `max_unreachable`, `min_agreement`: of `RankingEvidence`. `slice_margin`: the loss of
-    mean reward in one slice that is accepted. `min_step_tips`: the mature tips of the canary since its share was last
-    changed. `min_step_hours`: the time since then; None for the reaction window.
-    """
-
-    margin: float = 0.03
-    criterion: Criterion = "non-inferior"
-    min_shadow_decisions: int = 500
-    min_shadow_days: int = 2
-    max_unusable: float = 0.05
-    max_slow: float = 0.10
-    max_excess_tokens: float = 0.0
-    min_effective_sample_size: float = 200
-    max_unreachable: float = 0.05
-    min_agreement: float = 0.2
-    slice_margin: float = 0.10
-    min_step_tips: int = 100
-    min_step_hours: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionCounts:
-    """The draws of a version in the evidence window, for the funnel. `mature`: usable ones whose reward is known.
-
-    `usable`: written by the model itself, and ranked by the policy itself. `seen`: of the usable ones. `reward`: the
-    sum of the rewards of the mature ones.
-    """
-
-    version: str
-    drawn: int = 0
-    failed: int = 0
-    fallback: int = 0
-    usable: int = 0
-    seen: int = 0
-    mature: int = 0
-    reward: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The figures about a rollout at a time; None where nothing is known.
-
-    `baseline`: the champion's version. `since`: the beginning of the evidence window, in Unix seconds. `listed`:
-    whether serving has the version. `card_missing`: what its model card lacks; None without a card.
-
-    In shadow: `shadow_decisions`, `shadow_days`; and `unusable`, `slow`, `tokens`: shadow minus champion.
-    `slow_is_unknowable`: the embedded model wrote all tips in shadow, which takes longer in the background.
-
-    As a canary, minus the champion: `reward`, over `reward_tips` mature tips of both; `live_unusable`, `live_slow`.
-    `unusable_excess`, `slow_excess`: tests whether it has such tips more often, which need fewer tips than the limits.
-    `latency_limit_ms`: above it a tip is slow. `slices`: the rewards by slice. `alarms`: what makes a comparison
-    invalid, each a sentence. `step_tips`, `step_hours`: the mature tips of the canary, and the time, since its share
-    was last changed. `reaction_window_hours`: of the store. `funnel`: the draws of the champion, and of this version.
-    `baseline_reward`: the mean reward of the champion's mature tips in the window.
-    """
-
-    kind: Kind
-    version: str
-    baseline: str = ""
-    since: float = 0.0
-    listed: bool = False
-    card_missing: tuple[str, ...] | None = None
-    paused: bool = False
-    shadow_decisions: int = 0
-    shadow_days: int = 0
-    unusable: OneSidedLimits | None = None
-    slow: OneSidedLimits | None = None
-    slow_is_unknowable: bool = False
-    tokens: OneSidedLimits | None = None
-    ranking: RankingEvidence | None = None
-    reward: OneSidedLimits | None = None
-    reward_tips: int = 0
-    live_unusable: OneSidedLimits | None = None
-    live_slow: OneSidedLimits | None = None
-    unusable_excess: FailureExcess | None = None
-    slow_excess: FailureExcess | None = None
-    latency_limit_ms: int | None = None
-    slices: tuple[SliceResult, ...] = ()
-    alarms: tuple[str, ...] = ()
-    step_tips: int = 0
-    step_hours: float = 0.0
-    reaction_window_hours: float = 24.0
-    funnel: tuple[VersionCounts, ...] = ()
-    baseline_reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

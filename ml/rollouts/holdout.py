@@ -7,7 +7,7 @@ from ml.experiments.statistics import Interval, difference_of_means
 from ml.platform.clock import Clock
 from ml.store.database import Database
 from ml.store.holdout import rewards_by_group
-from ml.store.rollup import hour_of, start_of
+from ml.store.hours import hour_of, start_of
 
 ALPHA = 0.05
 MIN_USERS = 20

@@ -21,8 +21,8 @@ from ml.platform.errors import RolloutConflict, RolloutRefused, StorageUnavailab
 from ml.rollouts.aliases import SetAliases, aliases_by_model
 from ml.rollouts.evidence_json import daily_figures, evidence_as_json
 from ml.rollouts.gates import check_guardrails
-from ml.rollouts.operations import Rollouts, last_model
-from ml.rollouts.reports import ProposalReport, RolloutReport
+from ml.rollouts.operations import Rollouts
+from ml.rollouts.reports import ProposalReport, RolloutReport, last_model
 from ml.store.database import Database
 from ml.store.evidence import EvidenceLog
 from ml.store.leases import Lease
@@ -76,8 +76,8 @@ class Monitor:
 
         Raises StorageUnavailable.
         """
-        events, state = await self._rollouts.state()
-        proposals = await self._rollouts.proposals(events) if self._auto_ramp else []
+        events, state = await self._rollouts.reports.state()
+        proposals = await self._rollouts.reports.proposals(events) if self._auto_ramp else []
         self._is_leader = bool(events or proposals) and await self._lease.acquire(self._clock())
         if not self._is_leader:
             self._announced = state.event
@@ -85,10 +85,10 @@ class Monitor:
         with suppress(RolloutConflict):  # the next check sees the new state
             await self._record_model(events)
             for position in [*state.prompt.positions.values(), *state.policy.positions.values()]:
-                await self._check_rollout(await self._rollouts.report(position.rollout))
+                await self._check_rollout(await self._rollouts.reports.report(position.rollout))
             for report in proposals:
                 await self._start(report)
-        events, state = await self._rollouts.state()
+        events, state = await self._rollouts.reports.state()
         await self._mirror_aliases(state)
         return self._announce(events)
 

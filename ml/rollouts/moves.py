@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from ml.experiments.rollout_state import Position, Stage
 from ml.platform.errors import FieldError, UnprocessableRequest
-from ml.rollouts.gates import RAMP, Step
+from ml.rollouts.gates import Step
+
+RAMP = (0.01, 0.05, 0.25, 0.5, 1.0)
+"""The shares of a canary, one after the other; the last one is the champion."""
 
 MAX_LENGTHS = {"actor": 128, "reason": 1_000}
 """Of the words of an event, in characters."""

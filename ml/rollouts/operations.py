@@ -1,4 +1,4 @@
-"""The operations on rollouts: what operators, the pages and the monitor may do, and reports on where versions are.
+"""The operations on rollouts: what operators, the pages and the monitor may do.
 
 Every change is one event, appended with compare-and-swap: `expected` is the id of the last event that the author saw.
 If somebody else was faster, nothing is changed and the author is told.
@@ -9,36 +9,30 @@ from dataclasses import replace
 from typing import Any
 
 from ml.experiments.policies import ROLLOUT
-from ml.experiments.rollout_state import Action, Catalogue, Kind, Position, RolloutEvent, RolloutState, fold
+from ml.experiments.rollout_state import Action, Catalogue, Kind, Position, RolloutEvent, RolloutState
 from ml.features.segments import check_segment
 from ml.platform.clock import Clock
-from ml.platform.errors import (
-    FieldError,
-    RolloutConflict,
-    RolloutRefused,
-    TipsError,
-    UnknownRollout,
-    UnprocessableRequest,
-)
+from ml.platform.errors import FieldError, RolloutConflict, RolloutRefused, UnprocessableRequest
 from ml.registry.cards import ModelCard
-from ml.rollouts.evidence import LATENCY_LIMIT, EvidenceReader, OpenRollout, standing
+from ml.rollouts.evidence import standing
 from ml.rollouts.evidence_json import evidence_as_json
-from ml.rollouts.gates import Evidence, GateResult, GateSettings, check_gates
-from ml.rollouts.moves import Move, check_words, next_move
+from ml.rollouts.evidence_reader import LATENCY_LIMIT
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.gates import GateResult, check_gates
+from ml.rollouts.moves import check_words, next_move
 from ml.rollouts.new_events import champion_of_environment, event_at, model_of_environment
-from ml.rollouts.reports import ProposalReport, RolloutOverview, RolloutReport, detectable_harms
-from ml.store.proposals import Proposal, Proposals
+from ml.rollouts.open_rollout import open_rollout
+from ml.rollouts.reports import KINDS, MODEL, RolloutReporter
+from ml.store.proposals import Proposals
 from ml.store.rollouts import NewRolloutEvent, RolloutLog
 from ml.store.tips import TipStore
 
-MODEL = "model"
-"""The name of the language model in the evidence of the events that begin rollouts."""
 PROPOSAL = "proposal"
 """The name of the evidence of a proposal in that of the event that begins its rollout."""
 
 
 class Rollouts:
-    """The operations on rollouts. All methods raise StorageUnavailable; those that change something RolloutConflict."""
+    """The operations on rollouts, and the reports on them. All methods raise StorageUnavailable and RolloutConflict."""
 
     def __init__(
         self,
@@ -58,76 +52,22 @@ class Rollouts:
         `exposure_reported`: only tips that were seen count for rewards. `prompt_policy`, `prompt_versions`: of
         TIP_PROMPT_POLICY and TIP_PROMPT_VERSION.
         """
+        self.reports = RolloutReporter(
+            tip_store,
+            catalogue=catalogue,
+            cards=cards,
+            clock=clock,
+            exposure_reported=exposure_reported,
+            settings=settings,
+            prompt_policy=prompt_policy,
+        )
         self.settings = settings
-        self.log = RolloutLog(tip_store.database)
-        self._proposals = Proposals(tip_store.database)
-        self._reader = EvidenceReader(tip_store, settings, exposure_reported=exposure_reported)
         self.catalogue = catalogue
-        self._cards = cards
+        self._log = RolloutLog(tip_store.database)
+        self._proposals = Proposals(tip_store.database)
         self._clock = clock
         self._notify = notify
-        self._prompt_policy = prompt_policy
         self._prompt_versions = prompt_versions
-
-    async def state(self) -> tuple[list[RolloutEvent], RolloutState]:
-        """Return all events, and the state after them."""
-        events = await self.log.events()
-        return events, fold(events)
-
-    async def report(self, rollout: int) -> RolloutReport:
-        """Return the report on a rollout. Raises UnknownRollout."""
-        events, state = await self.state()
-        return await self._report(rollout, events, state)
-
-    async def overview(self) -> RolloutOverview:
-        """Return the report on all rollouts."""
-        events, state = await self.state()
-        tracks = {kind: state.track(kind) for kind in _KINDS}
-        positions = [position for track in tracks.values() for position in track.positions.values()]
-        champions = {kind: track.champion for kind, track in tracks.items() if track.champion}
-        running = {each.rollout for each in (*positions, *champions.values())}
-        last = {event.rollout: event for event in events if event.kind != "model"}
-        return RolloutOverview(
-            champions=champions,
-            open=tuple([await self._report(position.rollout, events, state) for position in positions]),
-            proposals=tuple(await self.proposals(events)),
-            ended=tuple(event for rollout, event in sorted(last.items(), reverse=True) if rollout not in running),
-            not_gated=tuple(self.not_gated(state).values()),
-            model=last_model(events),
-            model_since=state.model_since,
-            event=state.event,
-        )
-
-    async def proposals(self, events: Sequence[RolloutEvent]) -> list[ProposalReport]:
-        """Return the proposals of batch jobs whose rollouts have not begun, with the gates of their starts."""
-        waiting = [proposal for proposal in await self._proposals.all() if not _has_begun(proposal, events)]
-        if not waiting:
-            return []
-        cards = await self._known_cards()
-        try:
-            catalogue: Catalogue | None = await self.catalogue()
-        except TipsError:
-            catalogue = None  # the gate `listed` fails
-        reports = []
-        for proposal in waiting:
-            # Only policies are proposed, and the digest of a policy is its version.
-            evidence = standing(proposal.kind, proposal.version, proposal.version, catalogue, cards)
-            reports.append(ProposalReport(proposal, tuple(check_gates(evidence, "shadow", self.settings))))
-        return reports
-
-    def not_gated(self, state: RolloutState) -> dict[Kind, str]:
-        """Return, by kind, a sentence about what the environment decides, and not rollouts."""
-        found: dict[Kind, str] = {}
-        if self._prompt_policy != ROLLOUT:
-            found["prompt"] = (
-                f"Prompt versions are not gated: TIP_PROMPT_POLICY is {self._prompt_policy}, so TIP_PROMPT_VERSION "
-                "decides; rollouts of prompt versions have no effect."
-            )
-        elif state.prompt.champion is None:
-            found["prompt"] = "Prompt versions are not gated before the first rollout of one."
-        if state.policy.champion is None:
-            found["policy"] = "Ranking policies are not gated: SCORE_POLICY decides, until the first rollout of one."
-        return found
 
     async def start(
         self,
@@ -146,7 +86,7 @@ class Rollouts:
         Raises UnprocessableRequest for a version that serving does not have, RolloutRefused if a gate fails or the
         version is in use already, and the errors of the catalogue.
         """
-        if kind not in _KINDS:
+        if kind not in KINDS:
             raise UnprocessableRequest("Only prompt versions and policies have rollouts.", errors=[_KIND_ERROR])
         check_words(actor=actor, reason=reason)
         if segment:
@@ -159,7 +99,7 @@ class Rollouts:
             raise UnprocessableRequest(f"Serving does not know {version}; it knows {', '.join(known)}.", errors=[error])
         initial = self._initial(kind, catalogue) if state.track(kind).champion is None else None
         _refuse_in_use(version, segment, state, kind, initial)
-        evidence = standing(kind, version, known[version], catalogue, await self._known_cards())
+        evidence = standing(kind, version, known[version], catalogue, await self.reports.known_cards())
         results = check_gates(evidence, "shadow", self.settings)
         _refuse(results, force=force)
         proposal = await self._proposals.find(kind, version)
@@ -200,14 +140,14 @@ class Rollouts:
         fails with its figure and its bound.
         """
         check_words(actor=actor, reason=reason)
-        subject = _open_rollout(rollout, *await self._expected_state(expected))
+        subject = open_rollout(rollout, *await self._expected_state(expected))
         move = next_move(subject.position, share)
-        evidence = await self.evidence(subject)
+        evidence = await self.reports.evidence(subject)
         results = check_gates(evidence, move.step, self.settings)
         _refuse(results, force=force)
         document = evidence_as_json(evidence, results)
         if move.step == "canary" and evidence.kind == "prompt":
-            document[LATENCY_LIMIT] = await self._reader.latency_limit(evidence.baseline, self._clock())
+            document[LATENCY_LIMIT] = await self.reports.reader.latency_limit(evidence.baseline, self._clock())
         action: Action = "ramp" if move.step == "ramp" else "promote"
         event = self._event(subject.position, action, actor, reason)
         moved = replace(event, to_stage=move.stage, share=move.share, segment=move.segment, paused=False)
@@ -225,7 +165,7 @@ class Rollouts:
     ) -> RolloutEvent:
         """Pause a rollout: nothing promotes it until it is resumed; its share stays. Raises as `promote` does."""
         check_words(actor=actor, reason=reason)
-        subject = _open_rollout(rollout, *await self._expected_state(expected))
+        subject = open_rollout(rollout, *await self._expected_state(expected))
         if subject.position.paused:
             raise RolloutRefused(f"The rollout of {subject.position.version} is paused already.")
         event = self._event(subject.position, "pause", actor, reason)
@@ -234,7 +174,7 @@ class Rollouts:
     async def resume(self, rollout: int, *, actor: str, reason: str, expected: int | None = None) -> RolloutEvent:
         """Resume a paused rollout. Raises as `promote` does."""
         check_words(actor=actor, reason=reason)
-        subject = _open_rollout(rollout, *await self._expected_state(expected))
+        subject = open_rollout(rollout, *await self._expected_state(expected))
         if not subject.position.paused:
             raise RolloutRefused(f"The rollout of {subject.position.version} is not paused.")
         event = self._event(subject.position, "resume", actor, reason)
@@ -254,7 +194,7 @@ class Rollouts:
         Raises UnknownRollout, and RolloutRefused for a rollout that has ended or a champion without a previous one.
         """
         check_words(actor=actor, reason=reason)
-        subject = _open_rollout(rollout, *await self._expected_state(expected), with_champion=True)
+        subject = open_rollout(rollout, *await self._expected_state(expected), with_champion=True)
         position = subject.position
         if position.stage == "champion" and not subject.state.track(position.kind).previous:
             raise RolloutRefused(f"{position.version} is the first champion: there is no earlier one to go back to.")
@@ -284,97 +224,18 @@ class Rollouts:
         return champion_of_environment(kind, version, digest, reason=reason, at=self._clock())
 
     async def _append(self, event: NewRolloutEvent, *, expected: int) -> RolloutEvent:
-        return await self.log.append(event, expected=expected, notify=self._notify)
+        return await self._log.append(event, expected=expected, notify=self._notify)
 
     async def _expected_state(self, expected: int | None) -> tuple[list[RolloutEvent], RolloutState]:
-        events, state = await self.state()
+        events, state = await self.reports.state()
         if expected is not None and expected != state.event:
             raise RolloutConflict(
                 "Somebody else has changed a rollout since; look at the state again before you decide."
             )
         return events, state
 
-    async def _report(self, rollout: int, events: Sequence[RolloutEvent], state: RolloutState) -> RolloutReport:
-        of_rollout = tuple(event for event in events if event.rollout == rollout and event.kind != "model")
-        if not of_rollout:
-            raise UnknownRollout(f"There is no rollout {rollout}.")
-        last, position = of_rollout[-1], state.position(rollout)
-        move: Move | None = None
-        gates: tuple[GateResult, ...] = ()
-        detectable: tuple[str, ...] = ()
-        evidence = Evidence(last.kind, last.version)
-        if position:
-            evidence = await self.evidence(OpenRollout(position, state, events))
-        if position and position.stage != "champion":
-            move = next_move(position)
-            gates = tuple(check_gates(evidence, move.step, self.settings))
-            detectable = detectable_harms(evidence.baseline_reward, move.share)
-        stage = position.stage if position else "registered"
-        return RolloutReport(
-            rollout=rollout,
-            kind=last.kind,
-            version=last.version,
-            digest=last.digest,
-            stage=stage,
-            position=position,
-            move=move,
-            gates=gates,
-            detectable=detectable,
-            evidence=evidence,
-            events=of_rollout,
-            event=state.event,
-        )
 
-    async def evidence(self, subject: OpenRollout) -> Evidence:
-        """Return the evidence about a rollout that has not ended."""
-        try:
-            catalogue: Catalogue | None = await self.catalogue()
-        except TipsError:
-            catalogue = None  # the gate `listed` fails
-        return await self._reader.of(subject, catalogue, await self._known_cards(), self._clock())
-
-    async def _known_cards(self) -> Sequence[ModelCard]:
-        """Return the cards of serving; none if it does not answer, so that the gate `card` fails."""
-        try:
-            return await self._cards()
-        except TipsError:
-            return ()
-
-
-_KINDS: tuple[Kind, ...] = ("prompt", "policy")
-_KIND_ERROR = FieldError("#/kind", "is not one with rollouts", _KINDS)
-
-
-def _has_begun(proposal: Proposal, events: Sequence[RolloutEvent]) -> bool:
-    return any(
-        (event.kind, event.version, event.action) == (proposal.kind, proposal.version, "start")
-        and event.at >= proposal.at.timestamp()
-        for event in events
-    )
-
-
-def last_model(events: Sequence[RolloutEvent]) -> str:
-    """Return the language model that was recorded last: by a change, or when a rollout began; "" before."""
-    for event in reversed(events):
-        model: str = event.version if event.kind == "model" else event.evidence.get(MODEL, "")
-        if model:
-            return model
-    return ""
-
-
-def _open_rollout(
-    rollout: int, events: Sequence[RolloutEvent], state: RolloutState, *, with_champion: bool = False
-) -> OpenRollout:
-    """Return a rollout that can be changed. Raises UnknownRollout and RolloutRefused."""
-    last = [event for event in events if event.rollout == rollout and event.kind != "model"][-1:]
-    if not last:
-        raise UnknownRollout(f"There is no rollout {rollout}.")
-    position = state.position(rollout)
-    if position is None:
-        raise RolloutRefused(f"The rollout of {last[0].version} has ended.")
-    if position.stage == "champion" and not with_champion:
-        raise RolloutRefused(f"{position.version} is the champion already.")
-    return OpenRollout(position, state, events)
+_KIND_ERROR = FieldError("#/kind", "is not one with rollouts", KINDS)
 
 
 def _refuse_in_use(

@@ -18,13 +18,7 @@ from pydantic import SecretStr
 from ml.experiments.guardrails import SliceResult
 from ml.experiments.rollout_state import STAGES, Kind, Position, RolloutEvent
 from ml.platform.dependencies import require_admin
-from ml.platform.errors import (
-    RolloutConflict,
-    RolloutRefused,
-    TipsError,
-    UnknownRollout,
-    UnprocessableRequest,
-)
+from ml.platform.errors import RolloutConflict, RolloutRefused, TipsError, UnknownRollout, UnprocessableRequest
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PageTemplates
 from ml.rollouts.forms import ActorDep, apply_form, read_form, require_form
@@ -106,8 +100,8 @@ async def _page(
     refusal: TipsError | None = None,
     reason: str = "",
 ) -> HTMLResponse:
-    overview = await rollouts.overview()
-    events, state = await rollouts.state()
+    overview = await rollouts.reports.overview()
+    events, state = await rollouts.reports.state()
     startable = await _startable(rollouts, overview)
     kinds = []
     for kind, title in _TITLES.items():

@@ -20,7 +20,7 @@ router = APIRouter(tags=[Tag.ROLLOUTS])
 @router.get("/rollouts", summary="All rollouts", responses=problem_responses(401, 503))
 async def all_rollouts(rollouts: RolloutsDep) -> RolloutsResponse:
     """Return the champions, the open rollouts with the gates of their next steps, and the rollouts that have ended."""
-    return RolloutsResponse.of(await rollouts.overview())
+    return RolloutsResponse.of(await rollouts.reports.overview())
 
 
 # Before the next route, which would take `holdout` for the id of a rollout.
@@ -39,4 +39,4 @@ async def one_rollout(
     rollouts: RolloutsDep,
 ) -> RolloutResponse:
     """Return where a rollout is, the gates of its next step, its figures and its events; 404 for an unknown one."""
-    return RolloutResponse.of(await rollouts.report(rollout))
+    return RolloutResponse.of(await rollouts.reports.report(rollout))

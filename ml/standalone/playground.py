@@ -16,14 +16,15 @@ from pydantic import SecretStr
 
 from ml.experiments.policies import PLAYGROUND, POLICIES
 from ml.features.definitions import SIGNALS
-from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, Text, Texts, TimeOfDay
+from ml.features.feature_types import Category, FeatureType, Integer, Language, Number, Rating, TimeOfDay
+from ml.features.text_types import Text, Texts
 from ml.platform.dependencies import CallerTimeout, json_body, require_admin
 from ml.platform.navigation import PAGE
 from ml.platform.pages import PageTemplates
 from ml.recommender.routes import RecommenderDep, expose, react
 from ml.recommender.schemas import ExposureResponse, ReactionResponse, TipRequest
 from ml.recommender.selection import PromptSelection
-from ml.recommender.serving_client import GeneratedTip, TokenCounts
+from ml.recommender.serving_responses import GeneratedTip, TokenCounts
 from ml.serving.generate import Tip
 from ml.serving.prompts import PROMPTS
 from ml.serving.routes import GeneratorDep, event_stream

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.experiments.statistics import Sample
 from ml.store.database import Database
-from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta, DayCounts, DrawCounts, RankingCounts
+from ml.store.day_counts import DayCounts, DrawCounts, RankingCounts
+from ml.store.rollup import ALL_TIPS, EVERYONE, CounterDelta
 from ml.store.tables import as_row, distributions, draw_hours, ranking_hours, reward_hours
 
 _VARIANT_COLUMNS = ("prompt_version", "prompt_digest", "fallback", "shown", "dependent", "seen")

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from ml.platform.errors import StorageUnavailable
 from ml.platform.settings import ConfigurationError
-from ml.store import tables as schema
+from ml.store import schema
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.store.database import Database
-from ml.store.rollup import day_of, start_of
+from ml.store.hours import day_of, start_of
 from ml.store.tables import UtcTime, day_revisions, tip_scores
 
 _CREATED_AT = tip_scores.c.created_at

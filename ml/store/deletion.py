@@ -12,8 +12,9 @@ from ml.store.counts import Counts
 from ml.store.database import MAX_PARAMETERS, Database
 from ml.store.day_revisions import DayRevisions
 from ml.store.failures import GenerationFailure
+from ml.store.hours import day_of, hour_of, start_of
 from ml.store.idempotency import IdempotencyKeys
-from ml.store.rollup import CounterDelta, day_of, hour_of, start_of
+from ml.store.rollup import CounterDelta
 
 _FAILURES = tables.generation_failures
 _OLD_FAILURES = delete(_FAILURES).where(_FAILURES.c.created_at < bindparam("before"))

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 
 from ml.store.database import Database
-from ml.store.rollup import hour_of
+from ml.store.hours import hour_of
 from ml.store.tables import rollout_evidence
 
 

@@ -43,7 +43,7 @@ from sqlalchemy.types import TypeEngine
 
 from ml.platform.errors import StorageUnavailable
 from ml.store.database import LOCK_TIMEOUT_SECONDS
-from ml.store.rollup import start_of
+from ml.store.hours import start_of
 from ml.store.tables import UtcTime, day_revisions, exposures, reactions, tip_scores
 
 log = structlog.get_logger()

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ml.store import tables
 from ml.store.database import MAX_PARAMETERS, Database
-from ml.store.rollup import CounterDelta, Row
+from ml.store.rollup import CounterDelta
+from ml.store.tip_dimensions import Row
 
 
 @dataclass(frozen=True, slots=True)

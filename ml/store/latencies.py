@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Select, Text, cast, func, select
 
 from ml.store.database import Database
-from ml.store.rollup import hour_of, start_of
+from ml.store.hours import hour_of, start_of
 from ml.store.tables import tip_scores
 
 _SETTLED = timedelta(minutes=10)

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ml.store import tables
 from ml.store.database import MAX_PARAMETERS, Database
 from ml.store.exposures import Exposure, ExposureResult
+from ml.store.hours import day_of
 from ml.store.reactions import (
     EffectiveReaction,
     Reaction,
@@ -20,7 +21,8 @@ from ml.store.reactions import (
     effective_reaction,
     resolve_reaction,
 )
-from ml.store.rollup import CounterDelta, TipDimensions, day_of
+from ml.store.rollup import CounterDelta
+from ml.store.tip_dimensions import TipDimensions
 
 _TIPS = tables.tip_scores.c
 _CHANGING = ("reaction", "reward", "reacted_at", "reward_in_window", "seen")

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 from uuid import UUID
 
-from ml.store.rollup import Row
+from ml.store.tip_dimensions import Row
 
 REACTIONS: Mapping[str, float] = MappingProxyType(
     {"helpful": 1.0, "done": 1.0, "saved": 0.5, "dismissed": 0.0, "not_helpful": 0.0}

@@ -14,8 +14,9 @@ from ml.store.counts import COUNTER_TABLES, Counts
 from ml.store.database import Database, run_once
 from ml.store.day_revisions import DayRevisions
 from ml.store.failures import GenerationFailure
+from ml.store.hours import day_of, hour_of
 from ml.store.reactions import effective_in_window
-from ml.store.rollup import EVERYONE, CounterDelta, day_of, hour_of, window_seconds
+from ml.store.rollup import EVERYONE, CounterDelta, window_seconds
 
 _PAGE = 1_000
 

@@ -14,54 +14,20 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from ml.experiments.policies import POLICIES
+from ml.store.hours import hour_of
+from ml.store.tip_dimensions import DrawOutcome, Row, TipDimensions, is_drawn_per_decision
 
 EVERYONE = ""
 """The segment that every user belongs to."""
 
 ALL_TIPS = ""
 """The value of `reaction` under which tips are counted, with or without a reaction."""
-
-UNAVAILABLE = "unavailable"
-"""The score policy of a decision whose candidates could not be ranked, so that the first one was shown."""
-
-INDEPENDENT_SCORE_POLICIES = frozenset({None, "uniform", UNAVAILABLE})
-"""Score policies under which the choice of a candidate does not depend on its features."""
-
-DrawOutcome = Literal["comparable", "ranked", "not_shown", "per_user", "fallback", "failed"]
-"""The outcome of a draw; if several apply, the last one of them.
-
-`comparable`: an independent draw, whose tip was shown. `ranked`: a learned policy chose the tip among candidates.
-`not_shown`: another candidate was chosen. `per_user`: the version was drawn for the user, not for this tip. `fallback`:
-a fallback model wrote the tip. `failed`: no tip was written.
-"""
-
-MIN_OPTIONS = 2
-"""A draw from fewer options says nothing about their shares."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
-
-
-def hour_of(at: datetime) -> int:
-    """Return the number of whole hours from 1970 (UTC) to a time."""
-    return (at - _EPOCH) // _HOUR
-
-
-def day_of(at: datetime) -> int:
-    """Return the number of whole days from 1970 (UTC) to a time."""
-    return (at - _EPOCH) // _DAY
-
-
-def start_of(hour: int) -> datetime:
-    """Return the time at which an hour begins."""
-    return _EPOCH + hour * _HOUR
 
 
 def window_seconds(reaction_window: timedelta) -> int:
@@ -78,94 +44,6 @@ def distribution_id(options: Mapping[str, float]) -> str:
 @lru_cache(maxsize=1024)
 def _distribution_id(options: tuple[tuple[str, float], ...]) -> str:
     return sha256(json.dumps(dict(options), separators=(",", ":")).encode()).hexdigest()
-
-
-def is_drawn_per_user(policy: str) -> bool:
-    """Return whether a prompt policy, by its logged name, draws a version for each user, not for each tip."""
-    return policy in POLICIES and POLICIES[policy].per_user
-
-
-def is_drawn_per_decision(policy: str) -> bool:
-    """Return whether a prompt policy, by its logged name, gives all candidates of a decision the same version."""
-    return policy in POLICIES and POLICIES[policy].per_decision
-
-
-class Row(Protocol):
-    """Values by column name."""
-
-    def __getitem__(self, name: str, /) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TipDimensions:
-    """The columns of `tip_scores` that decide where and how a tip is counted."""
-
-    created_at: datetime
-    prompt_version: str
-    prompt_digest: str
-    fallback: bool
-    shown: bool
-    seen: bool
-    simulated: bool
-    segments: Sequence[str]
-    policy: str
-    score_policy: str | None
-    prompt_version_asked: str | None
-    options: Mapping[str, float]
-    policy_asked: str | None
-    policy_options: Mapping[str, float] | None
-    input_tokens: int
-    output_tokens: int
-    ms: int
-
-    @classmethod
-    def of(cls, row: Row) -> "TipDimensions":
-        """Take the columns from a row of `tip_scores`."""
-        return cls(**{name: row[name] for name in cls.__slots__})
-
-    @property
-    def drawn_version(self) -> str:
-        """The prompt version that was drawn; without a draw, the one that serving chose."""
-        return self.prompt_version_asked or self.prompt_version
-
-    @property
-    def dependent(self) -> bool:
-        """Whether the tip is not an independent sample of its prompt version's tips.
-
-        A learned policy chose it among candidates of several versions, so that it is the best of several; or its
-        version was drawn per user, so that it is correlated with the user's other tips.
-        """
-        return is_drawn_per_user(self.policy) or self._is_selected
-
-    @property
-    def outcome(self) -> DrawOutcome:
-        """The outcome of the draw of the prompt version."""
-        if self.fallback:
-            return "fallback"
-        if is_drawn_per_user(self.policy):
-            return "per_user"
-        if not self.shown:
-            return "not_shown"
-        return "ranked" if self._is_selected else "comparable"
-
-    @property
-    def is_draw(self) -> bool:
-        """Whether the tip counts as a draw of its version: of candidates that were drawn together, the shown one."""
-        return self.shown or not is_drawn_per_decision(self.policy)
-
-    @property
-    def ranking_outcome(self) -> DrawOutcome | None:
-        """The outcome of the draw of the ranking policy; None if it was not drawn from several, and if not shown."""
-        if not self.shown or not self.policy_options or len(self.policy_options) < MIN_OPTIONS:
-            return None
-        if self.fallback:
-            return "fallback"
-        return "failed" if self.score_policy == UNAVAILABLE else "comparable"
-
-    @property
-    def _is_selected(self) -> bool:
-        independent = self.score_policy in INDEPENDENT_SCORE_POLICIES or is_drawn_per_decision(self.policy)
-        return not independent
 
 
 class RewardKey(NamedTuple):
@@ -346,68 +224,3 @@ class CounterDelta:
         key = distribution_id(options)
         self.distributions[key] = options
         return key
-
-
-@dataclass(frozen=True, slots=True)
-class DayCounts:
-    """The counts of one day (since 1970); `mature`: of tips whose reaction window has ended, else of younger tips.
-
-    `seen`: of tips whose exposure was received within the reaction window.
-    """
-
-    day: int
-    prompt_version: str
-    prompt_digest: str
-    fallback: bool
-    shown: bool
-    dependent: bool
-    seen: bool
-    reaction: str
-    mature: bool
-    tips: int
-    reward: float
-    reward_squared: float
-    input_tokens: int
-    output_tokens: int
-    ms: int
-    simulated: int
-
-
-@dataclass(frozen=True, slots=True)
-class DrawCounts:
-    """The draws of one day (since 1970) from one distribution, with one drawn version and digest, and one outcome.
-
-    `options`: the distribution, the probability of each version. `prompt_version`: the version that was drawn; "" for a
-    failure without one. `prompt_digest`: of the version that wrote the tip; "" for a failure. `seen`: the exposures
-    were received within the reaction window. `mature`: the reaction windows of all tips have ended. `tips`: the number
-    of draws. `reward` and `reward_squared`: sums over the rewards at the end of the reaction window; 0 for failures.
-    """
-
-    day: int
-    options: Mapping[str, float]
-    prompt_version: str
-    prompt_digest: str
-    outcome: DrawOutcome
-    seen: bool
-    mature: bool
-    tips: int
-    reward: float
-    reward_squared: float
-
-
-@dataclass(frozen=True, slots=True)
-class RankingCounts:
-    """The draws of one day (since 1970) of one ranking policy from one distribution over policies, with one outcome.
-
-    As `DrawCounts`, of shown tips. `outcome`: `failed` if the policy did not answer.
-    """
-
-    day: int
-    options: Mapping[str, float]
-    policy_version: str
-    outcome: DrawOutcome
-    seen: bool
-    mature: bool
-    tips: int
-    reward: float
-    reward_squared: float

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ml.experiments.comparison import Stratum
 from ml.experiments.statistics import Sample
-from ml.store.rollup import DrawCounts
+from ml.store.day_counts import DrawCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ New tips, failures, exposures and reactions go through one writer with group com
 transaction as the rows that they count; `purge` and `forget` delete rows together with their counts.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -25,59 +25,16 @@ from ml.store.day_revisions import DayRevisions
 from ml.store.exposures import Exposure, ExposureResult
 from ml.store.failures import FailureWriter, GenerationFailure
 from ml.store.group_commit import GroupCommit
+from ml.store.hours import day_of
 from ml.store.idempotency import IdempotencyKeys, KeyClaim, LockedKeys
 from ml.store.locked_tips import LockedTips, TipLocks
 from ml.store.reactions import Reaction, ReactionResult, UnknownTipsError
 from ml.store.recount import prepare
-from ml.store.rollup import CounterDelta, TipDimensions, day_of, window_seconds
+from ml.store.rollup import CounterDelta, window_seconds
+from ml.store.tip_dimensions import TipDimensions
+from ml.store.tip_records import TipRecord, select_tips
 from ml.store.user_draws import UserDraws, user_draws
 from ml.store.visits import Visits
-
-
-@dataclass(frozen=True, slots=True)
-class TipRecord:
-    """A row of `tip_scores`: one tip written for a user, how its prompt version was drawn, and its cost.
-
-    `ms`: the time it took to write, in milliseconds. `shown`: False for a candidate that was not chosen. From
-    `decision_id` on: the decision among the candidates and its ranking. `candidates`: their ids, in order; None if
-    there was only one. With rollouts: `prompt_event`, `policy_event`: the ids of the events that decided the prompt
-    version and the ranking policy; `policy_asked`, `policy_options`: the policy that was drawn, and the probabilities.
-    `aggregates_at`: the time as of which the aggregates were computed; None without aggregates.
-    """
-
-    tip_id: UUID
-    user_id: str
-    created_at: datetime
-    policy: str
-    policy_version: str
-    options: Mapping[str, float]
-    probability: float
-    prompt_version_asked: str | None
-    generation_id: str
-    prompt_version: str
-    prompt_digest: str
-    model: str
-    fallback: bool
-    signals: Mapping[str, Any]
-    segments: tuple[str, ...]
-    tip: str
-    input_tokens: int
-    output_tokens: int
-    ms: int
-    shown: bool = True
-    simulated: bool = False
-    decision_id: UUID | None = None
-    score: float | None = None
-    score_probability: float | None = None
-    score_policy: str | None = None
-    score_policy_version: str | None = None
-    candidates: Sequence[str] | None = None
-    aggregates: Mapping[str, float] | None = None
-    prompt_event: int | None = None
-    policy_asked: str | None = None
-    policy_options: Mapping[str, float] | None = None
-    policy_event: int | None = None
-    aggregates_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,7 +223,7 @@ class TipStore:
             await self.counts.add(connection, delta)
             days = [day_of(tip.created_at) for decision in added for tip in decision.tips]
             await self._revisions.replace(connection, [*days, *tips.changed_days()])
-            stored = await _select_tips(connection, [result for result in results if isinstance(result, UUID)])
+            stored = await select_tips(connection, [result for result in results if isinstance(result, UUID)])
         self.counts.remember(delta)
         return [stored[result] if isinstance(result, UUID) else result for result in results]
 
@@ -339,11 +296,3 @@ def _react(
     (result,) = tips.react(reactions)
     keys.answer_reaction(claim, {"outcome": result.outcome, "reaction": result.reaction, "reward": result.reward})
     return [result]
-
-
-async def _select_tips(connection: AsyncConnection, tip_ids: Sequence[UUID]) -> dict[UUID, TipRecord]:
-    if not tip_ids:
-        return {}
-    columns = [tables.tip_scores.c[name] for name in TipRecord.__slots__]
-    found = await connection.execute(select(*columns).where(tables.tip_scores.c.tip_id.in_(tip_ids)))
-    return {row["tip_id"]: TipRecord(**{**row, "segments": tuple(row["segments"])}) for row in found.mappings()}

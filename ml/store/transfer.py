@@ -13,7 +13,8 @@ from ml.store.counts import Counts
 from ml.store.database import Database
 from ml.store.day_revisions import DayRevisions
 from ml.store.failures import GenerationFailure
-from ml.store.rollup import CounterDelta, day_of, window_seconds
+from ml.store.hours import day_of
+from ml.store.rollup import CounterDelta, window_seconds
 
 _ROWS_PER_STATEMENT = 500
 _TABLES = (

@@ -11,7 +11,9 @@ from ml.experiments.policies import POLICIES
 from ml.experiments.statistics import Sample
 from ml.store import tables
 from ml.store.database import Database
-from ml.store.rollup import EVERYONE, INDEPENDENT_SCORE_POLICIES, is_drawn_per_decision, is_drawn_per_user, start_of
+from ml.store.hours import start_of
+from ml.store.rollup import EVERYONE
+from ml.store.tip_dimensions import INDEPENDENT_SCORE_POLICIES, is_drawn_per_decision, is_drawn_per_user
 
 _TIPS = tables.tip_scores.c
 _ROWS = 1_000

@@ -23,16 +23,13 @@ from ml.experiments.guardrails import (
     RARE_HARM_ALPHA,
     TUNED_AT,
     OneSidedLimits,
-    ShadowPair,
     difference_limits,
-    excess_tokens,
     slice_results,
-    slow_difference,
     tips_to_detect,
-    unusable_difference,
 )
+from ml.experiments.shadow_pairs import ShadowPair, excess_tokens, slow_difference, unusable_difference
 from ml.experiments.statistics import Sample
-from ml.rollouts.gates import GateSettings
+from ml.rollouts.gate_settings import GateSettings
 
 RAMP = (0.01, 0.05, 0.25, 0.5)
 MAX_TIPS = 5_000

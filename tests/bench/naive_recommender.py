@@ -17,22 +17,22 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from starlette.types import Receive, Scope, Send
 
-from ml.store import tables as schema
+from ml.store import tables
 from ml.store.reactions import REACTIONS
 
 LOCK_TIMEOUT_SECONDS = 5
 
 
 class Model(DeclarativeBase):
-    metadata = schema.metadata
+    metadata = tables.metadata
 
 
 class Tip(Model):
-    __table__ = schema.tip_scores
+    __table__ = tables.tip_scores
 
 
 class Reaction(Model):
-    __table__ = schema.reactions
+    __table__ = tables.reactions
 
 
 class ReactionBody(BaseModel):
@@ -76,7 +76,7 @@ def app() -> FastAPI:
         first: Annotated[date, Query(alias="from")] = date(2000, 1, 1),
         last: Annotated[date, Query(alias="to")] = date(2100, 1, 1),
     ) -> dict[str, Any]:
-        tips = schema.tip_scores.c
+        tips = tables.tip_scores.c
         start, end = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (first, last + timedelta(days=1)))
         query = select(
             tips.prompt_version, func.count(), func.count(tips.reaction), cast(func.sum(tips.reward), Float)

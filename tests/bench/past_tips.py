@@ -21,7 +21,7 @@ import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Table
 from sqlalchemy.engine import Dialect, make_url
 
-from ml.store import tables as schema
+from ml.store import tables
 from ml.store.database import migrate_database
 from ml.store.reactions import REACTIONS
 from ml.store.rollup import CounterDelta, window_seconds
@@ -75,7 +75,7 @@ async def fill(url: str, past: Past) -> None:
         async with _inserting(url) as insert:
             while days:
                 for name, rows in (await days.popleft()).items():
-                    await insert(schema.metadata.tables[name], rows)
+                    await insert(tables.metadata.tables[name], rows)
 
 
 def _rows_of_day(day: date, numbers: range, reacted: float, dialect: Dialect) -> Mapping[str, Rows]:
@@ -85,13 +85,13 @@ def _rows_of_day(day: date, numbers: range, reacted: float, dialect: Dialect) ->
     for tip in tips:
         delta.add_row(tip)
     rows: dict[Table, list[dict[str, Any]]] = {
-        schema.tip_scores: tips,
-        schema.reactions: [
+        tables.tip_scores: tips,
+        tables.reactions: [
             {**tip, "at": tip["reacted_at"], "received_at": tip["reacted_at"]} for tip in tips if tip["reaction"]
         ],
-        schema.day_revisions: [{"day": (day - date(1970, 1, 1)).days, "revision": UUID(int=day.toordinal())}],
-        schema.reward_hours: [key._asdict() | asdict(count) for key, count in delta.rewards.items()],
-        schema.draw_hours: [key._asdict() | asdict(count) for key, count in delta.draws.items()],
+        tables.day_revisions: [{"day": (day - date(1970, 1, 1)).days, "revision": UUID(int=day.toordinal())}],
+        tables.reward_hours: [key._asdict() | asdict(count) for key, count in delta.rewards.items()],
+        tables.draw_hours: [key._asdict() | asdict(count) for key, count in delta.draws.items()],
     }
     return {table.name: _encode_rows(table, table_rows, dialect) for table, table_rows in rows.items()}
 

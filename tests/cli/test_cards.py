@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 from ml.cli.cards import app, fetch_cards
 from ml.platform.errors import TipsError, UpstreamFailed, UpstreamRefused, UpstreamUnreachable
 from ml.platform.settings import ConfigurationError
-from ml.registry.cards import ModelCard, to_markdown
+from ml.registry.card_markdown import to_markdown
+from ml.registry.cards import ModelCard
 from ml.registry.policies import load_policy
 from ml.serving.app import create_app
 from ml.serving.cards import serving_cards

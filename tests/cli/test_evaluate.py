@@ -18,7 +18,8 @@ from ml.registry.artifacts import RankingPolicy
 from ml.registry.models import register, set_aliases
 from ml.store.database import migrate_database
 from ml.store.reactions import Reaction
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.cli.commands import database_url
 from tests.example_tips import WINDOW, a_tip
 from tests.offline import exported

@@ -1,6 +1,5 @@
 """Guardrails and gates of rollouts; `tests/bench/guardrails.py` has more runs, and compares with a z-test."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,30 +11,21 @@ from ml.experiments.comparison import PairSums, Stratum, difference, sum_pair
 from ml.experiments.confidence_sequence import boundary
 from ml.experiments.guardrails import (
     HARM_ALPHA,
-    MIN_LATENCIES,
-    TOKEN_FACTOR,
     TUNED_AT,
-    OneSidedLimits,
-    ShadowPair,
     difference_limits,
-    excess_tokens,
     mean_limits,
     slice_results,
-    slow_difference,
     slow_limit,
     tips_to_detect,
-    unusable_difference,
 )
 from ml.experiments.statistics import Sample
 from tests.bench.guardrails import (
     EQUAL,
     HARMS,
     MAX_TIPS,
-    SHADOWS,
     Traffic,
     draw_traffic,
     harmed_slices,
-    passed,
     rollbacks,
     tips_until_found,
     z_tests,
@@ -251,71 +241,6 @@ def test_the_limits_of_slices_share_the_level() -> None:
 def test_no_margin_is_met_by_chance_alone() -> None:
     (result,) = slice_results({"alike": SLICES["alike"]}, "a", "b", alpha=0.05, margin=0.0)
     assert result.status == "unknown"
-
-
-# Shadow.
-
-PAIR = ShadowPair(day=0, live_failed=False, live_ms=1_000, live_tokens=600, failed=False, ms=1_000, tokens=600)
-Limits = Callable[[list[ShadowPair]], OneSidedLimits | None]
-
-
-def test_an_equal_version_passes_the_gates_within_500_pairs() -> None:
-    assert (passed(SHADOWS["equal"], [500], 20, np.random.default_rng(1)) >= 0.9).all()
-
-
-def test_a_version_at_the_bounds_rarely_passes_any_gate_at_any_look() -> None:
-    (name,) = (name for name in SHADOWS if name.startswith("at all bounds"))
-    assert (passed(SHADOWS[name], range(200, 801, 200), 30, np.random.default_rng(1)) <= HARM_ALPHA).all()
-
-
-def test_unusable_tips_of_both_are_subtracted() -> None:
-    pairs = [PAIR] * 6 + [replace(PAIR, failed=True)] * 3 + [replace(PAIR, live_failed=True)]
-    pairs += [replace(PAIR, failed=True, live_failed=True)] * 2
-    limits = unusable_difference(pairs)
-    assert limits
-    assert limits.estimate == pytest.approx(2 / 12)
-    assert limits.high > 0.5
-
-
-@pytest.mark.parametrize(("live_tokens", "tokens", "excess"), [(600, 600, -1 / 3), (600, 900, 0), (600, 1_800, 0.5)])
-def test_the_excess_of_tokens_is_relative_to_the_allowed_factor(live_tokens: int, tokens: int, excess: float) -> None:
-    limits = excess_tokens([replace(PAIR, live_tokens=live_tokens, tokens=tokens)] * 3)
-    assert limits
-    assert limits.estimate == pytest.approx(excess)
-    assert TOKEN_FACTOR == 1.5
-
-
-def test_tips_without_tokens_have_no_excess() -> None:
-    limits = excess_tokens([replace(PAIR, live_tokens=0, tokens=0)])
-    assert limits
-    assert limits.estimate == 0
-
-
-def test_slow_is_relative_to_earlier_live_tips_only() -> None:
-    first = [replace(PAIR, live_ms=1_000 + number, ms=9_000) for number in range(MIN_LATENCIES)]
-    assert slow_difference(first) is None
-    at, above = (replace(PAIR, ms=round(1.25 * 1_018) + excess) for excess in (-1, 1))
-    for pair, expected in ((at, 0.0), (above, 1.0), (replace(PAIR, live_ms=2_000), -1.0)):
-        limits = slow_difference([*first, pair])
-        assert limits
-        assert limits.estimate == expected
-    # Later live tips do not change the terms of earlier pairs.
-    limits = slow_difference([*first, above, *[replace(PAIR, live_ms=1_000, ms=1_000)] * 9])
-    assert limits
-    assert limits.estimate == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("limits_of", [slow_difference, excess_tokens])
-def test_failed_tips_do_not_count_as_slow_or_long(limits_of: Limits) -> None:
-    pairs = [PAIR] * 60
-    failed = replace(PAIR, failed=True, ms=60_000, tokens=0)
-    live_failed = replace(PAIR, live_failed=True, live_ms=60_000, live_tokens=0)
-    assert limits_of([failed, *pairs, failed, live_failed]) == limits_of(pairs)
-
-
-@pytest.mark.parametrize("limits_of", [unusable_difference, slow_difference, excess_tokens])
-def test_without_pairs_there_are_no_limits(limits_of: Limits) -> None:
-    assert limits_of([]) is None
 
 
 @pytest.mark.parametrize(("percentile", "limit"), [(4, 54), (200, 250), (1_000, 1_250)])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from ml.features.context import PromptContext, assemble_context
 from ml.features.definitions import SIGNALS
-from ml.features.feature_types import FreeText
 from ml.features.free_text import quote_free_text, remove_hidden_characters
 from ml.features.request_schemas import Candidate, Signals
+from ml.features.text_types import FreeText
 from ml.serving.prompts import PROMPTS
 
 MAX_MESSAGE_LENGTH = 4_000

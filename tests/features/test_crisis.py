@@ -7,8 +7,8 @@ import pytest
 from ml.features.context import assemble_context
 from ml.features.crisis import CRISIS_ANSWERS, CRISIS_PHRASES, CRISIS_REQUEST, crisis_pattern, states_crisis
 from ml.features.definitions import SIGNALS
-from ml.features.feature_types import FreeText
 from ml.features.free_text import normalise_words
+from ml.features.text_types import FreeText
 from ml.serving.prompts import PROMPTS
 from ml.serving.tip import validate_tip
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ml.features.definitions import AGGREGATES, CANDIDATE, SIGNALS
 from ml.features.encoder import CONTEXT_ENCODER, FeatureEncoder, candidate_encoder, candidate_row
-from ml.features.feature_types import Floats, Language, Texts
+from ml.features.feature_types import Floats, Language
+from ml.features.text_types import Texts
 from ml.features.topics import TOPICS
 from tests.features.test_context import some_signals
 

@@ -13,7 +13,8 @@ from ml.pipelines.aggregates import CountedTips, snapshot, write_snapshots
 from ml.pipelines.export import export
 from ml.pipelines.nightly_job import NightlyJob
 from ml.store.reactions import Reaction
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import WINDOW, SetClock, a_tip
 from tests.policies import LIKED

@@ -22,7 +22,8 @@ from ml.pipelines.decision_rows import sampled_rows
 from ml.pipelines.offline_log import OfflineDecisionLog
 from ml.store.exposures import Exposure
 from ml.store.reactions import Reaction
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import DIGEST, NOW, WINDOW, SetClock, a_tip
 from tests.experiments.test_decisions import decisions_of

@@ -28,8 +28,8 @@ from ml.recommender.settings import RecommenderSettings
 from ml.serving.prompts import PROMPTS
 from ml.standalone.app import create_app as create_standalone
 from ml.store.exposures import Exposure
+from ml.store.hours import hour_of
 from ml.store.reactions import Reaction
-from ml.store.rollup import hour_of
 from ml.store.tips import open_tip_store
 from tests.conftest import eventually, of_model
 from tests.databases import Database, Row

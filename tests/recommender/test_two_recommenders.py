@@ -10,7 +10,8 @@ from datetime import timedelta
 from ml.platform.errors import RequestInProgress
 from ml.platform.idempotency_key import IdempotencyKey
 from ml.store.reactions import REACTIONS, Reaction, UnknownTipsError
-from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import Reservation, TipStore, open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_tip

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from ml.platform.settings import ConfigurationError
 from ml.registry import models
 from ml.registry.artifacts import RankingPolicy, UnusablePolicyError
-from ml.registry.cards import ModelCard, missing, to_markdown
+from ml.registry.card_markdown import to_markdown
+from ml.registry.cards import ModelCard, missing
 from ml.registry.models import RegistryError, register, set_aliases
 from ml.registry.policies import load_policy, policy_revision
 from ml.registry.ranking_cards import ranking_card

@@ -20,7 +20,8 @@ from ml.recommender.app import create_app
 from ml.recommender.settings import RecommenderSettings
 from ml.rewards.pages import _cell
 from ml.store.reactions import Reaction
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.browser import serious_problems
 from tests.server import running
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml.experiments.confidence_sequence import rate
 from ml.experiments.statistics import Interval, Sample
 from ml.rewards.plots import _percent_limits, _running_mean, draw_plots
-from ml.rewards.report import DayReward, Variant
+from ml.rewards.variants import DayReward, Variant
 
 DAY = date(2026, 3, 1)
 

@@ -9,7 +9,8 @@ import pytest
 
 from ml.rewards.funnel import PeriodCounts
 from ml.rewards.report import ReportWindow, RewardReport, build_report
-from ml.store.rollup import ALL_TIPS, DayCounts, DrawCounts
+from ml.store.day_counts import DayCounts, DrawCounts
+from ml.store.rollup import ALL_TIPS
 from tests.example_tips import SetClock
 from tests.fake_serving import FakeServing
 from tests.fixtures import ON_SQLITE, StartRecommender

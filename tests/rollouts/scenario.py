@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from ml.experiments.rollout_state import Catalogue, Kind, RolloutEvent
 from ml.registry.cards import CalibrationBin, CardInput, Metric, ModelCard, Slice, Training
-from ml.rollouts.gates import GateSettings
+from ml.rollouts.gate_settings import GateSettings
 from ml.rollouts.operations import Rollouts
 from ml.store.exposures import Exposure
 from ml.store.failures import GenerationFailure
@@ -29,6 +29,7 @@ CATALOGUE = Catalogue(
     policies={"uniform": "uniform", LEARNED: "tips"},
 )
 OPERATOR: dict[str, Any] = {"actor": "ada", "reason": "It reads better."}
+FORCED = {**OPERATOR, "force": True}
 
 LENIENT = GateSettings(
     margin=0.3,
@@ -246,3 +247,7 @@ async def opened(database: Database, window: timedelta = WINDOW, **fields: Any) 
     clock = SetClock()
     async with open_tip_store(database.url, clock, reaction_window=window) as store:
         yield Scenario(store, clock, **fields)
+
+
+async def start(scenario: Scenario, version: str = "v2-mentor", segment: str = "") -> RolloutEvent:
+    return await scenario.rollouts.start("prompt", version, segment=segment, **OPERATOR)

@@ -12,7 +12,8 @@ from playwright.sync_api import Browser
 from ml.experiments.comparison import difference, sum_pair
 from ml.registry.cards import ModelCard
 from ml.rollouts.cards import CardStore
-from ml.store.rollup import EVERYONE, hour_of
+from ml.store.hours import hour_of
+from ml.store.rollup import EVERYONE
 from ml.store.strata import DigestedVersion, strata_of
 from tests.browser import serious_problems
 from tests.example_tips import WINDOW, SetClock

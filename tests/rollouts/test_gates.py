@@ -10,7 +10,9 @@ import pytest
 from ml.experiments.guardrails import OneSidedLimits
 from ml.experiments.rollout_state import Kind, RolloutEvent
 from ml.platform.errors import RolloutRefused
-from ml.rollouts.gates import GATES, GUARDRAILS, Evidence, GateSettings, Step, check_gates
+from ml.rollouts.evidence import Evidence
+from ml.rollouts.gate_settings import GateSettings
+from ml.rollouts.gates import GATES, GUARDRAILS, Step, check_gates
 from tests.databases import Database
 from tests.fixtures import ON_SQLITE
 from tests.rollouts.scenario import DIGESTS, LEARNED, LENIENT, OPERATOR, Scenario, opened
@@ -294,14 +296,14 @@ def test_a_single_failing_gate_refuses_the_promotion(failing: Failing, database:
     async def run() -> None:
         async with opened(database) as scenario:
             event = await failing.journey(scenario)
-            report = await scenario.rollouts.report(event.rollout)
+            report = await scenario.rollouts.reports.report(event.rollout)
             assert [gate.name for gate in report.gates if not gate.passed] == [failing.gate]
             with pytest.raises(RolloutRefused) as refused:
                 await scenario.rollouts.promote(event.rollout, **OPERATOR)
             for part in (f"gate {failing.gate} fails", failing.figure, failing.bound):
                 assert part in refused.value.detail
             assert [error.pointer for error in refused.value.errors] == [f"#/gates/{failing.gate}"]
-            assert (await scenario.rollouts.report(event.rollout)).events == report.events
+            assert (await scenario.rollouts.reports.report(event.rollout)).events == report.events
 
             forced = await scenario.rollouts.promote(event.rollout, force=True, actor="ada", reason="I know better.")
             assert (forced.gated, forced.reason) == (False, "I know better.")
@@ -318,7 +320,7 @@ def test_a_version_with_an_incomplete_card_stays_registered(database: Database) 
             scenario.cards = [card.model_copy(update={"contact": None}) for card in scenario.cards]
             with pytest.raises(RolloutRefused, match="missing: contact: set CARD_CONTACT"):
                 await start_prompt(scenario)
-            assert (await scenario.rollouts.state())[0] == []
+            assert (await scenario.rollouts.reports.state())[0] == []
 
     asyncio.run(run())
 
@@ -329,7 +331,7 @@ def test_the_time_of_the_embedded_model_in_the_background_is_not_held_against_a_
         async with opened(database, settings=LENIENT) as scenario:
             event = await shadow_prompt(scenario, ms=9_000, model="embedded/small")
             (latency,) = [
-                each for each in (await scenario.rollouts.report(event.rollout)).gates if each.name == "latency"
+                each for each in (await scenario.rollouts.reports.report(event.rollout)).gates if each.name == "latency"
             ]
             assert (latency.passed, latency.figure.startswith("not comparable")) == (True, True)
             await scenario.shadow_tips(event, 40, ms=9_000)  # by a hosted model

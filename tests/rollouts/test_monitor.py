@@ -52,7 +52,7 @@ async def begin_canary(scenario: Scenario, kind: Kind = "prompt", share: float =
 
 async def actions(scenario: Scenario) -> list[tuple[str, str]]:
     """Return who did what."""
-    events, _ = await scenario.rollouts.state()
+    events, _ = await scenario.rollouts.reports.state()
     return [(event.actor, event.action) for event in events]
 
 
@@ -78,7 +78,7 @@ def test_a_worse_canary_is_rolled_back_once_its_rewards_are_mature(database: Dat
             assert rolled_back.reason.startswith("The gate no_loss fails. The mean reward, minus the champion's: -55.6")
             assert rolled_back.evidence["failed"] == ["no_loss"]
             assert rolled_back.evidence["reward"]["high"] < 0
-            assert (await scenario.rollouts.state())[1].prompt.shares() == {"v1": 1.0}
+            assert (await scenario.rollouts.reports.state())[1].prompt.shares() == {"v1": 1.0}
             labels = {"kind": "prompt", "action": "rollback"}
             assert registry.get_sample_value("tips_rollout_transitions_total", labels) == 1
             (line,) = (log for log in logs if log.get("action") == "rollback")
@@ -120,7 +120,7 @@ def test_errors_and_latency_act_at_once(what: str, database: Database) -> None:
                 await scenario.tips("v2-mentor", 10, ms=60_000, **fields)
             gate = "no_excess_latency" if what == "latency" else "no_excess_unusable"
             await a_monitor(scenario).check()
-            events, _ = await scenario.rollouts.state()
+            events, _ = await scenario.rollouts.reports.state()
             assert events[-1].evidence["failed"] == [gate]
             assert (await actions(scenario))[-1] == ("monitor", "rollback")
 
@@ -151,7 +151,7 @@ def test_an_alarm_pauses_a_rollout_without_rolling_it_back(database: Database) -
             await monitor.check()
             await monitor.check()
             assert (await actions(scenario))[3:] == [("monitor", "pause")]
-            paused = (await scenario.rollouts.report(event.rollout)).events[-1]
+            paused = (await scenario.rollouts.reports.report(event.rollout)).events[-1]
             assert paused.reason == "Alarm: the versions were not drawn by their shares."
             assert (paused.share, paused.to_stage) == (0.5, "canary")
 
@@ -159,7 +159,7 @@ def test_an_alarm_pauses_a_rollout_without_rolling_it_back(database: Database) -
             await scenario.rollouts.resume(event.rollout, **OPERATOR)
             await monitor.check()
             assert (await actions(scenario))[4:] == [("ada", "resume")]
-            gates = {gate.name: gate.passed for gate in (await scenario.rollouts.report(event.rollout)).gates}
+            gates = {gate.name: gate.passed for gate in (await scenario.rollouts.reports.report(event.rollout)).gates}
             assert not gates["alarms"]
 
     asyncio.run(run())
@@ -179,7 +179,7 @@ def test_auto_ramp_steps_as_the_gates_allow(database: Database) -> None:
                 await waiting.check()
                 await ramping.check()
                 await ramping.check()
-            report = await scenario.rollouts.report(event.rollout)
+            report = await scenario.rollouts.reports.report(event.rollout)
             assert [(e.actor, e.action, e.share, e.gated) for e in report.events[2:]] == [
                 ("monitor", "ramp", 0.5, True),
                 ("monitor", "promote", 1.0, True),
@@ -235,7 +235,7 @@ def test_another_model_is_recorded_once_two_checks_have_seen_it(database: Databa
 
             async def recorded() -> list[tuple[str, str]]:
                 await monitor.check()
-                events, _ = await scenario.rollouts.state()
+                events, _ = await scenario.rollouts.reports.state()
                 return [(event.version, event.action) for event in events if event.kind == "model"]
 
             assert await recorded() == []
@@ -248,7 +248,7 @@ def test_another_model_is_recorded_once_two_checks_have_seen_it(database: Databa
             assert await recorded() == []
             assert await recorded() == [("openai/better", "change")]
             assert await recorded() == [("openai/better", "change")]
-            assert (await scenario.rollouts.overview()).model == "openai/better"
+            assert (await scenario.rollouts.reports.overview()).model == "openai/better"
 
     asyncio.run(run())
 

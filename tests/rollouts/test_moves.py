@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.experiments.rollout_state import Position
-from ml.rollouts.gates import RAMP
-from ml.rollouts.moves import next_move
+from ml.rollouts.moves import RAMP, next_move
 
 SHARES = st.floats(0.0001, 0.9999)
 

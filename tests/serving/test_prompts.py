@@ -90,7 +90,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "the wording of quantities": ("ml.features.feature_types._quantity", lambda number, unit: f"{number} {unit}"),
     "the wording of times": ("ml.features.feature_types.TimeOfDay.words", lambda _, value: value.lstrip("0")),
     "the names of languages": ("ml.features.feature_types.Language.words", lambda _, value: value),
-    "the quoting of free text": ("ml.features.feature_types.quote_free_text", lambda text, _: f"'{text}'"),
+    "the quoting of free text": ("ml.features.text_types.quote_free_text", lambda text, _: f"'{text}'"),
     "the detection of a crisis": ("ml.serving.prompts.assemble_context", without_crisis),
     "the grammar": ("ml.serving.grammar.ENGLISH_REST_GRAMMAR", "root ::= [a-z]+"),
     "the grammar of other languages": ("ml.serving.grammar.ANY_GRAMMAR", "root ::= [a-z]+"),

@@ -23,7 +23,7 @@ from ml.platform.errors import RolloutRefused
 from ml.recommender.serving_client import ServingClient
 from ml.recommender.settings import RecommenderSettings
 from ml.registry.artifacts import RankingPolicy
-from ml.rollouts.gates import GateSettings
+from ml.rollouts.gate_settings import GateSettings
 from ml.rollouts.operations import Rollouts
 from ml.standalone.app import create_app
 from ml.store.tips import TipStore, open_tip_store

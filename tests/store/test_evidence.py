@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from ml.store.database import Database as OpenDatabase
 from ml.store.evidence import EvidenceLog, EvidenceRow
-from ml.store.rollup import hour_of
+from ml.store.hours import hour_of
 from tests.databases import Database
 from tests.example_tips import NOW
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from ml.platform.errors import StorageUnavailable
 from ml.store.export import SCHEMAS, open_export
 from ml.store.export import _libpq_parameters as libpq_parameters
-from ml.store.rollup import day_of
+from ml.store.hours import day_of
 from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_tip

@@ -17,11 +17,12 @@ from ml.platform.errors import RequestInProgress
 from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.settings import ConfigurationError
 from ml.store.exposures import Exposure
+from ml.store.hours import hour_of
 from ml.store.idempotency import KeyClaim
 from ml.store.reactions import REACTIONS, Reaction, UnknownTipsError
 from ml.store.recount import recount
-from ml.store.rollup import hour_of
-from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import Reservation, TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_failure, a_tip
 from tests.store.rebuilt_counts import check_counts

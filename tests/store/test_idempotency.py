@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ml.platform.errors import IdempotencyKeyReused, RequestInProgress
 from ml.platform.idempotency_key import IdempotencyKey
 from ml.store.idempotency import RETENTION
-from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import Reservation, TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import WINDOW, SetClock, a_tip
 from tests.fixtures import ON_SQLITE

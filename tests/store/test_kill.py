@@ -27,7 +27,8 @@ from starlette.responses import JSONResponse, Response
 
 from ml.recommender.app import create_app
 from ml.recommender.settings import RecommenderSettings
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.fake_serving import TIP_RESPONSE, FakeServing

@@ -16,17 +16,19 @@ from sqlalchemy import Connection
 
 from ml.platform.idempotency_key import IdempotencyKey
 from ml.platform.settings import ConfigurationError
-from ml.store import tables as schema
+from ml.store import schema
 from ml.store.database import Database as Store
 from ml.store.database import migrate_database
 from ml.store.evidence import EvidenceLog
+from ml.store.hours import hour_of
 from ml.store.leases import Lease
 from ml.store.reactions import Reaction
 from ml.store.recount import prepare_database
 from ml.store.rollouts import RolloutLog
-from ml.store.rollup import hour_of
 from ml.store.shadows import Shadows
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tables import metadata
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.databases import Database, postgres
 from tests.example_tips import DIGEST, NOW, WINDOW, SetClock, a_tip
 from tests.store.rebuilt_counts import check_counts
@@ -46,7 +48,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 def differences(connection: Connection) -> list[object]:
     options = schema.configuration(connection)
     options = {name: value for name, value in options.items() if name != "connection"}
-    return [*compare_metadata(MigrationContext.configure(connection, opts=options), schema.metadata)]
+    return [*compare_metadata(MigrationContext.configure(connection, opts=options), metadata)]
 
 
 def test_migrations_create_the_tables_of_the_code_and_leave_other_tables_unchanged(empty_database: Database) -> None:

@@ -14,12 +14,15 @@ from ml.experiments.policies import POLICIES
 from ml.platform.errors import UpstreamFailed
 from ml.platform.idempotency_key import IdempotencyKey
 from ml.rewards.funnel import PeriodCounts, build_funnel
+from ml.store.day_counts import RankingCounts
 from ml.store.exposures import Exposure
 from ml.store.failures import GenerationFailure
+from ml.store.hours import hour_of
 from ml.store.reactions import Reaction
 from ml.store.recount import recount
-from ml.store.rollup import DrawOutcome, RankingCounts, hour_of
-from ml.store.tips import Reservation, TipRecord, TipStore, open_tip_store
+from ml.store.tip_dimensions import DrawOutcome
+from ml.store.tip_records import TipRecord
+from ml.store.tips import Reservation, TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_failure, a_tip
 from tests.store.rebuilt_counts import check_counts

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ml.rewards.report import ReportWindow, RewardReporter
+from ml.store.hours import hour_of, start_of
 from ml.store.reactions import REACTIONS, Reaction
-from ml.store.rollup import hour_of, start_of
-from ml.store.tips import TipRecord, TipStore, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_tip
 from tests.store.rebuilt_counts import check_counts

@@ -13,7 +13,8 @@ from sqlalchemy import delete, select
 from ml.store import tables
 from ml.store.reactions import Reaction
 from ml.store.shadows import ShadowCandidate, ShadowDecision, Shadows
-from ml.store.tips import TipRecord, TipStore, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_failure, a_tip
 from tests.store.rebuilt_counts import check_counts

@@ -12,7 +12,8 @@ from sqlalchemy import event
 from ml.platform.errors import StorageUnavailable
 from ml.store import database as database_module
 from ml.store.reactions import Reaction
-from ml.store.tips import TipRecord, open_tip_store
+from ml.store.tip_records import TipRecord
+from ml.store.tips import open_tip_store
 from tests.conftest import eventually
 from tests.databases import Database, on_server
 from tests.example_tips import WINDOW, SetClock, a_tip

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ml.store.rollup import hour_of
+from ml.store.hours import hour_of
 from ml.store.tips import TipStore, open_tip_store
 from tests.databases import Database
 from tests.example_tips import NOW, WINDOW, SetClock, a_failure, a_tip

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from ml.store.tables import configuration
+from ml.store.schema import configuration
 
 context.configure(**configuration(context.config.attributes["connection"]))
 with context.begin_transaction():
