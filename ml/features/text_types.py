@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from ml.features.feature_types import Floats, NotEncoded, Values
 from ml.features.free_text import quote_free_text, remove_hidden_characters
-from ml.features.topics import TOPICS, topics_of
+from ml.features.topics import TOPICS, topic_matrix
 
 
 class FreeText(ABC):
@@ -48,7 +48,7 @@ class Text(FreeText):
 
     def numbers(self, values: Values) -> Floats:
         """Return the topics of each text; nothing else of a user's text is encoded."""
-        return np.array([_topics(text) for text in values]).reshape(len(values), len(TOPICS))
+        return topic_matrix(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +80,4 @@ class TipText(Text):
 
     def numbers(self, values: Values) -> Floats:
         lengths = [len(text) / self.max_length if isinstance(text, str) else math.nan for text in values]
-        rows = [[length, *_topics(text)] for length, text in zip(lengths, values, strict=True)]
-        return np.array(rows).reshape(len(values), 1 + len(TOPICS))
-
-
-def _topics(text: Any) -> list[float]:
-    """Return a one for each topic of a text; all NaN for a missing text."""
-    if not isinstance(text, str):
-        return [math.nan] * len(TOPICS)
-    row = [0.0] * len(TOPICS)
-    for index in topics_of(text):
-        row[index] = 1.0
-    return row
+        return np.column_stack((lengths, topic_matrix(values)))

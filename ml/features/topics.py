@@ -1,8 +1,12 @@
 """The topics of a text: a few topics, each with the English words that indicate it."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 _WORDS: Mapping[str, str] = MappingProxyType(
     {
@@ -25,8 +29,22 @@ _TOPIC_INDEX = {word.encode(): index for index, words in enumerate(_WORDS.values
 _LETTERS_ONLY = bytes(byte if byte in string.ascii_lowercase.encode() else ord(" ") for byte in range(256))
 
 
-def topics_of(text: str) -> set[int]:
-    """Return the topics of a text as indices into `TOPICS`; none for a text in another language than English."""
-    # Splitting bytes takes a fifth of the time of a regular expression, and a request may have fifty texts.
-    words = text.lower().encode(errors="replace").translate(_LETTERS_ONLY).split()
-    return {_TOPIC_INDEX[word] for word in _TOPIC_INDEX.keys() & words}
+def topic_matrix(texts: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return a row for each of n texts, with a one in the columns of its topics, shape (n, number of `TOPICS`).
+
+    A value that is not a text is missing: its row is NaN. A text in another language than English has no topic.
+    """
+    matrix = np.zeros((len(texts), len(TOPICS)))
+    ones, topic_of_word = [], _TOPIC_INDEX.get
+    for row, text in enumerate(texts):
+        if isinstance(text, str):
+            start = row * len(TOPICS)
+            # Splitting bytes takes a fifth of the time of a regular expression, and a request may have fifty texts.
+            for word in text.lower().encode(errors="replace").translate(_LETTERS_ONLY).split():
+                topic = topic_of_word(word)
+                if topic is not None:
+                    ones.append(start + topic)
+        else:
+            matrix[row] = np.nan
+    matrix.ravel()[ones] = 1.0  # all at once: numpy's calls cost most
+    return matrix
