@@ -4,12 +4,13 @@ import json
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ml.features.context import PromptContext, assemble_context
 from ml.features.definitions import SIGNALS
 from ml.features.free_text import quote_free_text, remove_hidden_characters
+from ml.features.instructions import gives_instructions
 from ml.features.request_schemas import Candidate, Signals
 from ml.features.text_types import FreeText
 from ml.serving.prompts import PROMPTS
@@ -59,6 +60,7 @@ def test_free_text_never_leaves_its_quotation_marks(signals: dict[str, object]) 
     context = assemble_context(Signals.model_validate(signals).model_dump(exclude_none=True))
     texts = [signals["goal"]] if "goal" in signals else []
     texts += signals.get("recent_tips", [])  # type: ignore[arg-type]
+    assume(not gives_instructions(" ".join(map(str, texts))))  # which are left out
     visible_texts = [text for text in texts if quote_free_text(str(text), 280)]
     # Outside the quotation marks there is only the wording of the signals, independent of the quoted text.
     outside = context.text.split('"')[::2]
