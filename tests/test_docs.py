@@ -346,7 +346,7 @@ def test_every_gate_has_a_row_with_its_default() -> None:
         "`live_unusable`": unusable,
         "`live_latency`": slow,
     }
-    rows = table_rows(OPERATORS, "### Gates")
+    rows = table_rows(PAGES["docs/rollouts.md"], "## Gates")
     assert [name for gates, *_ in rows for name in re.findall(r"`(\w+)`", gates)] == [*GATES]
     assert {gates: bound for gates, _, _, bound in rows} | bounds == {gates: bound for gates, _, _, bound in rows}
 
