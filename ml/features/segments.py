@@ -61,8 +61,8 @@ def check_segment(segment: str, known: Mapping[str, tuple[str, ...]] = SEGMENT_V
     is_language = name in known and not values and _LANGUAGE.fullmatch(value)
     if value not in values and not is_language:
         allowed = tuple(f"{name}:{each}" for each in values) or tuple(f"{each}:…" for each in known)
-        error = FieldError("#/segment", f"should be one of {', '.join(allowed)}", allowed)
-        raise UnprocessableRequest(f"A segment is one of {', '.join(allowed)}; for example locale:de.", errors=[error])
+        detail = f"should be one of {', '.join(allowed)}" + ("" if values else ", such as locale:de")
+        raise UnprocessableRequest(f"The segment {detail}.", errors=[FieldError("#/segment", detail, allowed)])
 
 
 @lru_cache(maxsize=1_024)
