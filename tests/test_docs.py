@@ -42,6 +42,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 README, CALLERS, OPERATORS = PAGES["README.md"], PAGES["docs/callers.md"], PAGES["docs/operators.md"]
+ROLLOUTS = PAGES["docs/rollouts.md"]
 SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 MAX_README_LINES = 119
 MAX_SECONDS = 600
@@ -345,7 +346,7 @@ def test_every_gate_has_a_row_with_its_default() -> None:
         "`live_unusable`": unusable,
         "`live_latency`": slow,
     }
-    rows = table_rows(OPERATORS, "### Gates")
+    rows = table_rows(ROLLOUTS, "## Gates")
     assert [name for gates, *_ in rows for name in re.findall(r"`(\w+)`", gates)] == [*GATES]
     assert {gates: bound for gates, _, _, bound in rows} | bounds == {gates: bound for gates, _, _, bound in rows}
 
@@ -367,7 +368,7 @@ def test_every_attack_names_tests_that_exist() -> None:
 def test_every_route_is_named() -> None:
     document = create_app(ServingSettings(), RecommenderSettings()).openapi()
     for path in document["paths"]:
-        assert path in CALLERS + OPERATORS
+        assert path in CALLERS + OPERATORS + ROLLOUTS
 
 
 def test_every_log_event_has_a_row() -> None:
