@@ -42,7 +42,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 README, CALLERS, OPERATORS = PAGES["README.md"], PAGES["docs/callers.md"], PAGES["docs/operators.md"]
-ROLLOUTS = PAGES["docs/rollouts.md"]
+RANKING, REWARDS, ROLLOUTS = PAGES["docs/ranking.md"], PAGES["docs/rewards.md"], PAGES["docs/rollouts.md"]
 SEARCH_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 MAX_README_LINES = 119
 MAX_SECONDS = 600
@@ -368,7 +368,7 @@ def test_every_attack_names_tests_that_exist() -> None:
 def test_every_route_is_named() -> None:
     document = create_app(ServingSettings(), RecommenderSettings()).openapi()
     for path in document["paths"]:
-        assert path in CALLERS + OPERATORS + ROLLOUTS
+        assert path in CALLERS + OPERATORS + REWARDS + RANKING + ROLLOUTS
 
 
 def test_every_log_event_has_a_row() -> None:
