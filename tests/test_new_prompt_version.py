@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for name in ("ml", "tests", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "pyproject.toml", "requirements.lock", ".env.example"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml", "requirements.lock", ".env.example"):
         shutil.copy(ROOT / name, folder)
     with (folder / "ml/serving/prompts.py").open("a") as registry:
         registry.write(ENTRY)
