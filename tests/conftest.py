@@ -1,6 +1,5 @@
 """The fixtures of all tests, and helpers to start the services and to wait."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -74,11 +73,6 @@ LONGEST_FILES = (
     "tests/deploy/test_topology.py",
 )
 """The files whose tests take half a minute or more, in this order before all others."""
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores, since tests wait for servers and processes a third of their time."""
-    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
