@@ -1,5 +1,6 @@
 """The fixtures of all tests, and helpers to start the services and to wait."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -71,8 +72,18 @@ LONGEST_FILES = (
     "tests/store/test_storage_failures.py",
     "tests/simulation/test_service.py",
     "tests/deploy/test_topology.py",
+    "tests/cli/test_serve.py",
+    "tests/cli/test_evaluate.py",
+    "tests/cli/test_train.py",
+    "tests/cli/test_features.py",
+    "tests/simulation/test_truth.py",
 )
 """The files whose tests take half a minute or more, in this order before all others."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, since tests wait for servers and processes more than a third of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -237,11 +237,14 @@ SERVING_MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    "command",
-    [(TIPS, "serve"), (*UVICORN_SERVING, "--port", "0"), (TIPS, "generate")],
-    ids=["tips serve", "uvicorn", "tips generate"],
+    ("command", "settings", "sentence"),
+    [
+        *(pytest.param((TIPS, "serve"), *mistake, id=next(iter(mistake[0]))) for mistake in SERVING_MISTAKES),
+        # The other commands stop in the same way.
+        pytest.param((*UVICORN_SERVING, "--port", "0"), *SERVING_MISTAKES[0], id="uvicorn"),
+        pytest.param((TIPS, "generate"), *SERVING_MISTAKES[0], id="tips generate"),
+    ],
 )
-@pytest.mark.parametrize(("settings", "sentence"), SERVING_MISTAKES, ids=lambda value: next(iter(value), ""))
 def test_a_wrong_setting_of_serving_ends_the_program_with_one_sentence(
     command: tuple[str, ...], settings: dict[str, str], sentence: str
 ) -> None:
@@ -263,11 +266,12 @@ RECOMMENDER_MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    "command",
-    [(TIPS, "serve", "--only", "recommender"), (*UVICORN, "ml.recommender.main:app", "--port", "0")],
-    ids=["tips serve", "uvicorn"],
+    ("command", "settings", "sentence"),
+    [
+        *(((TIPS, "serve", "--only", "recommender"), *mistake) for mistake in RECOMMENDER_MISTAKES),
+        ((*UVICORN, "ml.recommender.main:app", "--port", "0"), *RECOMMENDER_MISTAKES[0]),
+    ],
 )
-@pytest.mark.parametrize(("settings", "sentence"), RECOMMENDER_MISTAKES)
 def test_a_wrong_setting_of_the_recommender_ends_the_program_with_one_sentence(
     serve: Serve, tmp_path: Path, command: tuple[str, ...], settings: dict[str, str], sentence: str
 ) -> None:
