@@ -87,16 +87,18 @@ def forget_user(url: str, user_id: str) -> int:
 
 @contextmanager
 def _reading(url: str) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to an existing store, which never waits for a writer."""
+    """Yield a connection to an existing store, which never waits for a writer; only opening it does."""
     file = store_name(url)
     not_a_store = f"{file} is not an online feature store; `tips features materialize` creates one"
     try:
-        connection = sqlite3.connect(f"{Path(file).as_uri()}?mode=ro", uri=True, timeout=0, check_same_thread=False)
+        connection = sqlite3.connect(f"{Path(file).as_uri()}?mode=ro", uri=True, check_same_thread=False)
     except sqlite3.Error:
         raise OnlineStoreUnavailable(not_a_store) from None
     with closing(connection):
         try:
+            # A writer that ends locks the file for a moment (checkpoint), if nothing else has it open.
             connection.execute(_SELECT_USER, ("",)).close()
+            connection.execute("PRAGMA busy_timeout = 0").close()
         except sqlite3.Error:
             raise OnlineStoreUnavailable(not_a_store) from None
         yield connection

@@ -140,6 +140,22 @@ def test_a_reader_never_sees_a_part_of_a_user_s_new_values(url: str) -> None:
     assert all(aggregates in (old, new) for aggregates in seen)
 
 
+def test_a_store_can_be_opened_at_any_time_of_a_batch(url: str) -> None:
+    replace_all(url, [("u", VALUES)], NOW)
+    ended = Event()
+
+    def write() -> None:
+        for _ in range(40):
+            replace_all(url, [("u", VALUES)], NOW)
+        ended.set()
+
+    writer = Thread(target=write)
+    writer.start()
+    while not ended.is_set():
+        check_online_store(url)
+    writer.join()
+
+
 def test_a_forgotten_user_has_no_aggregates(url: str) -> None:
     replace_all(url, [("forgotten", VALUES), ("u", VALUES)], NOW)
     assert forget_user(url, "forgotten") == 2
