@@ -141,10 +141,11 @@ def error_from_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseM
 
 def _validation_error(error: Mapping[str, Any], model: type[BaseModel] | None) -> FieldError:
     location, context = error["loc"], error.get("ctx", {})
+    detail, allowed = _detail(error, context), tuple(context.get("allowed", ()))
     if error["type"] == "extra_forbidden" and model:
-        known = _known_fields(model, location[:-1])
-        context = {"names": ", ".join(known), "allowed": known}
-    return FieldError(_pointer(location), _detail(error, context), tuple(context.get("allowed", ())))
+        allowed = _known_fields(model, location[:-1])
+        detail += f"; the known ones are {', '.join(allowed)}"
+    return FieldError(_pointer(location), detail, allowed)
 
 
 def _known_fields(model: type[BaseModel], location: Iterable[str | int]) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 _DETAILS: Mapping[str, str] = {
-    "extra_forbidden": "is not known; the known ones are {names}",
+    "extra_forbidden": "is not known",
     "missing": "is required",
     "model_type": "should be an object",
     "model_attributes_type": "should be an object",

@@ -99,3 +99,9 @@ def test_an_unknown_field_is_answered_with_the_known_fields_of_its_object(
         model.model_validate_json(json.dumps(body))
     detail = f"is not known; the known ones are {', '.join(names)}"
     assert error_from_validation(error.value.errors(), model).errors == (FieldError(pointer, detail, names),)
+
+
+def test_an_unknown_field_of_a_model_that_is_not_given_is_answered_without_the_known_ones() -> None:
+    with pytest.raises(ValidationError) as error:
+        ScoreRequest.model_validate({"candidates": [{"id": "a"}], "x": 1})
+    assert error_from_validation(error.value.errors()).errors == (FieldError("#/x", "is not known"),)
