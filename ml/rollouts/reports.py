@@ -155,11 +155,7 @@ class RolloutReporter:
         waiting = [proposal for proposal in await self._proposals.all() if not _has_begun(proposal, events)]
         if not waiting:
             return []
-        cards = await self.known_cards()
-        try:
-            catalogue: Catalogue | None = await self._catalogue()
-        except TipsError:
-            catalogue = None  # the gate `listed` fails
+        cards, catalogue = await self.known_cards(), await self._known_catalogue()
         reports = []
         for proposal in waiting:
             # Only policies are proposed, and the digest of a policy is its version.
@@ -183,11 +179,14 @@ class RolloutReporter:
 
     async def evidence(self, subject: OpenRollout) -> Evidence:
         """Return the evidence about a rollout that has not ended."""
+        return await self.reader.of(subject, await self._known_catalogue(), await self.known_cards(), self._clock())
+
+    async def _known_catalogue(self) -> Catalogue | None:
+        """Return the catalogue of serving; None if it does not answer, so that the gate `listed` fails."""
         try:
-            catalogue: Catalogue | None = await self._catalogue()
+            return await self._catalogue()
         except TipsError:
-            catalogue = None  # the gate `listed` fails
-        return await self.reader.of(subject, catalogue, await self.known_cards(), self._clock())
+            return None
 
     async def known_cards(self) -> Sequence[ModelCard]:
         """Return the cards of serving; none if it does not answer, so that the gate `card` fails."""
